@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help setup train test lint bench
+
+help:
+	@echo "make setup  create .venv with everything that is needed"
+	@echo "make train  train dense and shrinking, and compare the two"
+	@echo "make test   run the tests"
+	@echo "make lint   check format and style"
+	@echo "make bench  run all benchmarks"
+
+setup: $(STAMP)
+
+# Reruns only when the requirements have changed.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+train: setup
+	$(BIN)/python -m apps.quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+bench: setup
+	set -e; for script in $(wildcard tools/benchmarks/*.py); do \
+		$(BIN)/python "$$script"; \
+	done
