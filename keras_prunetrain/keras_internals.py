@@ -1,0 +1,278 @@
+"""The private parts of Keras that this package needs, all in one place.
+
+Each function says which attribute it reads and why nothing public does. The
+tests of this module fail when a new Keras moves one of them.
+"""
+
+import contextlib
+import sys
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Call(NamedTuple):
+    """One call of an operation in a functional graph.
+
+    Attributes:
+        operation: The `keras.Operation` (mostly a layer) that was called.
+        inputs: List of the `KerasTensor`s it was called with.
+        outputs: List of the `KerasTensor`s it returned.
+        arguments: All arguments; see `arguments_with`.
+    """
+
+    operation: Any
+    inputs: list
+    outputs: list
+    arguments: Any
+
+
+def is_graph(operation):
+    """Whether `operation` is a model whose layers form a known graph."""
+    return _function(operation) is not None
+
+
+def calls(model):
+    """Returns the `Call`s of a functional model, in an order that runs.
+
+    `Model.operations` names the operations, but an operation that is called
+    twice, or that belongs to several models, has calls in each of them: only
+    `Function._nodes_by_depth` says which of them make up this model.
+    """
+    nodes_by_depth = _function(model)._nodes_by_depth
+    return [
+        Call(node.operation, node.input_tensors, node.outputs, node.arguments)
+        for depth in sorted(nodes_by_depth, reverse=True)
+        for node in nodes_by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def run_graph(model, inputs, visit):
+    """Runs the graph of a functional model on stand-ins for its tensors.
+
+    Args:
+        model: A functional model.
+        inputs: List of what stands in for `model.inputs`.
+        visit: Function of a `Call` and the list of its inputs' stand-ins that
+            returns the list of its outputs'.
+
+    Returns:
+        List of what stands in for `model.outputs`.
+    """
+    values = dict(zip(map(id, model.inputs), inputs, strict=True))
+    for call in calls(model):
+        outputs = visit(call, [values[id(x)] for x in call.inputs])
+        values.update(zip(map(id, call.outputs), outputs, strict=True))
+    return [values[id(x)] for x in model.outputs]
+
+
+def arguments_with(call, values):
+    """Returns `(args, kwargs)` of `call` with its tensors replaced.
+
+    Args:
+        call: A `Call`.
+        values: Dict from `id` of a `KerasTensor` to what stands in for it.
+    """
+    return call.arguments.fill_in(values)
+
+
+def producer(tensor):
+    """Returns the operation that a `KerasTensor` came out of."""
+    return tensor._keras_history.operation
+
+
+def structures(model):
+    """Returns inputs and outputs of a functional model as they were nested."""
+    function = _function(model)
+    return function._inputs_struct, function._outputs_struct
+
+
+def strategy_scope(model):
+    """Returns the scope in which variables for `model` must be made.
+
+    Outside of it they would silently not be distributed. Only the TensorFlow
+    trainer has `distribute_strategy`.
+    """
+    if hasattr(model, "distribute_strategy"):
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def compile_like(model, smaller, optimizer):
+    """Compiles `smaller` with the very objects `model` was compiled with.
+
+    `get_compile_config` is public, but it serializes: lambdas, unregistered
+    losses and the identity of the objects would be lost. `_compile_config`
+    keeps what the user passed.
+    """
+    keras.Model.compile(
+        smaller,
+        **{
+            **model._compile_config.config,
+            "optimizer": optimizer,
+            "run_eagerly": model.run_eagerly,
+            "steps_per_execution": model.steps_per_execution,
+            "jit_compile": model.jit_compile,
+            # A loss that is scaled has a LossScaleOptimizer by now.
+            "auto_scale_loss": False,
+        },
+    )
+
+
+def adopt_class(smaller, model, clones):
+    """Makes `smaller` an object of `model`'s class, with what that one holds.
+
+    A user's subclass has methods (`train_step`) and attributes of its own; its
+    `__init__` takes who knows what, so it cannot be asked for a new object.
+
+    Args:
+        smaller: The rebuilt model; modified.
+        model: The original.
+        clones: Dict from the `id` of a layer of `model` to its counterpart.
+    """
+    if type(smaller) is not type(model):
+        smaller.__class__ = type(model)
+    for name, value in _own_attributes(model, smaller).items():
+        setattr(smaller, name, _with_clones(value, clones))
+
+
+def take_over(model, smaller):
+    """Lets the object `model` go on as `smaller`, inside a running `fit`.
+
+    The user, `fit` and the callbacks hold `model`; re-initializing a functional
+    model leaves its old layers tracked beside the new ones, so the object gets
+    the attributes of the other one. What belongs to the run stays: its metrics
+    with their values, the optimizer object, and the loop's own flags.
+
+    Args:
+        model: The model that is being trained; modified.
+        smaller: A compiled model of the same class; useless afterwards.
+    """
+    optimizer = model.optimizer
+    _adopt_optimizer(optimizer, smaller.optimizer)
+    kept = {name: vars(model)[name] for name in _OF_THE_RUN & set(vars(model))}
+    vars(model).clear()
+    vars(model).update(vars(smaller))
+    vars(model).update(kept)
+    vars(model)["optimizer"] = optimizer
+    model.make_train_function(force=True)
+
+
+# Attributes that do not change when the model shrinks. `build` and `quantize`
+# are closures over the object itself, made by `Layer.__new__`.
+_OF_THE_RUN = {
+    "_compile_config",
+    "_compile_loss",
+    "_compile_metrics",
+    "_eval_epoch_iterator",
+    "_initial_epoch",
+    "_loss_tracker",
+    "build",
+    "history",
+    "quantize",
+    "stop_training",
+}
+
+
+def _own_attributes(model, smaller):
+    names = set(vars(model)) - set(vars(smaller)) - _OF_THE_RUN
+    return {name: vars(model)[name] for name in names}
+
+
+def _with_clones(value, clones):
+    if isinstance(value, list | tuple | dict):
+        return keras.tree.map_structure(
+            lambda leaf: clones.get(id(leaf), leaf), value
+        )
+    return clones.get(id(value), value)
+
+
+def _adopt_optimizer(optimizer, smaller):
+    """Gives `optimizer` the variables of its counterpart `smaller`.
+
+    Callbacks and users hold the object, and those of the optimizers that it
+    wraps.
+    """
+    inner = {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.optimizers.Optimizer)
+    }
+    for name, value in inner.items():
+        _adopt_optimizer(value, vars(smaller)[name])
+    vars(optimizer).update(vars(smaller))
+    vars(optimizer).update(inner)
+
+
+def copy_optimizer(optimizer):
+    """Returns a new optimizer with the settings of `optimizer`, no slots.
+
+    A learning rate that is a schedule or a function is passed as an object:
+    serialized, it would have to be registered.
+    """
+    config = optimizer.get_config()
+    rate = vars(optimizer).get("_learning_rate")
+    if not isinstance(rate, keras.Variable) and "learning_rate" in config:
+        config["learning_rate"] = rate
+    return type(optimizer).from_config(config)
+
+
+def optimizer_variables(optimizer):
+    """Returns what an optimizer holds, by attribute name.
+
+    Names of slots differ from class to class (`momentums`, `_velocities`), and
+    the order of `Optimizer.variables` from version to version; the lists among
+    the attributes, one entry for each trainable variable, do not.
+
+    Returns:
+        The list of the variables that it updates; a dict from attribute name
+        to a list of slots, in the same order, each a variable or `None`; a
+        dict from attribute name to a single variable; and a dict from
+        attribute name to a wrapped optimizer.
+    """
+    updated = list(optimizer._trainable_variables)
+    slots, singles, inner = {}, {}, {}
+    for name, value in vars(optimizer).items():
+        if name in ("_variables", "_trainable_variables"):
+            continue
+        if isinstance(value, keras.Variable):
+            singles[name] = value
+        elif isinstance(value, keras.optimizers.Optimizer):
+            inner[name] = value
+        elif (
+            isinstance(value, list)
+            and len(value) == len(updated)
+            and any(isinstance(slot, keras.Variable) for slot in value)
+        ):
+            slots[name] = value
+    return updated, slots, singles, inner
+
+
+def example_count(model):
+    """Returns how many examples the epoch's training steps have seen so far.
+
+    `fit` weighs the mean of the loss by the examples of each step, so the
+    weights add up to their number. `None` if the model has a `train_step` of
+    its own, which may weigh otherwise.
+    """
+    if type(model).train_step is not keras.Model.train_step:
+        return None
+    return int(keras.ops.convert_to_numpy(model._loss_tracker.count))
+
+
+def sibling_callbacks():
+    """Returns the callbacks that are handed a model in the same list.
+
+    To be called from `Callback.set_model`. `CallbackList` tells its members
+    nothing about each other, but it is the caller.
+    """
+    caller = sys._getframe(2).f_locals.get("self")
+    return list(getattr(caller, "callbacks", ()))
+
+
+def _function(model):
+    # `Sequential` keeps its graph in a functional model of its own.
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if hasattr(model, "_nodes_by_depth") else None

@@ -1,0 +1,78 @@
+"""What all networks here are built from: convolution, BN, classifier."""
+
+import keras
+
+
+def conv_bn(x, channels, size, name, *, stride=1, relu=True, weight_decay=0.0):
+    """Applies a convolution without bias, BN and, unless told not to, ReLU.
+
+    Args:
+        x: Tensor `(batch, height, width, channels)`.
+        channels: Integer. Output channels.
+        size: Integer. Height and width of the kernel, in pixels.
+        name: String. Name of the convolution; the other two layers append
+            `_bn` and `_relu` to it.
+        stride: Integer. Defaults to `1`.
+        relu: Boolean. Defaults to `True`.
+        weight_decay: Float, at least 0. See `l2`.
+
+    Returns:
+        Tensor `(batch, height / stride, width / stride, channels)`.
+    """
+    x = keras.layers.Conv2D(
+        channels,
+        size,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=he_normal(),
+        kernel_regularizer=l2(weight_decay),
+        name=name,
+    )(x)
+    x = keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=1e-5,
+        gamma_regularizer=l2(weight_decay),
+        beta_regularizer=l2(weight_decay),
+        name=f"{name}_bn",
+    )(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def classifier(x, classes, weight_decay):
+    """Averages over the pixels and maps to logits `(batch, classes)`."""
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.layers.Dense(
+        classes,
+        kernel_initializer=small_uniform(),
+        kernel_regularizer=l2(weight_decay),
+        bias_regularizer=l2(weight_decay),
+        name="logits",
+    )(x)
+
+
+def he_normal():
+    """Returns a new fan-out He initializer, as in the authors' code.
+
+    New for each layer: a Keras initializer draws the same values again each
+    time it is called.
+    """
+    return keras.initializers.VarianceScaling(
+        2.0, mode="fan_out", distribution="untruncated_normal"
+    )
+
+
+def small_uniform():
+    """Returns PyTorch's dense initializer: uniform in +-1/sqrt(inputs)."""
+    return keras.initializers.VarianceScaling(
+        1 / 3, mode="fan_in", distribution="uniform"
+    )
+
+
+def l2(weight_decay):
+    """Returns the penalty whose gradient is `weight_decay * weight`.
+
+    This is the papers' weight decay: part of the loss, so that it passes
+    through momentum. Keras's `L2` has no factor 1/2, hence the halving.
+    """
+    return keras.regularizers.L2(weight_decay / 2) if weight_decay else None

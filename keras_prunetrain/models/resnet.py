@@ -1,0 +1,97 @@
+"""Residual networks for small images (He et al. 2016, section 4.2).
+
+They differ from that paper in one point, as the PruneTrain authors' do: where
+the shape changes, the shortcut is a 1x1 convolution with BN.
+"""
+
+import keras
+
+from keras_prunetrain.models.parts import classifier, conv_bn
+
+
+def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+    """Builds the smallest one, for quick starts: basic blocks 1/1/1.
+
+    Args:
+        input_shape: Tuple `(height, width, channels)`, in pixels.
+        classes: Integer. Number of logits.
+        weight_decay: Float, at least 0. Coupled weight decay on every
+            trainable weight. Defaults to `0.0`.
+
+    Returns:
+        A functional `keras.Model` with logits `(batch, classes)`.
+    """
+    return _resnet("resnet8", _basic, 1, input_shape, classes, weight_decay)
+
+
+def resnet20(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+    """Builds ResNet20: basic blocks 3/3/3. Arguments as for `resnet8`."""
+    return _resnet("resnet20", _basic, 3, input_shape, classes, weight_decay)
+
+
+def resnet32(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+    """Builds ResNet32: basic blocks 5/5/5. Arguments as for `resnet8`."""
+    return _resnet("resnet32", _basic, 5, input_shape, classes, weight_decay)
+
+
+def resnet56(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+    """Builds ResNet56: basic blocks 9/9/9. Arguments as for `resnet8`."""
+    return _resnet("resnet56", _basic, 9, input_shape, classes, weight_decay)
+
+
+def resnet50_cifar(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+    """Builds what PruneTrain calls ResNet50 on CIFAR: bottlenecks 8/8/8.
+
+    It is not the ImageNet network: 76 convolutions, widths 16/32/64 with an
+    expansion of 4. Arguments as for `resnet8`.
+    """
+    return _resnet(
+        "resnet50_cifar", _bottleneck, 8, input_shape, classes, weight_decay
+    )
+
+
+def _resnet(name, block, blocks, input_shape, classes, weight_decay):
+    inputs = keras.Input(input_shape, name="image")
+    x = conv_bn(inputs, 16, 3, "stem", weight_decay=weight_decay)
+    for stage, width in enumerate((16, 32, 64), start=1):
+        for index in range(blocks):
+            stride = 2 if stage > 1 and index == 0 else 1
+            x = _residual(
+                x,
+                block,
+                width,
+                stride,
+                f"stage{stage}_block{index}",
+                weight_decay,
+            )
+    outputs = classifier(x, classes, weight_decay)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _residual(x, block, width, stride, name, weight_decay):
+    branch = block(x, width, stride, name, weight_decay)
+    if branch.shape != x.shape:
+        x = conv_bn(
+            x,
+            branch.shape[-1],
+            1,
+            f"{name}_shortcut",
+            stride=stride,
+            relu=False,
+            weight_decay=weight_decay,
+        )
+    x = keras.layers.Add(name=f"{name}_add")([branch, x])
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _basic(x, width, stride, name, weight_decay):
+    decay = {"weight_decay": weight_decay}
+    x = conv_bn(x, width, 3, f"{name}_conv1", stride=stride, **decay)
+    return conv_bn(x, width, 3, f"{name}_conv2", relu=False, **decay)
+
+
+def _bottleneck(x, width, stride, name, weight_decay):
+    decay = {"weight_decay": weight_decay}
+    x = conv_bn(x, width, 1, f"{name}_conv1", **decay)
+    x = conv_bn(x, width, 3, f"{name}_conv2", stride=stride, **decay)
+    return conv_bn(x, 4 * width, 1, f"{name}_conv3", relu=False, **decay)

@@ -1,0 +1,117 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_prunetrain import models
+
+BUILDERS = [getattr(models, name) for name in models.__all__]
+
+
+def convolutions(model):
+    return [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
+
+
+def group_norms(model):
+    """The norms that PruneTrain penalizes, as one vector."""
+    convs = convolutions(model)
+    dense = model.get_layer("logits")
+    norms = []
+    for layer in [*convs, dense]:
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        squares = np.square(kernel.reshape(-1, *kernel.shape[-2:])).sum(0)
+        if layer is not convs[0]:
+            norms.append(np.sqrt(squares.sum(1) + 1e-8))
+        if layer is not dense:
+            norms.append(np.sqrt(squares.sum(0) + 1e-8))
+    return np.concatenate(norms)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_every_network_maps_images_to_logits(build):
+    model = build((32, 32, 1), classes=7)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1))
+    assert model.name == build.__name__
+    assert model(images.astype("float32")).shape == (2, 7)
+    assert model.layers[-1].activation is keras.activations.linear
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (models.resnet8, 6 + 1 + 2),
+        (models.resnet20, 18 + 1 + 2),
+        (models.resnet32, 30 + 1 + 2),
+        (models.resnet56, 54 + 1 + 2),
+        # The first bottleneck of stage 1 widens, so it has a shortcut too.
+        (models.resnet50_cifar, 76),
+        (models.vgg11, 8),
+        (models.vgg13, 10),
+    ],
+)
+def test_number_of_convolutions(build, count):
+    assert len(convolutions(build())) == count
+
+
+@pytest.mark.parametrize(
+    ("build", "penalty", "groups"),
+    [
+        (models.resnet32, 3.25e3, 2416),
+        (models.resnet50_cifar, 1.42e4, 11440),
+        (models.vgg11, 6.66e3, 5504),
+    ],
+)
+def test_penalty_at_initialization(build, penalty, groups):
+    keras.utils.set_random_seed(0)
+    norms = group_norms(build())
+    assert norms.size == groups
+    np.testing.assert_allclose(norms.sum(), penalty, rtol=5e-3)
+
+
+@pytest.mark.parametrize("build", [models.resnet8, models.vgg11])
+def test_weight_decay_is_half_its_sum_of_squares(build):
+    model = build(weight_decay=5e-4)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape))
+    squares = sum(
+        np.square(keras.ops.convert_to_numpy(weight).astype("float64")).sum()
+        for weight in model.trainable_weights
+    )
+    penalty = float(keras.ops.sum(model.losses))
+    np.testing.assert_allclose(penalty, 5e-4 / 2 * squares, rtol=1e-4)
+
+
+def test_no_weight_decay_means_no_losses():
+    assert models.resnet8().losses == []
+
+
+@pytest.mark.parametrize(
+    ("build", "widths"),
+    [
+        (models.resnet20, (16, 32, 64)),
+        (models.resnet50_cifar, (64, 128, 256)),
+    ],
+)
+def test_stages_widen_while_the_image_shrinks(build, widths):
+    model = build()
+    for stage, width in enumerate(widths, start=1):
+        size = 64 >> stage
+        block = model.get_layer(f"stage{stage}_block0_relu")
+        assert block.output.shape == (None, size, size, width)
+
+
+def test_vgg_widths():
+    widths = [conv.filters for conv in convolutions(models.vgg11())]
+    assert widths == [64, 128, 256, 256, 512, 512, 512, 512]
+
+
+def test_equal_shapes_start_with_different_weights():
+    model = models.resnet20()
+    first = model.get_layer("stage1_block1_conv1").kernel
+    second = model.get_layer("stage1_block2_conv1").kernel
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_batch_normalization_as_in_the_paper():
+    layer = models.resnet8().get_layer("stem_bn")
+    assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)

@@ -1,0 +1,222 @@
+import logging
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain import models
+from keras_prunetrain.cost import Cost, model_cost
+
+
+@pytest.mark.parametrize(
+    ("build", "mega_macs"),
+    [(models.resnet32, 69.1), (models.resnet50_cifar, 114)],
+)
+def test_the_papers_networks_cost_what_the_paper_says(build, mega_macs):
+    cost = model_cost(build())
+    np.testing.assert_allclose(cost.forward_flops / 2e6, mega_macs, rtol=5e-3)
+    assert cost.training_flops == 3 * cost.forward_flops
+    assert cost.parameters == build().count_params()
+
+
+def every_kind_of_kernel():
+    x = inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(6, 3, strides=2, groups=2, name="grouped")(x)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.SeparableConv2D(5, 2, depth_multiplier=2, name="separable")(x)
+    x = layers.Conv2DTranspose(7, 3, strides=2, name="transpose")(x)
+    x = layers.Dense(2, name="dense")(x)
+    return keras.Model(inputs, layers.Flatten()(x))
+
+
+def test_hand_count_of_every_kind_of_kernel():
+    cost = model_cost(every_kind_of_kernel())
+    macs = {
+        # 3x3 kernel, 2 of 4 input channels per output, 3x3 output pixels
+        "grouped": 3 * 3 * 2 * 6 * 9,
+        "depthwise": 3 * 3 * 6 * 9,
+        # 2x2 output pixels, 12 channels in between
+        "separable": (2 * 2 * 12 + 12 * 5) * 4,
+        # each of the 2x2 input pixels writes 3x3 output pixels
+        "transpose": 3 * 3 * 5 * 7 * 4,
+        # at each of 5x5 pixels
+        "dense": 7 * 2 * 25,
+    }
+    for name, count in macs.items():
+        assert cost.per_layer[name].forward_flops == 2 * count, name
+    assert cost.forward_flops == 2 * sum(macs.values())
+    assert cost.training_flops == 6 * sum(macs.values())
+    assert cost.per_layer["grouped"].parameters == 3 * 3 * 2 * 6 + 6
+    assert cost.per_layer["dense"].per_layer == {}
+
+
+def test_hand_count_of_kept_activations():
+    cost = model_cost(every_kind_of_kernel())
+    elements = {
+        "grouped": 8 * 8 * 4,
+        "bn": 3 * 3 * 6,
+        # kept as the output of the ReLU and as the input of what follows
+        "relu": 3 * 3 * 6,
+        "depthwise": 3 * 3 * 6,
+        "separable": 3 * 3 * 6,
+        "transpose": 2 * 2 * 5,
+        "dense": 5 * 5 * 7,
+        "flatten": 0,
+    }
+    kept = [layer.activation_bytes for layer in cost.per_layer.values()]
+    assert kept == [4 * count for count in elements.values()]
+    shared = 4 * elements["relu"]
+    assert cost.activation_bytes == sum(kept) - shared
+
+
+def test_batch_normalization_moves_its_input_eight_times():
+    cost = model_cost(every_kind_of_kernel())
+    assert cost.normalization_bytes == 8 * 4 * (3 * 3 * 6)
+    assert cost.per_layer["bn"].normalization_bytes == cost.normalization_bytes
+    assert cost.per_layer["bn"].forward_flops == 0
+
+
+def test_mixed_precision_halves_the_bytes():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(6, 1, dtype="mixed_bfloat16")(inputs)
+    x = layers.BatchNormalization(dtype="mixed_bfloat16")(x)
+    cost = model_cost(keras.Model(inputs, x))
+    # The convolution keeps the float32 input as it casts it.
+    assert cost.activation_bytes == 2 * 8 * 8 * (4 + 6)
+    assert cost.normalization_bytes == 8 * 2 * 8 * 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (layers.Conv1D(5, 3), (9, 2), 3 * 2 * 5 * 7),
+        (layers.Conv3D(5, 3), (3, 3, 4, 2), 27 * 2 * 5 * 2),
+        (layers.DepthwiseConv1D(3), (9, 2), 3 * 2 * 7),
+        (layers.SeparableConv1D(5, 3), (9, 2), (3 * 2 + 2 * 5) * 7),
+        (layers.Conv1DTranspose(5, 3), (9, 2), 3 * 2 * 5 * 9),
+        (layers.Conv3DTranspose(5, 3), (3, 3, 4, 2), 27 * 2 * 5 * 36),
+        (layers.Dense(5), (2,), 2 * 5),
+        (layers.Dense(5), (9, 2), 2 * 5 * 9),
+        (layers.EinsumDense("abc,cd->abd", (9, 5)), (9, 2), 2 * 5 * 9),
+        (layers.EinsumDense("...c,cd->...d", 5), (9, 2), 2 * 5 * 9),
+        (layers.EinsumDense("abc,bcd->ad", 5), (9, 2), 2 * 5 * 9),
+        (layers.Embedding(10, 5), (9,), 0),
+        (layers.PReLU(), (9, 2), 0),
+    ],
+)
+def test_hand_count_of_the_other_classes(layer, shape, macs, caplog):
+    model = keras.Sequential([keras.Input(shape), layer])
+    assert model_cost(model).forward_flops == 2 * macs
+    assert not caplog.records
+
+
+def test_channels_first_counts_like_channels_last():
+    def build(data_format, shape):
+        inputs = keras.Input(shape)
+        kinds = (
+            layers.Conv2D(5, 3, data_format=data_format),
+            layers.SeparableConv2D(7, 3, data_format=data_format),
+            layers.Conv2DTranspose(2, 3, data_format=data_format),
+        )
+        return keras.Model(inputs, [kind(inputs) for kind in kinds])
+
+    last = model_cost(build("channels_last", (9, 8, 4)))
+    first = model_cost(build("channels_first", (4, 9, 8)))
+    assert first.forward_flops == last.forward_flops > 0
+
+
+def test_a_layer_called_twice_costs_twice_and_is_stored_once():
+    shared = layers.Dense(3, name="shared")
+    inputs = keras.Input((3,))
+    cost = model_cost(keras.Model(inputs, shared(shared(inputs))))
+    assert cost.forward_flops == 2 * (2 * 9)
+    assert cost.parameters == 9 + 3
+    expected = Cost(12, 2 * (2 * 9), 6 * (2 * 9), 4 * (3 + 3), 0)
+    assert cost.per_layer == {"shared": expected}
+
+
+def test_nested_models_are_taken_apart():
+    block = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="dense")], name="block"
+    )
+    x = inputs = keras.Input((4,))
+    x = block(block(x))
+    twice = keras.Model(inputs, x, name="twice")
+    outer = keras.Input((4,))
+    cost = model_cost(keras.Model(outer, layers.Add()([twice(outer), outer])))
+    assert cost.forward_flops == 2 * (2 * 16)
+    assert cost.parameters == 16 + 4
+    # Each call of the block has an input of its own.
+    assert cost.activation_bytes == 4 * (4 + 4)
+    assert cost.per_layer["twice/block/dense"].parameters == 20
+
+
+def test_only_calls_of_this_model_count():
+    shared = layers.Dense(3)
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, shared(inputs))
+    keras.Model(model.inputs, shared(model.outputs[0]))
+    assert model_cost(model).forward_flops == 2 * 9
+
+
+def test_an_unknown_kernel_is_named_once(caplog):
+    class Bilinear(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
+
+        def call(self, x):
+            return x * keras.ops.matmul(x, self.kernel)
+
+    model = keras.Sequential([keras.Input((3,)), Bilinear(), Bilinear()])
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        assert model_cost(model).forward_flops == 0
+        model_cost(model)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "`model_cost` does not know how many flops a `Bilinear` takes and "
+        "counts 0."
+    )
+
+
+def test_operations_that_are_no_layers_are_free():
+    inputs = keras.Input((3,))
+    cost = model_cost(keras.Model(inputs, keras.ops.exp(inputs) + inputs))
+    assert (cost.forward_flops, cost.parameters) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kept"), [("relu", 5 + 5), ("silu", 5 + 5), ("linear", 5)]
+)
+def test_what_an_activation_keeps(activation, kept):
+    inputs = keras.Input((5,))
+    x = layers.Activation(activation)(layers.BatchNormalization()(inputs))
+    assert model_cost(keras.Model(inputs, x)).activation_bytes == 4 * kept
+
+
+def test_unknown_sizes_are_refused_and_a_fixed_input_helps():
+    def build(shape):
+        return keras.Sequential(
+            [keras.Input(shape), layers.Conv2D(4, 3, name="conv")]
+        )
+
+    with pytest.raises(ValueError) as error:
+        model_cost(build((None, None, 3)))
+    assert str(error.value) == (
+        "`model_cost` can only count with fixed sizes. Give the model's "
+        "`Input` a fixed shape, for example `keras.Input((32, 32, 3))`. "
+        "Received: a tensor of shape (None, None, None, 3) at layer 'conv'"
+    )
+    assert model_cost(build((32, 32, 3))).forward_flops > 0
+
+
+def test_models_without_a_graph_are_refused():
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    for model in (Subclassed(), keras.Sequential([layers.Dense(1)])):
+        with pytest.raises(ValueError, match="only functional and built"):
+            model_cost(model)
