@@ -1,0 +1,1 @@
+"""How channels run through a model: every channel has a number."""

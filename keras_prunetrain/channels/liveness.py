@@ -1,0 +1,188 @@
+"""Which channels are alive, and why."""
+
+import dataclasses
+import fnmatch
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_prunetrain.channels.branches import constant_branches
+from keras_prunetrain.channels.numbering import Numbering, number_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to keep of a model.
+
+    Attributes:
+        numbering: The model's `Numbering`.
+        alive: Bool array, shape `(numbering.size,)`: which channels stay.
+        strength: Float array, same shape: largest weight magnitude of each
+            channel in any kernel, on either side.
+        threshold: The magnitude below which a channel is dead.
+        branches: Dict of the `Branch`es that leave the graph, see
+            `constant_branches`.
+        removed: Keys of the layers that leave the graph with them.
+        kept: Dict from a number that is dead and stays all the same to the
+            reason, a string.
+    """
+
+    numbering: Numbering
+    alive: np.ndarray
+    strength: np.ndarray
+    threshold: float
+    branches: dict
+    removed: frozenset
+    kept: dict
+
+    @property
+    def removes_nothing(self):
+        return bool(self.alive.all()) and not self.branches
+
+    def keep(self, numbers):
+        """Returns the positions in `numbers` that stay, sorted ints."""
+        return np.flatnonzero(self.alive[numbers])
+
+
+def plan_cut(
+    model, threshold=1e-4, channel_multiple=1, min_channels=1, skip=()
+):
+    """Returns the `Plan` for `model`; arguments as in `reconfigure`."""
+    _check(threshold, channel_multiple, min_channels)
+    numbering = number_channels(model)
+    reasons = dict(numbering.frozen)
+    for key in matching_layers(numbering, skip):
+        for label in numbering.labels:
+            if label.layer == key:
+                for number in label.numbers:
+                    reasons.setdefault(int(number), f"skip: {key}")
+    strength = _strength(numbering)
+    alive = strength >= threshold
+    kept = {n: reason for n, reason in reasons.items() if not alive[n]}
+    alive[list(kept)] = True
+
+    branches, removed = constant_branches(model, numbering, alive)
+    written = [
+        np.unique(label.numbers)
+        for label in numbering.labels
+        if label.is_kernel
+        and label.side == "out"
+        and label.layer not in removed
+    ]
+    # Until nothing changes: what one layer revives may upset another's count.
+    while any(
+        _round_up(n, strength, alive, kept, channel_multiple, min_channels)
+        for n in written
+    ):
+        pass
+    alive &= ~_vanished(numbering, removed)
+    return Plan(numbering, alive, strength, threshold, branches, removed, kept)
+
+
+def matching_layers(numbering, skip):
+    """Returns the keys of the layers that `skip` names.
+
+    Args:
+        numbering: A `Numbering`.
+        skip: Layers, names or patterns (`"stage1_*"`) of names or keys.
+
+    Raises:
+        ValueError: If one of them matches no layer.
+    """
+    if isinstance(skip, str) or not hasattr(skip, "__iter__"):
+        skip = (skip,)
+    found = []
+    for wanted in skip:
+        if isinstance(wanted, str):
+            matches = [
+                key
+                for key, layer in numbering.layers.items()
+                if fnmatch.fnmatchcase(layer.name, wanted)
+                or fnmatch.fnmatchcase(key, wanted)
+                or key == wanted
+            ]
+        else:
+            matches = [
+                key
+                for key, layer in numbering.layers.items()
+                if layer is wanted
+            ]
+        if not matches:
+            name = getattr(wanted, "name", wanted)
+            raise ValueError(
+                f"`skip` names {name!r}, which is no layer of the model and "
+                "matches no layer's name. Layers: "
+                f"{', '.join(sorted(numbering.layers))}."
+            )
+        found += matches
+    return found
+
+
+def slice_magnitudes(label):
+    """Returns the largest magnitude of each slice of `label`'s weight.
+
+    Shape `(channels,)`, one for each index of the labelled axis.
+    """
+    weight = np.abs(ops.convert_to_numpy(label.weight))
+    others = tuple(i for i in range(weight.ndim) if i != label.axis)
+    return weight.max(axis=others)
+
+
+def _strength(numbering):
+    strength = np.zeros(numbering.size)
+    for label in numbering.labels:
+        if label.is_kernel:
+            magnitudes = slice_magnitudes(label)
+            if not np.isfinite(magnitudes).all():
+                raise ValueError(
+                    f"Cannot tell which channels are dead: '{label.layer}' has "
+                    f"weights that are not finite ({label.weight.path}). The "
+                    "training has diverged; lower the learning rate."
+                )
+            np.maximum.at(strength, label.numbers, magnitudes)
+    return strength
+
+
+def _vanished(numbering, removed):
+    """Returns which channels only occur in layers that leave the graph."""
+    lost, held = np.zeros((2, numbering.size), bool)
+    for key, outputs in numbering.outputs.items():
+        for channels in outputs:
+            (lost if key in removed else held)[channels.numbers] = True
+    return lost & ~held
+
+
+def _round_up(numbers, strength, alive, kept, channel_multiple, min_channels):
+    """Revives the strongest dead `numbers`, if too few are alive.
+
+    Returns whether it did.
+    """
+    living = int(alive[numbers].sum())
+    wanted = max(living, min_channels)
+    wanted = math.ceil(wanted / channel_multiple) * channel_multiple
+    missing = min(wanted, len(numbers)) - living
+    if missing > 0:
+        dead = numbers[~alive[numbers]]
+        revived = dead[np.argsort(-strength[dead], kind="stable")[:missing]]
+        alive[revived] = True
+        reason = "min_channels" if living < min_channels else "channel_multiple"
+        kept.update(dict.fromkeys(map(int, revived), reason))
+    return missing > 0
+
+
+def _check(threshold, channel_multiple, min_channels):
+    if not 0.0 <= threshold < math.inf:
+        raise ValueError(
+            "`threshold` must be a finite number, at least 0, in the unit of "
+            f"the weights. Received: threshold={threshold}"
+        )
+    for name, value in (
+        ("channel_multiple", channel_multiple),
+        ("min_channels", min_channels),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be an integer, at least 1. "
+                f"Received: {name}={value}"
+            )

@@ -1,0 +1,342 @@
+"""Numbers every channel of a model and follows it through the graph.
+
+Every channel that a layer computes gets a number. A tensor's channel axis is
+then a vector of numbers. `Conv2D` makes new ones; `ReLU` passes them on; `Add`
+declares the numbers of its inputs equal, position by position, which is the
+paper's channel union; `Concatenate` concatenates them; a layer that only moves
+values is asked what it does by running it on the numbers. In the end every axis
+of every weight carries a label, and cutting a model is array work without a
+single layer class in it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels import rules
+
+
+class Label(NamedTuple):
+    """The channel numbers along one axis of one weight.
+
+    Attributes:
+        layer: Key of the layer, see `Numbering.layers`.
+        weight: The `keras.Variable`.
+        axis: Int, at least 0.
+        numbers: Int array, shape `(weight.shape[axis],)`.
+        side: `"in"` or `"out"`.
+        is_kernel: Whether the weight's magnitude says which channels live.
+    """
+
+    layer: str
+    weight: Any
+    axis: int
+    numbers: np.ndarray
+    side: str
+    is_kernel: bool
+
+
+class Channels(NamedTuple):
+    """The channel numbers of a tensor.
+
+    Attributes:
+        numbers: Int array, shape `(channels,)`.
+        axis: Int, where the channels lie; the batch is axis 0.
+        shape: The tensor's shape, batch first, `None` where unknown.
+        fixed: Whether these are the numbers of a tensor of unknown layout,
+            which all stay: any axis may be read as that of the channels.
+    """
+
+    numbers: np.ndarray
+    axis: int
+    shape: tuple
+    fixed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbering:
+    """The channel numbers of a whole model.
+
+    Coupled channels have the same number; numbers run from 0 to `size - 1`.
+
+    Attributes:
+        size: Number of different channels.
+        layers: Dict from a key to the layer. The key is the layer's name,
+            behind the names of the models it is nested in: `"backbone/conv1"`.
+        labels: List of `Label`, one for each channel axis of each weight.
+        outputs: Dict from a layer's key to the `Channels` that it writes.
+        frozen: Dict from a number that must stay to the reason, a string.
+    """
+
+    size: int
+    layers: dict
+    labels: list
+    outputs: dict
+    frozen: dict
+
+
+def number_channels(model):
+    """Returns the `Numbering` of a functional `model`.
+
+    Raises:
+        ValueError: If the layers of `model` form no known graph.
+    """
+    if not keras_internals.is_graph(model):
+        raise ValueError(
+            f"Cannot follow the channels of '{model.name}', a "
+            f"{type(model).__name__}: its layers form no graph that Keras "
+            "knows. Build it with the functional API, "
+            "`keras.Model(inputs, outputs)`, or as a `keras.Sequential` that "
+            "begins with `keras.Input(shape)`. A subclass of `keras.Model` "
+            "works if its `__init__` calls `super().__init__(inputs, outputs)`."
+        )
+    walk = _Walk()
+    inputs = [
+        walk.frozen_channels(x.shape, "model input") for x in model.inputs
+    ]
+    for channels in walk.run(model, inputs, ""):
+        walk.freeze(channels, "model output")
+    return walk.result()
+
+
+class _Walk:
+    """Follows the channels; the one place with state."""
+
+    def __init__(self):
+        self._count = 0
+        self._ties = []  # Pairs of arrays whose numbers are equal.
+        self._frozen = []  # Pairs of numbers and the reason why they stay.
+        self._labels = {}
+        self._layers = {}
+        self._outputs = {}
+
+    def run(self, model, inputs, prefix):
+        def visit(call, values):
+            return self._follow(call, values, prefix)
+
+        return keras_internals.run_graph(model, inputs, visit)
+
+    def result(self):
+        numbers = _merge(self._count, self._ties)
+        frozen = {}
+        for vector, reason in self._frozen:
+            for number in numbers[vector]:
+                frozen.setdefault(int(number), reason)
+        return Numbering(
+            size=int(numbers.max(initial=-1)) + 1,
+            layers=self._layers,
+            labels=[
+                label._replace(numbers=numbers[label.numbers])
+                for label in self._labels.values()
+            ],
+            outputs={
+                key: [x._replace(numbers=numbers[x.numbers]) for x in channels]
+                for key, channels in self._outputs.items()
+            },
+            frozen=frozen,
+        )
+
+    def new_numbers(self, size):
+        self._count += size
+        return np.arange(self._count - size, self._count)
+
+    def freeze(self, channels, reason):
+        self._frozen.append((channels.numbers, reason))
+
+    def frozen_channels(self, shape, reason, axis=-1):
+        """Returns new numbers for a tensor of which nothing is known."""
+        size = shape[axis] if len(shape) > 1 else 0
+        numbers = self.new_numbers(size or 0)
+        channels = Channels(numbers, axis % len(shape), tuple(shape), True)
+        self.freeze(channels, reason)
+        return channels
+
+    def _follow(self, call, inputs, prefix):
+        layer = call.operation
+        key = prefix + layer.name
+        self._layers[key] = layer
+        if keras_internals.is_graph(layer):
+            return self.run(layer, inputs, f"{key}/")
+        rule = rules.rule_for(layer)
+        outputs, reason = None, "no rule for this class, see register_rule"
+        if rule is not None:
+            inputs, reason = self._on_expected_axis(layer, rule, inputs)
+        if reason is None:
+            outputs, reason = self._flow(call, rule, inputs, key)
+        if reason is None:
+            reason = self._label(key, layer, rule, inputs, outputs)
+        if reason is not None:
+            reason = f"{key} ({type(layer).__name__}): {reason}"
+            for channels in inputs:
+                self.freeze(channels, reason)
+            outputs = [
+                self.frozen_channels(x.shape, reason) for x in call.outputs
+            ]
+        elif rule.holds is not None and rule.holds(layer) is not None:
+            reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
+            self.freeze(outputs[0], reason)
+        self._outputs[key] = outputs
+        return outputs
+
+    def _on_expected_axis(self, layer, rule, inputs):
+        """Returns `inputs` as `layer` reads them, and why it can't, if so."""
+        if rule.channel_axis is None:
+            return inputs, None
+        read = []
+        for x in inputs:
+            axis = rule.channel_axis(layer, len(x.shape))
+            if axis not in (None, x.axis):
+                if not x.fixed or not 0 < axis < len(x.shape):
+                    return inputs, "its channel axis is not that of its input"
+                x = self.frozen_channels(x.shape, "unknown layout", axis)
+            read.append(x)
+        return read, None
+
+    def _flow(self, call, rule, inputs, key):
+        """Returns the outputs' `Channels`, or `None` and why not."""
+        layer = call.operation
+        if rule.refuses is not None and rule.refuses(layer) is not None:
+            return None, rule.refuses(layer)
+        shape = tuple(call.outputs[0].shape)
+        output = _FLOWS[rule.flow](self, layer, inputs, shape, key)
+        if len(call.outputs) != 1 or output is None:
+            return None, "its channels could not be followed"
+        if shape[output.axis] != len(output.numbers):
+            return None, "its rule gives a wrong number of output channels"
+        return [output], None
+
+    def _produces(self, layer, inputs, shape, key):
+        axis = inputs[0].axis - len(inputs[0].shape) + len(shape)
+        if key in self._outputs:  # A layer called twice computes the same.
+            numbers = self._outputs[key][0].numbers
+        else:
+            numbers = self.new_numbers(shape[axis])
+        return Channels(numbers, axis, shape)
+
+    def _carries(self, layer, inputs, shape, key):
+        x = inputs[0]
+        # What pools a whole image drops its axes and leaves the channels.
+        axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
+        return x._replace(axis=axis, shape=shape)
+
+    def _joins(self, layer, inputs, shape, key):
+        # Inputs of different rank meet at their last axes, as in NumPy.
+        from_end = {x.axis - len(x.shape) for x in inputs}
+        if len(from_end) > 1:
+            return None
+        size = max(len(x.numbers) for x in inputs)
+        whole = [x.numbers for x in inputs if len(x.numbers) == size]
+        for numbers in whole[1:]:
+            self._ties.append((whole[0], numbers))
+        for x in inputs:
+            if len(x.numbers) != size:  # One channel, spread over all.
+                self.freeze(x, "spread over all channels")
+        return Channels(whole[0], from_end.pop() + len(shape), shape)
+
+    def _concatenates(self, layer, inputs, shape, key):
+        axes = {x.axis for x in inputs}
+        if len(axes) > 1:
+            return None
+        axis = axes.pop()
+        if layer.axis % len(shape) != axis:
+            return self._joins(layer, inputs, shape, key)
+        return Channels(
+            np.concatenate([x.numbers for x in inputs]), axis, shape
+        )
+
+    def _moves(self, layer, inputs, shape, key):
+        x = inputs[0]
+        if None in x.shape[1:]:
+            return None
+        place = [1] * len(x.shape)
+        place[x.axis] = -1
+        numbers = np.broadcast_to(
+            x.numbers.astype("int32").reshape(place), (1, *x.shape[1:])
+        )
+        moved = ops.convert_to_numpy(layer(ops.convert_to_tensor(numbers)))
+        for axis in range(moved.ndim - 1, 0, -1):
+            first = [0] * moved.ndim
+            first[axis] = slice(None)
+            vector = moved[tuple(first)]
+            place = [1] * moved.ndim
+            place[axis] = -1
+            if np.array_equal(
+                moved, np.broadcast_to(vector.reshape(place), moved.shape)
+            ):
+                return Channels(vector.astype(int), axis, shape)
+        return None  # Channels and places are mixed on every axis.
+
+    def _label(self, key, layer, rule, inputs, outputs):
+        """Labels the axes of the layer's weights; returns why not, if not."""
+        labels = []
+        for weight in layer.weights:
+            sides = [
+                (side, axes[weight.name], channels)
+                for side, axes, channels in (
+                    ("in", rule.in_axis, inputs[0]),
+                    ("out", rule.out_axis, outputs[0]),
+                )
+                if weight.name in axes
+            ]
+            if not sides and (rule.in_axis or rule.out_axis or not rule.holds):
+                return f"its rule does not say where '{weight.name}' lies"
+            for side, axis, channels in sides:
+                ndim = len(weight.shape)
+                if not -ndim <= axis < ndim:
+                    return (
+                        f"its rule names axis {axis} of '{weight.name}', which "
+                        f"has shape {tuple(weight.shape)}"
+                    )
+                if weight.shape[axis] == len(channels.numbers):
+                    labels.append(
+                        Label(
+                            key,
+                            weight,
+                            axis % ndim,
+                            channels.numbers,
+                            side,
+                            len(sides) == 2,
+                        )
+                    )
+                elif weight.shape[axis] != 1:  # 1: shared by all channels.
+                    return (
+                        f"its rule expects {len(channels.numbers)} channels on "
+                        f"axis {axis} of '{weight.name}', which has shape "
+                        f"{tuple(weight.shape)}"
+                    )
+        for label in labels:
+            place = (id(label.weight), label.axis)
+            known = self._labels.setdefault(place, label)
+            # A weight that is used twice has one channel for both uses.
+            self._ties.append((known.numbers, label.numbers))
+        return None
+
+
+_FLOWS = {
+    rules.PRODUCES: _Walk._produces,
+    rules.CARRIES: _Walk._carries,
+    rules.JOINS: _Walk._joins,
+    rules.CONCATENATES: _Walk._concatenates,
+    rules.MOVES: _Walk._moves,
+}
+
+
+def _merge(count, ties):
+    """Returns, for each of `count` numbers, its number after all `ties`.
+
+    Tied numbers get the same one, and the results are 0, 1, 2, ...
+    """
+    lowest = np.arange(count)
+    if ties:
+        left, right = (np.concatenate(side) for side in zip(*ties, strict=True))
+        while True:
+            a, b = lowest[left], lowest[right]
+            if np.array_equal(a, b):
+                break
+            np.minimum.at(lowest, np.maximum(a, b), np.minimum(a, b))
+            while not np.array_equal(lowest, lowest[lowest]):
+                lowest = lowest[lowest]
+    return np.unique(lowest, return_inverse=True)[1]
