@@ -1,0 +1,188 @@
+"""The smaller clone of a model, and its weights."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels import rules
+from keras_prunetrain.channels.branches import needed_calls
+
+
+class Cut(NamedTuple):
+    """A variable of the smaller model and where its value comes from.
+
+    Attributes:
+        old: The variable of the model.
+        new: Its counterpart in the smaller model.
+        keep: Dict from an axis of `old` to the positions that stay.
+    """
+
+    old: Any
+    new: Any
+    keep: dict
+
+
+def rebuild(model, plan):
+    """Returns the smaller model, uncompiled, and how each variable was cut.
+
+    Args:
+        model: A functional model. It is not modified.
+        plan: The `Plan` for it.
+
+    Returns:
+        A functional or `Sequential` model with the same layer names, without
+        the channels and layers that `plan` drops; the list of its `Cut`s; and
+        a dict from the `id` of each old layer to its clone.
+
+    Raises:
+        ValueError: If a layer cannot be made anew from its config.
+    """
+    builder = _Builder(plan)
+    smaller = builder.graph(model, "", [x.shape for x in model.inputs])
+    cuts = builder.cuts()
+    for cut in cuts:
+        cut.new.assign(sliced(cut.old, cut.keep))
+        # Not in any config: flag and regularizer of the variable itself.
+        if cut.new.trainable != cut.old.trainable:
+            cut.new.trainable = cut.old.trainable
+        cut.new.regularizer = cut.old.regularizer
+    return smaller, cuts, builder.clones
+
+
+def sliced(variable, keep):
+    """Returns the value of `variable` at the positions `keep`, per axis."""
+    if not keep:
+        return variable
+    value = ops.convert_to_numpy(variable)
+    for axis, positions in keep.items():
+        value = np.take(value, positions, axis)
+    return value
+
+
+class _Builder:
+    """Clones each layer once, however often it is called."""
+
+    def __init__(self, plan):
+        self.clones = {}  # id of a layer -> its clone
+        self._plan = plan
+        self._leaves = []  # Pairs of layers that are no graphs.
+
+    def cuts(self):
+        keep = {}
+        for label in self._plan.numbering.labels:
+            positions = self._plan.keep(label.numbers)
+            if len(positions) < len(label.numbers):
+                keep.setdefault(id(label.weight), {})[label.axis] = positions
+        return [
+            Cut(old, new, keep.get(id(old), {}))
+            for layer, clone in self._leaves
+            # Beside the weights, these are the states of random seeds.
+            for old, new in zip(layer.variables, clone.variables, strict=True)
+        ]
+
+    def graph(self, model, prefix, shapes):
+        """Returns `model`, or one nested in it, for inputs of new `shapes`."""
+        inputs = [
+            _clone_input(keras_internals.producer(x), shape)
+            for x, shape in zip(model.inputs, shapes, strict=True)
+        ]
+        if isinstance(model, keras.Sequential):
+            smaller = keras.Sequential(inputs, name=model.name)
+            for layer in model.layers:
+                smaller.add(self._clone(layer, prefix, smaller.outputs))
+            return smaller
+        values = dict(zip(map(id, model.inputs), inputs, strict=True))
+        for call in needed_calls(model, self._plan.branches):
+            outputs = tree.flatten(self._call(call, prefix, values))
+            values.update(zip(map(id, call.outputs), outputs, strict=True))
+        return keras.Model(
+            *(
+                tree.map_structure(lambda x: values[id(x)], structure)
+                for structure in keras_internals.structures(model)
+            ),
+            name=model.name,
+        )
+
+    def _call(self, call, prefix, values):
+        branch = self._plan.branches.get(id(call.outputs[0]))
+        if branch is not None:
+            inputs = [values[id(call.inputs[i])] for i in branch.stay]
+            return self._without_branch(call, prefix, inputs, branch)
+        inputs = [values[id(x)] for x in call.inputs]
+        args, kwargs = keras_internals.arguments_with(call, values)
+        return self._clone(call.operation, prefix, inputs)(*args, **kwargs)
+
+    def _without_branch(self, call, prefix, inputs, branch):
+        layer = call.operation
+        x = inputs[0]
+        if len(inputs) > 1:
+            x = self._clone(layer, prefix, inputs)(inputs)
+        numbers = self._plan.numbering.outputs[prefix + layer.name][0].numbers
+        constant = branch.constant[self._plan.keep(numbers)]
+        if constant.any():
+            # Takes over the name where the addition itself is gone.
+            name = layer.name if len(inputs) == 1 else f"{layer.name}_constant"
+            # As an array: Keras makes float32 of a list, also in float64.
+            x = keras.layers.Rescaling(
+                1.0, constant, name=name, dtype=layer.dtype_policy
+            )(x)
+        return x
+
+    def _clone(self, layer, prefix, inputs):
+        if id(layer) not in self.clones:
+            key = prefix + layer.name
+            if keras_internals.is_graph(layer):
+                shapes = [x.shape for x in inputs]
+                clone = self.graph(layer, f"{key}/", shapes)
+                keras_internals.adopt_class(clone, layer, self.clones)
+            else:
+                clone = self._leaf(layer, key)
+                self._leaves.append((layer, clone))
+            self.clones[id(layer)] = clone
+        return self.clones[id(layer)]
+
+    def _leaf(self, layer, key):
+        config = layer.get_config()
+        rule = rules.rule_for(layer)
+        for channels in self._plan.numbering.outputs[key] if rule else []:
+            keep = self._plan.keep(channels.numbers)
+            if len(keep) < len(channels.numbers):
+                _cut_config(config, layer, rule, channels, keep)
+        try:
+            return type(layer).from_config(config)
+        except Exception as error:
+            raise ValueError(
+                f"Cannot make layer '{key}' anew from its config. Check that "
+                f"`get_config` of {type(layer).__name__} returns all that its "
+                f"`__init__` takes. Keras says: {error}"
+            ) from error
+
+
+def _cut_config(config, layer, rule, channels, keep):
+    if rule.size_argument is not None:
+        config[rule.size_argument] = len(keep)
+    if rule.shape_argument is not None:
+        shape = list(config[rule.shape_argument])
+        if shape[channels.axis - 1] != -1:  # -1: inferred anyway.
+            shape[channels.axis - 1] = len(keep)
+        config[rule.shape_argument] = shape
+    for name in rule.channel_arguments:
+        value = getattr(layer, name)
+        if np.shape(value) == channels.numbers.shape:
+            value = np.asarray(value)[keep]
+            if isinstance(config[name], list):
+                value = value.tolist()
+            config[name] = keras.saving.serialize_keras_object(value)
+
+
+def _clone_input(layer, shape):
+    """Returns a new input of `shape`, free where the old one was free."""
+    config = layer.get_config()
+    config["batch_shape"] = tuple(
+        size and new
+        for size, new in zip(config["batch_shape"], shape, strict=True)
+    )
+    return type(layer).from_config(config).output

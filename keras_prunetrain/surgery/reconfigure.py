@@ -1,0 +1,78 @@
+"""Model in, smaller model out."""
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.surgery.rebuild import rebuild
+from keras_prunetrain.surgery.slots import carry_optimizer
+
+
+def reconfigure(
+    model, threshold=1e-4, channel_multiple=1, min_channels=1, skip=()
+):
+    """Returns `model` without the channels that training has driven to zero.
+
+    A channel is dead if no weight that computes it and no weight that reads it
+    reaches `threshold`, in any of the layers that share it: layers that are
+    added together, as in a residual stage, share their channels, and one of
+    them that is alive keeps the channel in all (the paper's *channel union*).
+    A residual branch whose inner channels are all dead leaves the model.
+
+    The new model is ready to go on training. It has the same layer names, the
+    same loss and metrics, and the same optimizer with its step count, learning
+    rate and, for every weight that is left, its slots. It computes what `model`
+    computes once the dead weights are set to zero.
+
+    Args:
+        model: A compiled functional or `Sequential` model. It is not modified.
+        threshold: Float, at least 0, in the unit of the weights. Defaults to
+            `1e-4`, the paper's.
+        channel_multiple: Integer. Each layer keeps a multiple of so many
+            channels, or all: dead channels stay, the strongest first, live
+            ones never go to reach it. Defaults to `1`.
+        min_channels: Integer. Each layer keeps at least so many. Defaults to
+            `1`.
+        skip: Layers, or names or patterns of names (`"stage1_*"`), whose
+            channels all stay, those that they read as well as those that they
+            write.
+
+    Returns:
+        A new `keras.Model` of the same class; or `model` itself if nothing is
+        dead.
+
+    Raises:
+        ValueError: If `model` has no known graph or is not compiled, if an
+            argument is out of its range, if `skip` matches no layer, if a
+            weight is not finite, or if the state of the optimizer cannot be
+            carried over.
+
+    Example:
+
+    ```python
+    for epoch in range(0, 90, 10):
+        model.fit(images, labels, initial_epoch=epoch, epochs=epoch + 10)
+        model = keras_prunetrain.reconfigure(model)
+    ```
+
+    Reference:
+        - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
+    """
+    plan = plan_cut(model, threshold, channel_multiple, min_channels, skip)
+    return carry_out(model, plan)
+
+
+def carry_out(model, plan):
+    """Returns `model` as `plan` wants it, compiled; see `reconfigure`."""
+    if not model.compiled:
+        raise ValueError(
+            f"Cannot reconfigure '{model.name}': it is not compiled, and the "
+            "smaller model is to go on with its optimizer. Call "
+            "`model.compile(...)` first."
+        )
+    if plan.removes_nothing:
+        return model
+    with keras_internals.strategy_scope(model):
+        smaller, cuts, clones = rebuild(model, plan)
+        optimizer = carry_optimizer(model.optimizer, cuts)
+        keras_internals.compile_like(model, smaller, optimizer)
+        keras_internals.adopt_class(smaller, model, clones)
+    return smaller
