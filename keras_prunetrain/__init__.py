@@ -1,0 +1,23 @@
+"""Training that makes the network smaller while it learns."""
+
+from keras_prunetrain.callbacks.prune_train import (
+    PruneTrainCallback,
+    Reconfiguration,
+)
+from keras_prunetrain.channels.report import channel_report
+from keras_prunetrain.channels.rules import LayerRule, register_rule
+from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.regularizers import GroupLasso
+from keras_prunetrain.surgery.reconfigure import reconfigure
+
+__all__ = [
+    "Cost",
+    "GroupLasso",
+    "LayerRule",
+    "PruneTrainCallback",
+    "Reconfiguration",
+    "channel_report",
+    "model_cost",
+    "reconfigure",
+    "register_rule",
+]

@@ -1,0 +1,109 @@
+"""The lasso on a model: where it goes, and how strong it is (paper, 4.1)."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.regularizers import BesideLasso, GroupLasso
+
+
+def attach_lasso(model, numbering, skip=()):
+    """Puts a `GroupLasso`, of factor 0, on each kernel with channels to lose.
+
+    On both sides of a kernel, but not on a side whose channels all have to
+    stay: the model's inputs and outputs (paper, section 4.1), and whatever
+    else is frozen, where the penalty would cost accuracy and gain nothing.
+    A kernel's own regularizer stays beside it.
+
+    Args:
+        model: A functional model, not inside a traced function.
+        numbering: Its `Numbering`.
+        skip: Keys of layers that get none.
+
+    Returns:
+        List of the kernels, `keras.Variable`s, that now carry one. To be
+        handed to `detach_lasso`.
+    """
+    axes = {}
+    for label in numbering.labels:
+        frozen = all(
+            int(number) in numbering.frozen for number in label.numbers
+        )
+        if label.is_kernel and not frozen and label.layer not in skip:
+            kernel, sides = axes.setdefault(
+                id(label.weight), (label.weight, [])
+            )
+            sides.append(label.axis - len(kernel.shape))
+    lassos = {}
+    with keras_internals.strategy_scope(model):
+        for kernel, sides in axes.values():
+            sides = tuple(sorted(sides))
+            if sides not in lassos:
+                lassos[sides] = GroupLasso(axes=sides)
+            kernel.regularizer = BesideLasso(kernel.regularizer, lassos[sides])
+    return [kernel for kernel, _ in axes.values()]
+
+
+def detach_lasso(model):
+    """Takes off what `attach_lasso` put on, on all weights of `model`."""
+    for weight in model.weights:
+        if isinstance(weight.regularizer, BesideLasso):
+            weight.regularizer = weight.regularizer.own
+
+
+def lassos_of(model):
+    """Returns a list of `(GroupLasso, kernel)`, attached or the user's own."""
+    found = []
+    for weight in model.trainable_weights:
+        regularizer = weight.regularizer
+        if isinstance(regularizer, BesideLasso):
+            regularizer = regularizer.lasso
+        if isinstance(regularizer, GroupLasso):
+            found.append((regularizer, weight))
+    return found
+
+
+def weight_penalties(model):
+    """Returns the sum of all penalties on weights, lasso included, a float."""
+    return _number(
+        sum(
+            weight.regularizer(weight)
+            for weight in model.trainable_weights
+            if weight.regularizer is not None
+        )
+    )
+
+
+def lasso_penalty(model):
+    """Returns the lasso's share of `weight_penalties`, a float."""
+    return _number(sum(lasso(kernel) for lasso, kernel in lassos_of(model)))
+
+
+def calibrated_factor(model, task_loss, penalty_ratio):
+    """Returns the lasso's factor for a wanted share of the loss (Eq. 3).
+
+        penalty_ratio = factor * norms / (task_loss + factor * norms)
+
+    Args:
+        model: A model with a `GroupLasso` on its kernels.
+        task_loss: Float above 0. The loss without any regularizer.
+        penalty_ratio: Float in (0, 1).
+    """
+    norms = _number(
+        sum(lasso.unscaled(kernel) for lasso, kernel in lassos_of(model))
+    )
+    return penalty_ratio * task_loss / (norms * (1.0 - penalty_ratio))
+
+
+def all_finite(model):
+    """Whether no weight of `model` is infinite or NaN."""
+    return all(
+        math.isfinite(np.sum(ops.convert_to_numpy(weight), dtype="float64"))
+        for weight in model.weights
+    )
+
+
+def _number(value):
+    return float(ops.convert_to_numpy(value))

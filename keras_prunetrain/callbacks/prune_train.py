@@ -1,0 +1,418 @@
+"""PruneTrain as one callback (paper, Algorithm 1)."""
+
+import dataclasses
+import logging
+import math
+import time
+
+import keras
+from keras import ops
+
+from keras_prunetrain import calibration, keras_internals
+from keras_prunetrain.channels.liveness import matching_layers, plan_cut
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.report import report_of
+from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.surgery.reconfigure import carry_out
+from keras_prunetrain.surgery.takeover import take_over
+
+_LOG = logging.getLogger("keras_prunetrain")
+
+
+@dataclasses.dataclass
+class Reconfiguration:
+    """The record of one reconfiguration.
+
+    Attributes:
+        epoch: The epoch after which it took place, from 0.
+        channels_before: Dict from each layer with a kernel to the number of
+            channels that it computed.
+        channels_after: The same afterwards; 0 for layers that are gone.
+        keep: Dict from each layer to the sorted positions, among the channels
+            before, of those that stayed.
+        removed_layers: Names of the layers that left, with their branch.
+        constants_kept: Names of the additions that go on adding the constant
+            of a branch that left; it is not trained any further.
+        held: Dict from each layer that kept channels that are dead in it, or
+            that may not go, to a list of what held them.
+        cost_before: `Cost` per example, without `per_layer`.
+        cost_after: The same afterwards.
+        batch_size: Global, in examples.
+        learning_rate: Of the optimizer at that moment.
+        penalty_ratio: Share of the lasso in (task loss + lasso), reached over
+            the epoch.
+        seconds: Of the surgery.
+        first_step_seconds: Of the training step after it, which is traced
+            anew; 0 until that step is done, and if there is none.
+    """
+
+    epoch: int
+    channels_before: dict[str, int]
+    channels_after: dict[str, int]
+    keep: dict[str, list[int]]
+    removed_layers: list[str]
+    constants_kept: list[str]
+    held: dict[str, list[str]]
+    cost_before: Cost
+    cost_after: Cost
+    batch_size: int | None
+    learning_rate: float
+    penalty_ratio: float
+    seconds: float
+    first_step_seconds: float = 0.0
+
+
+class PruneTrainCallback(keras.callbacks.Callback):
+    """Makes the model smaller while it trains.
+
+    A group lasso drives whole channels to zero; every few epochs the model is
+    rebuilt without those that have arrived there, and `fit` goes on with the
+    smaller one, weights and optimizer slots carried over. The caller's model
+    and optimizer objects stay the same objects throughout.
+
+    The lasso's factor is computed from the first batch and never changes
+    afterwards: the penalty is then `penalty_ratio` of the whole loss, the loss
+    without any regularizer being the rest (paper, Eq. 3). The factor is 0 until
+    that batch is done, so the penalty acts from step 1 on. With
+    `steps_per_execution=n` the callback sees the mean loss of the first n
+    batches instead, and the penalty acts from step n on. Losses that layers add
+    themselves (`add_loss`, activity regularizers) count as part of the task.
+
+    Example:
+
+    ```python
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(images, labels, epochs=90, callbacks=[PruneTrainCallback()])
+    model.save("small.keras")  # An ordinary Keras model.
+    ```
+
+    The history of `fit` gains two values per epoch: `density`, the kept share
+    of the channels that the model had when it was first trained with this
+    callback (a fraction, after the epoch's reconfiguration), and
+    `training_flops`, those of the whole epoch; NaN if the model has a
+    `train_step` of its own, of which the batch size is unknown.
+
+    Layers that carry a `GroupLasso` already keep it, no other gets one, and
+    their factor is computed if it is 0. Otherwise one is put beside the
+    regularizer of each kernel, and is off again when `fit` returns. A second
+    `fit` with the same callback goes on with the factor of the first.
+
+    Args:
+        penalty_ratio: Float in (0, 1). The lasso's share of the loss of the
+            first batch. The paper uses 0.2 to 0.25; larger removes more.
+        interval: Integer. Epochs between reconfigurations. Each costs a
+            tracing of the train step.
+        threshold: Float, at least 0. A channel is dead if no weight of it
+            reaches this magnitude.
+        reconfigure: Dict of further arguments for `reconfigure`:
+            `channel_multiple`, `min_channels`, `skip`.
+        finetune_epochs: Integer. So many epochs at the end run without lasso
+            (paper, table 1). Defaults to `0`.
+
+    Attributes:
+        reports: List of a `Reconfiguration` for each that took place.
+        factor: Float, the lasso's factor; `None` before the first batch.
+
+    Raises:
+        ValueError: If an argument is out of its range; in `fit`, before the
+            first step, if the model has no known graph, if `skip` matches no
+            layer, if `finetune_epochs` leaves no epoch with lasso, or if an
+            `EarlyStopping(restore_best_weights=True)` is among the callbacks.
+
+    Reference:
+        - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        penalty_ratio=0.25,
+        interval=10,
+        threshold=1e-4,
+        *,
+        reconfigure=None,
+        finetune_epochs=0,
+    ):
+        super().__init__()
+        _check(penalty_ratio, interval, threshold, finetune_epochs)
+        self.penalty_ratio = penalty_ratio
+        self.interval = interval
+        self.threshold = threshold
+        self.finetune_epochs = finetune_epochs
+        self.factor = None
+        self.reports = []
+        self._arguments = _checked_arguments(reconfigure)
+        self._siblings = []
+        self._first_size = None
+        self._batch_size = None
+        self._lasso_acts = False
+        self._awaits_first_step = False
+        self._reconfigured_after = None
+        self._said_nothing_dead = False
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._siblings = keras_internals.sibling_callbacks()
+
+    # The life of the lasso.
+
+    def on_train_begin(self, logs=None):
+        self._refuse_restoring_weights()
+        if self.finetune_epochs >= self.params["epochs"]:
+            raise ValueError(
+                "`finetune_epochs` must leave at least one epoch with lasso. "
+                f"Received: finetune_epochs={self.finetune_epochs}, and "
+                f"epochs={self.params['epochs']} in `fit`."
+            )
+        numbering = number_channels(self.model)
+        # As keys: a reconfigured model has other layer objects.
+        skipped = matching_layers(numbering, self._arguments.get("skip", ()))
+        self._arguments["skip"] = tuple(skipped)
+        self._cost = model_cost(self.model)
+        if self._first_size is None:
+            self._first_size = numbering.size
+        self._size = numbering.size
+        self._awaits_first_step = False
+        self._begin_lasso(numbering, skipped)
+
+    def _begin_lasso(self, numbering, skipped):
+        calibration.detach_lasso(self.model)  # Left by a `fit` that broke off.
+        own = [lasso for lasso, _ in calibration.lassos_of(self.model)]
+        if own:
+            self.factor = max(lasso.factor for lasso in own) or self.factor
+        elif not calibration.attach_lasso(self.model, numbering, skipped):
+            self._said_nothing_dead = True
+            _LOG.warning(
+                "Nothing to prune in '%s': all of its channels have to stay. "
+                "keras_prunetrain.channel_report(model) says why.",
+                self.model.name,
+            )
+        self._lasso_acts = True
+        self._set_factor(self.factor or 0.0)
+        self._trace_anew()
+
+    def _end_lasso(self):
+        self._set_factor(0.0)  # Of the user's own.
+        calibration.detach_lasso(self.model)
+        self._lasso_acts = False
+        self._trace_anew()
+
+    def _set_factor(self, factor):
+        for lasso, _ in calibration.lassos_of(self.model):
+            lasso.factor = factor
+
+    def _trace_anew(self):
+        # The penalties are part of the traced steps.
+        self.model.make_train_function(force=True)
+        self.model.test_function = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.factor is None:
+            self._penalties = calibration.weight_penalties(self.model)
+        self._step_started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._awaits_first_step:
+            self._awaits_first_step = False
+            seconds = time.perf_counter() - self._step_started
+            self.reports[-1].first_step_seconds = seconds
+        if self._batch_size is None:
+            examples = keras_internals.example_count(self.model)
+            self._batch_size = examples and math.ceil(examples / (batch + 1))
+        if self.factor is None and self._lasso_acts:
+            self._calibrate(logs or {})
+
+    def _calibrate(self, logs):
+        if "loss" not in logs:
+            raise ValueError(
+                "PruneTrainCallback computes the factor of the lasso from the "
+                "'loss' of the first batch, but the logs have none. Return it "
+                f"from `train_step`. Received: logs={sorted(logs)}"
+            )
+        task_loss = logs["loss"] - self._penalties
+        if not math.isfinite(task_loss):
+            _LOG.warning(
+                "The loss of this batch is %s: the lasso is calibrated on the "
+                "next one.",
+                task_loss,
+            )
+            return
+        if task_loss <= 0:
+            raise ValueError(
+                "PruneTrainCallback makes the penalty a share of the loss, "
+                "which must be positive for that. Give the layers a "
+                "`GroupLasso` with a factor above 0 yourself. Received: a "
+                f"loss of {task_loss} for the first batch, without penalties."
+            )
+        self.factor = calibration.calibrated_factor(
+            self.model, task_loss, self.penalty_ratio
+        )
+        self._set_factor(self.factor)
+
+    # The life of the model.
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._examples = None
+        finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
+        if finetuning and self._lasso_acts:
+            self._end_lasso()
+
+    def on_test_begin(self, logs=None):
+        # Validation resets the metric that counts them.
+        self._count_examples()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._count_examples()
+        done, epochs = epoch + 1, self.params["epochs"]
+        trained_flops = self._cost.training_flops * self._examples
+        if done in (epochs, epochs - self.finetune_epochs) or (
+            self._lasso_acts and done % self.interval == 0
+        ):
+            self._reconfigure(logs or {})
+        if logs is not None:
+            logs["density"] = self._size / self._first_size
+            logs["training_flops"] = trained_flops
+
+    def on_train_end(self, logs=None):
+        if self._reconfigured_after != self._epoch:  # Stopped early.
+            self._reconfigure(logs or {})
+        self._end_lasso()
+        self._set_factor(self.factor or 0.0)
+        self.model.train_function = None
+        if not self.reports and not self._said_nothing_dead:
+            _LOG.warning(
+                "No channel of '%s' fell below threshold=%g. A longer training "
+                "at a high learning rate, or a larger `penalty_ratio`, removes "
+                "more; keras_prunetrain.channel_report(model) tells.",
+                self.model.name,
+                self.threshold,
+            )
+
+    def _count_examples(self):
+        if self._examples is None:
+            count = keras_internals.example_count(self.model)
+            self._examples = math.nan if count is None else count
+
+    def _reconfigure(self, logs):
+        started = time.perf_counter()
+        self._reconfigured_after = self._epoch
+        loss = logs.get("loss", 0.0)
+        if not (math.isfinite(loss) and calibration.all_finite(self.model)):
+            _LOG.warning(
+                "No reconfiguration after epoch %d: the loss (%s) or a weight "
+                "of '%s' is not finite.",
+                self._epoch,
+                loss,
+                self.model.name,
+            )
+            return
+        plan = plan_cut(self.model, self.threshold, **self._arguments)
+        if plan.removes_nothing:
+            return
+        smaller = carry_out(self.model, plan)
+        report = self._report(plan, smaller, loss)
+        take_over(self.model, smaller)
+        self._size = int(plan.alive.sum())
+        self._cost = model_cost(self.model)
+        report.seconds = time.perf_counter() - started
+        self.reports.append(report)
+        self._awaits_first_step = True
+        _LOG.info("%s", _summary(report))
+
+    def _report(self, plan, smaller, loss):
+        rows = report_of(plan)
+        keep = {
+            label.layer: plan.keep(label.numbers).tolist()
+            for label in plan.numbering.labels
+            if label.is_kernel and label.side == "out"
+        }
+        keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
+        lasso = calibration.lasso_penalty(self.model)
+        others = calibration.weight_penalties(self.model) - lasso
+        return Reconfiguration(
+            epoch=self._epoch,
+            channels_before={row.layer: row.channels for row in rows},
+            channels_after={name: len(kept) for name, kept in keep.items()},
+            keep=keep,
+            removed_layers=sorted(plan.removed),
+            constants_kept=sorted(
+                branch.name
+                for branch in plan.branches.values()
+                if branch.constant.any()
+            ),
+            held={row.layer: list(row.held_by) for row in rows if row.held_by},
+            cost_before=dataclasses.replace(self._cost, per_layer={}),
+            cost_after=dataclasses.replace(model_cost(smaller), per_layer={}),
+            batch_size=self._batch_size,
+            learning_rate=float(
+                ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            ),
+            penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
+            seconds=0.0,
+        )
+
+    def _refuse_restoring_weights(self):
+        for callback in self._siblings:
+            if (
+                isinstance(callback, keras.callbacks.EarlyStopping)
+                and callback.restore_best_weights
+            ):
+                raise ValueError(
+                    "EarlyStopping(restore_best_weights=True) remembers "
+                    "weights by their shapes and cannot bring them back once "
+                    "the model has shrunk. Let `ModelCheckpoint('best.keras', "
+                    "save_best_only=True)` keep the best model, in its own "
+                    "shape, and load it with `keras.saving.load_model`; "
+                    "EarlyStopping without restoring works."
+                )
+
+
+def _summary(report):
+    before, after = report.cost_before, report.cost_after
+    text = (
+        f"Epoch {report.epoch + 1}: "
+        f"channels {sum(report.channels_before.values())} -> "
+        f"{sum(report.channels_after.values())}, "
+        f"parameters {before.parameters:,} -> {after.parameters:,}, "
+        f"forward MFLOP {before.forward_flops / 1e6:,.1f} -> "
+        f"{after.forward_flops / 1e6:,.1f} "
+        f"(-{1 - after.forward_flops / before.forward_flops:.0%}), "
+        f"{report.seconds:.1f} s"
+    )
+    if report.removed_layers:
+        text += f"; removed: {', '.join(report.removed_layers)}"
+    return text
+
+
+def _check(penalty_ratio, interval, threshold, finetune_epochs):
+    if not 0.0 < penalty_ratio < 1.0:
+        raise ValueError(
+            "`penalty_ratio` is the lasso's share of the loss, a fraction "
+            f"between 0 and 1. Received: penalty_ratio={penalty_ratio}"
+        )
+    if not isinstance(interval, int) or interval < 1:
+        raise ValueError(
+            "`interval` must be a number of epochs, an integer of at least 1. "
+            f"Received: interval={interval}"
+        )
+    if not 0.0 <= threshold < math.inf:
+        raise ValueError(
+            "`threshold` must be a finite number, at least 0, in the unit of "
+            f"the weights. Received: threshold={threshold}"
+        )
+    if not isinstance(finetune_epochs, int) or finetune_epochs < 0:
+        raise ValueError(
+            "`finetune_epochs` must be an integer, at least 0. "
+            f"Received: finetune_epochs={finetune_epochs}"
+        )
+
+
+def _checked_arguments(reconfigure):
+    arguments = dict(reconfigure or {})
+    unknown = arguments.keys() - {"channel_multiple", "min_channels", "skip"}
+    if unknown:
+        raise ValueError(
+            "`reconfigure` takes 'channel_multiple', 'min_channels' and "
+            f"'skip'. Received: {', '.join(sorted(map(repr, unknown)))}"
+        )
+    return arguments
