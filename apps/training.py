@@ -1,0 +1,232 @@
+"""One training run: recipe in, a folder of records and a model out."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+import keras_prunetrain as kpt
+from keras_prunetrain import models
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on.
+
+    Attributes:
+        method: `"dense"` or `"prunetrain"`.
+        dataset: Name of a data set, for the record.
+        network: Name of a function in `keras_prunetrain.models`.
+        epochs: Passes over the training images.
+        batch_size: Images per optimizer update.
+        seed: Of initial weights, order of images and augmentation.
+        learning_rate: Of SGD, before the drops.
+        learning_rate_drops: Epochs at whose beginning it is divided by 10.
+        momentum: Of SGD.
+        weight_decay: Coupled (an L2 penalty of half this factor in the loss),
+            on all trainable weights.
+        dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
+        penalty_ratio, interval, threshold, finetune_epochs: Arguments of
+            `PruneTrainCallback`; a dense run ignores them.
+    """
+
+    method: str
+    dataset: str
+    network: str
+    epochs: int
+    batch_size: int
+    seed: int
+    learning_rate: float
+    learning_rate_drops: tuple[int, ...]
+    momentum: float
+    weight_decay: float
+    dtype_policy: str
+    penalty_ratio: float
+    interval: int
+    threshold: float
+    finetune_epochs: int
+
+
+def train(recipe, data, workdir):
+    """Trains as `recipe` says and writes the records of the run.
+
+    Args:
+        recipe: A `Recipe`.
+        data: A `data.Dataset`.
+        workdir: Folder for `metrics.jsonl` (a line per epoch),
+            `reconfigurations.jsonl`, `channels.npz` (layer -> largest
+            magnitude of each output channel of its kernel, shape
+            `(epochs, channels)`, NaN once a channel is gone), `result.json`
+            and `model.keras`. Made if it does not exist.
+
+    Returns:
+        What `result.json` holds, a dict.
+    """
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    keras.config.set_dtype_policy(recipe.dtype_policy)
+    keras.utils.set_random_seed(recipe.seed)
+    model = _compiled_model(recipe, data)
+    pruning = None
+    if recipe.method == "prunetrain":
+        pruning = kpt.PruneTrainCallback(
+            penalty_ratio=recipe.penalty_ratio,
+            interval=recipe.interval,
+            threshold=recipe.threshold,
+            finetune_epochs=recipe.finetune_epochs,
+        )
+    recorder = _Recorder(workdir, recipe, data, pruning)
+    drops = keras.callbacks.LearningRateScheduler(
+        lambda epoch: (
+            recipe.learning_rate
+            * 0.1 ** sum(epoch >= drop for drop in recipe.learning_rate_drops)
+        )
+    )
+    model.fit(
+        data.training_batches(recipe.batch_size, recipe.seed),
+        validation_data=data.validation_batches(1000),
+        epochs=recipe.epochs,
+        callbacks=[drops, *([pruning] if pruning else []), recorder],
+        shuffle=False,  # The data set shuffles itself; else Keras warns.
+        verbose=2 if recipe.epochs * data.train_size > 1e6 else "auto",
+    )
+    model.save(workdir / "model.keras")
+    result = recorder.result(model)
+    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _compiled_model(recipe, data):
+    build = getattr(models, recipe.network)
+    model = build(data.image_shape, data.classes, recipe.weight_decay)
+    model.compile(
+        keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            "accuracy",
+            # The loss that Keras reports contains the penalties.
+            keras.metrics.SparseCategoricalCrossentropy(
+                from_logits=True, name="task_loss"
+            ),
+        ],
+    )
+    return model
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Writes the files of a run; comes after all other callbacks.
+
+    Its clock stands still during validation, and runs during surgery.
+    """
+
+    def __init__(self, workdir, recipe, data, pruning):
+        super().__init__()
+        self._workdir = workdir
+        self._recipe = recipe
+        self._data = data
+        self._pruning = pruning
+        self._rows = []
+        self._magnitudes = {}
+        self._positions = {}
+        self._known_reports = 0
+
+    def on_train_begin(self, logs=None):
+        self._clock = self._epoch_seconds = 0.0
+        self._started = time.perf_counter()
+        (self._workdir / "metrics.jsonl").write_text("")
+        self._cost = kpt.model_cost(self.model)
+
+    def on_test_begin(self, logs=None):
+        self._stop_clock()
+
+    def on_test_end(self, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._stop_clock()
+        row = {
+            "epoch": epoch,
+            **{name: float(value) for name, value in (logs or {}).items()},
+            "seconds": self._clock - self._epoch_seconds,
+            "batch_size": self._recipe.batch_size,
+            "parameters": self.model.count_params(),
+        }
+        if self._pruning is None:
+            row["density"] = 1.0
+            row["training_flops"] = (
+                self._cost.training_flops * self._data.train_size
+            )
+        self._epoch_seconds = self._clock
+        self._rows.append(row)
+        with (self._workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._write_reports()
+        self._record_channels(epoch)
+        self._started = time.perf_counter()
+
+    def _stop_clock(self):
+        self._clock += time.perf_counter() - self._started
+
+    def _record_channels(self, epoch):
+        reports = self._pruning.reports if self._pruning else []
+        for report in reports[self._known_reports :]:
+            for name, keep in report.keep.items():
+                if name in self._positions:
+                    self._positions[name] = self._positions[name][keep]
+        self._known_reports = len(reports)
+        for layer in self.model.layers:
+            if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+                continue
+            kernel = np.abs(keras.ops.convert_to_numpy(layer.kernel))
+            now = kernel.reshape(-1, kernel.shape[-1]).max(axis=0)
+            if epoch == 0:
+                self._positions[layer.name] = np.arange(len(now))
+                self._magnitudes[layer.name] = np.full(
+                    (self._recipe.epochs, len(now)), np.nan, "float32"
+                )
+            self._magnitudes[layer.name][epoch, self._positions[layer.name]] = (
+                now
+            )
+
+    def on_train_end(self, logs=None):
+        np.savez_compressed(self._workdir / "channels.npz", **self._magnitudes)
+        self._write_reports()
+
+    def _write_reports(self):
+        # All of them each time: the last one gets its first step's seconds
+        # an epoch later.
+        reports = self._pruning.reports if self._pruning else []
+        (self._workdir / "reconfigurations.jsonl").write_text(
+            "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in reports)
+        )
+
+    def result(self, model):
+        """Returns what `result.json` holds."""
+        reports = self._pruning.reports if self._pruning else []
+        cost = kpt.model_cost(model)
+        last = self._rows[-1]
+        return {
+            "method": self._recipe.method,
+            "dataset": self._recipe.dataset,
+            "network": self._recipe.network,
+            "epochs": self._recipe.epochs,
+            "seed": self._recipe.seed,
+            "val_accuracy": last["val_accuracy"],
+            "parameters": cost.parameters,
+            "forward_flops": cost.forward_flops,
+            "total_training_flops": sum(
+                row["training_flops"] for row in self._rows
+            ),
+            "seconds": self._clock,
+            "reconfiguration_seconds": sum(
+                report.seconds + report.first_step_seconds for report in reports
+            ),
+            "reconfigurations": len(reports),
+            "recipe": dataclasses.asdict(self._recipe),
+            "date": datetime.date.today().isoformat(),
+            "keras": keras.version(),
+        }
