@@ -321,8 +321,8 @@ def _channel_moments(images):
 def _map_ahead(batches, function):
     """Applies `function` to `batches`, some ahead of what is asked for."""
     # Not left to autotuning: with it (TensorFlow 2.21), one iterator in six
-    # closes only when its tuner next wakes up, up to a minute later, and `fit`
-    # closes one after each epoch.
+    # closes only when its tuner next wakes up, which can take as long again as
+    # the epoch did. `fit` closes an iterator after each epoch.
     options = tf.data.Options()
     options.autotune.enabled = False
     return (

@@ -8,10 +8,15 @@ program measured is in README.md.
         --method=prunetrain --epochs=40 --workdir=runs/resnet20
 """
 
+import logging
+import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+
+# TensorFlow's notes on devices that are not there; before it is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # For `python apps/train_cifar.py`; `python -m apps.train_cifar` needs it not.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -50,7 +55,7 @@ flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 
 def main(argv):
     del argv
-    logging.set_verbosity(logging.INFO)
+    _print_reconfigurations()
     drops = FLAGS.learning_rate_drops or [
         FLAGS.epochs // 2,
         FLAGS.epochs * 3 // 4,
@@ -77,6 +82,16 @@ def main(argv):
     except ValueError as error:
         raise app.UsageError(str(error)) from None
     training.train(recipe, examples, FLAGS.workdir)
+
+
+def _print_reconfigurations():
+    handler = logging.StreamHandler(sys.stdout)
+    # The progress bar has not ended its line yet.
+    handler.setFormatter(logging.Formatter("\n%(message)s"))
+    logger = logging.getLogger("keras_prunetrain")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 if __name__ == "__main__":

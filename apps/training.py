@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import pathlib
+import sys
 import time
 
 import keras
@@ -92,7 +93,7 @@ def train(recipe, data, workdir):
         epochs=recipe.epochs,
         callbacks=[drops, *([pruning] if pruning else []), recorder],
         shuffle=False,  # The data set shuffles itself; else Keras warns.
-        verbose=2 if recipe.epochs * data.train_size > 1e6 else "auto",
+        verbose=1 if sys.stdout.isatty() else 2,
     )
     model.save(workdir / "model.keras")
     result = recorder.result(model)

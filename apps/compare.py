@@ -1,0 +1,71 @@
+"""Prints finished runs side by side, each number with its ratio to the first.
+
+    python apps/compare.py runs/quickstart/dense runs/quickstart/prunetrain
+"""
+
+import json
+import pathlib
+import sys
+
+_ROWS = [  # Key in result.json, title, format, divisor.
+    ("val_accuracy", "validation accuracy", "{:.2%}", 1),
+    ("parameters", "parameters", "{:,.0f}", 1),
+    ("forward_flops", "inference MFLOP per image", "{:,.2f}", 1e6),
+    ("total_training_flops", "training TFLOP", "{:,.3f}", 1e12),
+    ("seconds", "training seconds", "{:,.1f}", 1),
+    ("reconfiguration_seconds", "  of them reconfiguring", "{:,.1f}", 1),
+]
+
+
+def table(results):
+    """Returns a text table of runs; the first is what the others relate to.
+
+    Args:
+        results: List of the contents of `result.json` files, dicts.
+    """
+    reference = results[0]
+    lines = [["", *(result["method"] for result in results)]]
+    for key, title, form, unit in _ROWS:
+        cells = [title]
+        for result in results:
+            cell = form.format(result[key] / unit)
+            if result is not reference:
+                cell += f"  ({_relation(key, result, reference)})"
+            cells.append(cell)
+        lines.append(cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _relation(key, result, reference):
+    if key == "val_accuracy":
+        points = 100 * (result[key] - reference[key])
+        return f"{points:+.2f} points"
+    return f"{result[key] / reference[key]:.0%}" if reference[key] else "-"
+
+
+def main(folders):
+    """Prints the table of the runs in `folders`; exits with 2 if one is not.
+
+    Args:
+        folders: Paths of run directories, strings.
+    """
+    if not folders:
+        sys.exit(f"{__doc__}\nExpected: one or more run directories.")
+    results = []
+    for folder in folders:
+        path = pathlib.Path(folder) / "result.json"
+        if not path.exists():
+            sys.exit(f"No finished run in {folder}: expected {path}.")
+        results.append(json.loads(path.read_text()))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

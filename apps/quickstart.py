@@ -1,0 +1,51 @@
+"""Trains the same small network twice, dense and shrinking, and compares.
+
+Claim: on 1,797 real images of handwritten digits (embedded in scikit-learn), in
+under 5 minutes on 2 cores, the shrinking network comes within 1.5 points of the
+dense one's accuracy on the held-out fifth, at no more than 60% of its training
+FLOPs and 80% of its seconds. Same seed, same epochs, same schedule.
+
+    python apps/quickstart.py
+"""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # For `python apps/quickstart.py`.
+
+from apps import compare  # noqa: E402
+
+RECIPE = [
+    "--dataset=digits",
+    "--network=resnet8",
+    "--epochs=120",
+    "--learning_rate_drops=72,102",
+    "--batch_size=32",
+    "--penalty_ratio=0.35",
+    "--interval=10",
+    "--seed=0",
+]
+
+
+def main():
+    folders = []
+    for method in ("dense", "prunetrain"):
+        folder = ROOT / "runs" / "quickstart" / method
+        print(f"\n{method}: recorded in {folder}", flush=True)
+        # A process each, so that the second run inherits nothing that the
+        # first has warmed up.
+        command = [
+            *(sys.executable, str(ROOT / "apps" / "train_cifar.py")),
+            *(f"--method={method}", f"--workdir={folder}", *RECIPE),
+        ]
+        if subprocess.run(command, check=False).returncode:
+            sys.exit(f"The {method} run failed: {' '.join(command)}")
+        folders.append(folder)
+    print()
+    compare.main(folders)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Says where, when and with what a number was measured."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def environment(seeds):
+    """Returns what a result needs beside it, to be believed and repeated.
+
+    Args:
+        seeds: List of the seeds that the measured runs used.
+
+    Returns:
+        Dict for JSON: `date` (UTC, ISO 8601), `commit`, `machine`, `seeds`,
+        and `command`, as typed but for the name of the interpreter.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": {
+            "cpu": _cpu(),
+            # Those that this process may use, not all that are there.
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "python": platform.python_version(),
+            "tensorflow": importlib.metadata.version("tensorflow"),
+            "keras": importlib.metadata.version("keras"),
+        },
+        "seeds": list(seeds),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _commit():
+    """Returns the checked-out commit, or `"unknown"` outside a repository."""
+    try:
+        finished = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return finished.stdout.strip()
+
+
+def _cpu():
+    """Returns the model name of the processor, as far as the system tells."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.machine()
