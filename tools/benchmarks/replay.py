@@ -1,0 +1,138 @@
+"""Measures the step of each architecture that a recorded run went through.
+
+    python tools/benchmarks/replay.py tools/results/cifar10_resnet20_ratio30
+
+The seconds in a run's records depend on what else the machine did meanwhile.
+Here the first architecture and the later ones, rebuilt from the records, train
+in turns, so that their ratios hold. The epochs of the run, each weighted with
+its architecture's ratio, give the training time relative to dense.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+from environment import ROOT, environment
+from turns import in_turns
+
+import keras_prunetrain as kpt
+from keras_prunetrain import models
+from keras_prunetrain.channels.numbering import number_channels
+
+_TURNS = flags.DEFINE_integer("turns", 10, "Turns of each architecture.")
+_OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
+
+SEED = 0
+
+
+def main(argv):
+    folder = pathlib.Path(argv[1])
+    run = json.loads((folder / "result.json").read_text())
+    recipe = run["recipe"]
+    keras.config.set_dtype_policy(recipe["dtype_policy"])
+    reports = [
+        json.loads(line)
+        for line in (folder / "reconfigurations.jsonl").read_text().splitlines()
+    ]
+    stages, first_steps = [first_architecture(recipe)], []
+    surgeries = []
+    for report in reports:
+        started = time.perf_counter()
+        stages.append(cut_like(report, stages[-1]))
+        surgeries.append(time.perf_counter() - started)
+        first_steps.append(first_step_seconds(stages[-1]))
+    seconds = in_turns(stages, _TURNS.value, SEED)
+    ratios = [
+        statistics.median(b / a for a, b in zip(seconds[0], later, strict=True))
+        for later in seconds
+    ]
+    begins = [0, *(report["epoch"] + 1 for report in reports), run["epochs"]]
+    epochs = np.diff(begins).tolist()
+    record = environment([SEED]) | {
+        "run": folder.name,
+        "architectures": [
+            {
+                "epochs": n,
+                "forward_flops": kpt.model_cost(model).forward_flops,
+                "parameters": model.count_params(),
+                "step_seconds": statistics.median(times),
+                "time_ratio": ratio,
+            }
+            for n, model, times, ratio in zip(
+                epochs, stages, seconds, ratios, strict=True
+            )
+        ],
+        "training_time_ratio": float(np.dot(epochs, ratios) / run["epochs"]),
+        "surgery_seconds": surgeries,
+        "first_step_seconds": first_steps,
+    }
+    output = pathlib.Path(
+        _OUTPUT.value
+        or ROOT / "tools" / "results" / f"replay_{folder.name}.json"
+    )
+    output.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def first_architecture(recipe):
+    keras.utils.set_random_seed(SEED)
+    model = getattr(models, recipe["network"])(
+        weight_decay=recipe["weight_decay"]
+    )
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=recipe["momentum"]),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def cut_like(report, model):
+    """Returns `model` after the reconfiguration that `report` describes."""
+    numbering = number_channels(model)
+    written = {
+        label.layer: label.numbers
+        for label in numbering.labels
+        if label.is_kernel and label.side == "out"
+    }
+    alive = np.zeros(numbering.size, bool)
+    alive[list(numbering.frozen)] = True
+    for layer, keep in report["keep"].items():
+        alive[written[layer][keep]] = True
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss)
+    for label in number_channels(twin).labels:
+        if label.is_kernel:
+            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+            kernel[~alive[label.numbers]] = 0.0
+            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+    smaller = kpt.reconfigure(twin)
+    found = {
+        layer.name: layer.kernel.shape[-1]
+        for layer in smaller.layers
+        if hasattr(layer, "kernel")
+    }
+    expected = {k: n for k, n in report["channels_after"].items() if n}
+    if found != expected:
+        raise ValueError(
+            f"The records do not describe this cut: expected {expected}, "
+            f"got {found}."
+        )
+    return smaller
+
+
+def first_step_seconds(model):
+    images = np.zeros((128, *model.input_shape[1:]), "float32")
+    started = time.perf_counter()
+    model.train_on_batch(images, np.zeros(128, "int32"))
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    app.run(main)
