@@ -5,6 +5,7 @@ the branch adds the same constant to every image and every pixel, namely what
 its last normalization makes of zero. The addition then needs no branch.
 """
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +52,9 @@ def constant_branches(model, numbering, alive):
         return {}, frozenset()
     search = _Search(numbering, dead, set(map(id, model.outputs)))
     search.run(model, [None] * len(model.inputs), "")
-    needed = set(_needed_layers(model, search.branches, ""))
-    return search.branches, frozenset(numbering.layers) - needed
+    branches = search.branches()
+    needed = set(_needed_layers(model, branches, ""))
+    return branches, frozenset(numbering.layers) - needed
 
 
 def needed_calls(model, branches):
@@ -84,11 +86,19 @@ class _Search:
     """Runs the graph on constants: arrays `(1, ..., channels, ...)` or None."""
 
     def __init__(self, numbering, dead, outputs):
-        self.branches = {}
+        self._found = {}  # Output's id -> the addition's id, and its `Branch`.
+        self._visits = collections.Counter()  # By the id of the layer.
         self._outputs = outputs  # Whose layers give the outputs their names.
         self._numbering = numbering
         self._dead = dead
-        self._visited = set()
+
+    def branches(self):
+        # What is called twice may not lose a branch in both of its calls.
+        return {
+            output: branch
+            for output, (layer, branch) in self._found.items()
+            if self._visits[layer] == 1
+        }
 
     def run(self, model, values, prefix):
         def visit(call, values):
@@ -101,6 +111,7 @@ class _Search:
         key = prefix + layer.name
         if keras_internals.is_graph(layer):
             return self.run(layer, values, f"{key}/")
+        self._visits[id(layer)] += 1
         rule = rules.rule_for(layer)
         if rule is None or len(call.outputs) != 1:
             return [None] * len(call.outputs)
@@ -109,29 +120,29 @@ class _Search:
             axis = self._numbering.outputs[key][0].axis
             constant = _of_dead_layer(layer, call, axis)
         elif all(value is not None for value in values):
-            if rule.pointwise or rule.sums:
+            if (rule.pointwise or rule.sums) and not _in_training(call):
                 constant = _call(layer, values)
         elif rule.sums and id(call.outputs[0]) not in self._outputs:
             self._remember(key, call, values)
-        self._visited.add(id(call.outputs[0]))
         return [constant]
 
     def _remember(self, key, call, values):
         stay = tuple(i for i, value in enumerate(values) if value is None)
         shapes = {x.shape for x in (*call.inputs, *call.outputs)}
-        output = id(call.outputs[0])
-        # A shared model may not treat both of its uses alike.
-        self.branches.pop(output, None)
         axis = self._numbering.outputs[key][0].axis
-        if (
-            len(stay) < len(values)
-            and len(shapes) == 1
-            and output not in self._visited
-        ):
+        if len(stay) < len(values) and len(shapes) == 1:
             constant = sum(value for value in values if value is not None)
             # An offset per channel can be added on the last axis only.
             if axis == constant.ndim - 1 or not constant.any():
-                self.branches[output] = Branch(key, stay, constant.reshape(-1))
+                branch = Branch(key, stay, constant.reshape(-1))
+                self._found[id(call.outputs[0])] = id(call.operation), branch
+
+
+def _in_training(call):
+    """Whether `call` behaves as in training, always: Monte Carlo dropout."""
+    stand_ins = dict.fromkeys(map(id, call.inputs))
+    _, kwargs = keras_internals.arguments_with(call, stand_ins)
+    return bool(kwargs.get("training"))
 
 
 def _of_dead_layer(layer, call, axis):

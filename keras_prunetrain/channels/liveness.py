@@ -53,10 +53,8 @@ def plan_cut(
     numbering = number_channels(model)
     reasons = dict(numbering.frozen)
     for key in matching_layers(numbering, skip):
-        for label in numbering.labels:
-            if label.layer == key:
-                for number in label.numbers:
-                    reasons.setdefault(int(number), f"skip: {key}")
+        for number in _touched(numbering, key):
+            reasons.setdefault(number, f"skip: {key}")
     strength = _strength(numbering)
     alive = strength >= threshold
     kept = {n: reason for n, reason in reasons.items() if not alive[n]}
@@ -119,6 +117,19 @@ def matching_layers(numbering, skip):
     return found
 
 
+def _touched(numbering, wanted):
+    """Returns the numbers that a layer, or a nested model, reads or writes."""
+
+    def within(key):
+        return key == wanted or key.startswith(f"{wanted}/")
+
+    vectors = [x.numbers for x in numbering.labels if within(x.layer)]
+    for key, outputs in numbering.outputs.items():
+        if within(key):
+            vectors += [x.numbers for x in outputs]
+    return {int(number) for vector in vectors for number in vector}
+
+
 def slice_magnitudes(label):
     """Returns the largest magnitude of each slice of `label`'s weight.
 
@@ -150,6 +161,9 @@ def _vanished(numbering, removed):
     for key, outputs in numbering.outputs.items():
         for channels in outputs:
             (lost if key in removed else held)[channels.numbers] = True
+    for label in numbering.labels:  # The model's inputs are only read.
+        if label.layer not in removed:
+            held[label.numbers] = True
     return lost & ~held
 
 

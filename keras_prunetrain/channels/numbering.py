@@ -67,7 +67,8 @@ class Numbering:
         layers: Dict from a key to the layer. The key is the layer's name,
             behind the names of the models it is nested in: `"backbone/conv1"`.
         labels: List of `Label`, one for each channel axis of each weight.
-        outputs: Dict from a layer's key to the `Channels` that it writes.
+        outputs: Dict from a layer's key to the `Channels` that it writes, the
+            first time it is called.
         frozen: Dict from a number that must stay to the reason, a string.
     """
 
@@ -178,8 +179,16 @@ class _Walk:
         elif rule.holds is not None and rule.holds(layer) is not None:
             reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
             self.freeze(outputs[0], reason)
-        self._outputs[key] = outputs
+        known = self._outputs.setdefault(key, outputs)
+        if rule is not None and (rule.shape_argument or rule.channel_arguments):
+            self._tie_calls(known, outputs)
         return outputs
+
+    def _tie_calls(self, known, outputs):
+        """Ties the channels of two calls of a layer that has one config."""
+        for a, b in zip(known, outputs, strict=True):
+            if len(a.numbers) == len(b.numbers):
+                self._ties.append((a.numbers, b.numbers))
 
     def _on_expected_axis(self, layer, rule, inputs):
         """Returns `inputs` as `layer` reads them, and why it can't, if so."""
@@ -241,7 +250,7 @@ class _Walk:
         if len(axes) > 1:
             return None
         axis = axes.pop()
-        if layer.axis % len(shape) != axis:
+        if getattr(layer, "axis", axis) % len(shape) != axis:
             return self._joins(layer, inputs, shape, key)
         return Channels(
             np.concatenate([x.numbers for x in inputs]), axis, shape

@@ -42,6 +42,7 @@ def rebuild(model, plan):
     """
     builder = _Builder(plan)
     smaller = builder.graph(model, "", [x.shape for x in model.inputs])
+    builder.carry_flags()
     cuts = builder.cuts()
     for cut in cuts:
         cut.new.assign(sliced(cut.old, cut.keep))
@@ -69,6 +70,13 @@ class _Builder:
         self.clones = {}  # id of a layer -> its clone
         self._plan = plan
         self._leaves = []  # Pairs of layers that are no graphs.
+        self._graphs = []  # Pairs of the others, nested ones first.
+
+    def carry_flags(self):
+        # Outer models first: a model's flag spreads to all that is in it.
+        for layer, clone in [*reversed(self._graphs), *self._leaves]:
+            if clone.trainable != layer.trainable:
+                clone.trainable = layer.trainable
 
     def cuts(self):
         keep = {}
@@ -85,6 +93,11 @@ class _Builder:
 
     def graph(self, model, prefix, shapes):
         """Returns `model`, or one nested in it, for inputs of new `shapes`."""
+        smaller = self._graph(model, prefix, shapes)
+        self._graphs.append((model, smaller))
+        return smaller
+
+    def _graph(self, model, prefix, shapes):
         inputs = [
             _clone_input(keras_internals.producer(x), shape)
             for x, shape in zip(model.inputs, shapes, strict=True)
@@ -92,7 +105,8 @@ class _Builder:
         if isinstance(model, keras.Sequential):
             smaller = keras.Sequential(inputs, name=model.name)
             for layer in model.layers:
-                smaller.add(self._clone(layer, prefix, smaller.outputs))
+                smaller.add(self._clone(layer, prefix, inputs))
+                inputs = smaller.outputs
             return smaller
         values = dict(zip(map(id, model.inputs), inputs, strict=True))
         for call in needed_calls(model, self._plan.branches):
@@ -140,18 +154,20 @@ class _Builder:
                 keras_internals.adopt_class(clone, layer, self.clones)
             else:
                 clone = self._leaf(layer, key)
-                self._leaves.append((layer, clone))
+                # `x + y` is an operation, too, and no layer.
+                if isinstance(layer, keras.layers.Layer):
+                    self._leaves.append((layer, clone))
             self.clones[id(layer)] = clone
         return self.clones[id(layer)]
 
     def _leaf(self, layer, key):
-        config = layer.get_config()
         rule = rules.rule_for(layer)
-        for channels in self._plan.numbering.outputs[key] if rule else []:
-            keep = self._plan.keep(channels.numbers)
-            if len(keep) < len(channels.numbers):
-                _cut_config(config, layer, rule, channels, keep)
         try:
+            config = layer.get_config()
+            for channels in self._plan.numbering.outputs[key] if rule else []:
+                keep = self._plan.keep(channels.numbers)
+                if len(keep) < len(channels.numbers):
+                    _cut_config(config, layer, rule, channels, keep)
             return type(layer).from_config(config)
         except Exception as error:
             raise ValueError(

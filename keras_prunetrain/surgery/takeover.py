@@ -1,7 +1,5 @@
 """A running `fit` goes on with the smaller model."""
 
-import gc
-
 from keras_prunetrain import keras_internals
 
 
@@ -18,6 +16,3 @@ def take_over(model, smaller):
     """
     with keras_internals.strategy_scope(model):
         keras_internals.take_over(model, smaller)
-    # Layers and graph refer to each other: without this the old weights would
-    # stay in memory until Python happens to look for cycles.
-    gc.collect()

@@ -1,0 +1,254 @@
+"""Branches that compute a constant leave, and the constant stays."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain import reconfigure
+from tests import networks
+from tests.networks import conv, conv_bn, images, kill, outputs, shake
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def block(x, name, channels=6, **kwargs):
+    """A residual branch on `channels` channels, with 4 inside."""
+    x = conv_bn(x, 4, f"{name}1")
+    x = conv(x, channels, f"{name}2", **kwargs)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def kill_blocks(model, blocks, prefix="", value=0.0):
+    for name in blocks:
+        kill(
+            model,
+            {f"{prefix}{name}1": [0, 1, 2, 3]},
+            {f"{prefix}{name}2": [0, 1, 2, 3]},
+            value,
+        )
+
+
+def cut(model, *blocks, prefix="", value=networks.TINY):
+    """Returns `model` without its dead `blocks`; checks what it computes."""
+    model.compile("sgd", "mse")
+    shake(model)
+    kill_blocks(model, blocks, prefix, value)
+    smaller = reconfigure(model)
+    kill_blocks(model, blocks, prefix)
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )
+    return smaller
+
+
+def names(model):
+    return [layer.name for layer in model.layers]
+
+
+def test_a_branch_behind_an_identity_shortcut_leaves_its_constant():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
+    model = keras.Model(image, networks.head(x))
+
+    smaller = cut(model, "a")
+
+    # The offset has taken the addition's place and name.
+    assert not {"a1", "a1_bn", "a2", "a_bn"} & set(names(smaller))
+    assert type(smaller.get_layer("add")) is layers.Rescaling
+    bn = model.get_layer("a_bn")
+    mean, variance = bn.moving_mean.numpy(), bn.moving_variance.numpy()
+    bias = model.get_layer("a2").bias.numpy()
+    expected = bn.gamma.numpy() * (bias - mean) / np.sqrt(variance + bn.epsilon)
+    np.testing.assert_allclose(
+        smaller.get_layer("add").offset,
+        expected + bn.beta.numpy(),
+        rtol=1e-13,
+    )
+
+
+def test_without_a_constant_nothing_is_left():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    branch = conv(x, 4, "a1", use_bias=False)
+    branch = conv(branch, 6, "a2", use_bias=False)
+    x = layers.Add(name="add")([branch, x])
+    smaller = cut(keras.Model(image, networks.head(x)), "a")
+    assert names(smaller)[1:] == [
+        *("stem", "stem_bn", "stem_relu", "pool", "logits")
+    ]
+
+
+def test_an_activation_on_the_constant_is_part_of_it():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    branch = layers.ReLU(threshold=0.9)(block(x, "a", activation="tanh"))
+    x = layers.Add(name="add")([branch, x])
+    smaller = cut(keras.Model(image, networks.head(x)), "a")
+    offset = smaller.get_layer("add").offset
+    assert 0 < np.count_nonzero(offset) < 6
+    assert offset[offset != 0.0].min() >= 0.9
+
+
+def test_of_three_summands_the_two_alive_are_still_added():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.Add(name="add")([block(x, "a"), x, block(x, "b")])
+    model = keras.Model(image, networks.head(x))
+    smaller = cut(model, "a")
+    assert "b1" in names(smaller)
+    assert "a1" not in names(smaller)
+    assert type(smaller.get_layer("add")) is layers.Add
+    assert type(smaller.get_layer("add_constant")) is layers.Rescaling
+    assert len(smaller.get_layer("add")._inbound_nodes[0].input_tensors) == 2
+
+
+def test_of_three_summands_two_constants_leave_their_sum():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.Add(name="add")([block(x, "a"), x, block(x, "b")])
+    smaller = cut(keras.Model(image, networks.head(x)), "a", "b")
+    assert names(smaller)[-3:] == ["add", "pool", "logits"]
+
+
+def test_a_branch_in_a_nested_model_leaves():
+    shape = keras.Input((6, 6, 5))
+    x = layers.Add(name="add")([block(shape, "a", 5), shape])
+    inner = keras.Model(shape, layers.ReLU(name="relu")(x), name="inner")
+    image = keras.Input((6, 6, 2))
+    model = keras.Model(image, networks.head(inner(conv(image, 5, "stem"))))
+    smaller = cut(model, "a", prefix="inner/")
+    assert names(smaller.get_layer("inner"))[1:] == ["add", "relu"]
+
+
+def test_channels_and_a_branch_can_go_at_once():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
+    model = keras.Model(image, networks.head(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    dead = [0, 3]
+    kill(model, {"stem": dead, "a2": dead}, {"a1": dead, "logits": dead})
+    kill_blocks(model, "a")
+    smaller = reconfigure(model)
+    assert smaller.get_layer("add").offset.shape == (4,)
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )
+    # And the offset is cut like any other weight, the next time.
+    kill(smaller, {"stem": [1]}, {"logits": [1]})
+    smallest = reconfigure(smaller)
+    assert smallest.get_layer("add").offset.shape == (3,)
+    np.testing.assert_allclose(
+        outputs(smallest, images()), outputs(smaller, images()), atol=1e-12
+    )
+
+
+def test_a_branch_that_reads_the_image_leaves():
+    image = keras.Input((6, 6, 2))
+    branch = block(layers.MaxPooling2D(1)(image), "a")
+    x = layers.Add(name="add")([conv(image, 6, "stem"), branch])
+    smaller = cut(keras.Model(image, networks.head(x)), "a")
+    assert smaller.get_layer("stem").kernel.shape == (3, 3, 2, 6)
+    assert "a1" not in names(smaller)
+
+
+def test_the_models_own_output_keeps_its_branch():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    model = keras.Model(image, layers.Add(name="add")([block(x, "a"), x]))
+    smaller = cut(model, "a", value=0.0)
+    assert smaller.get_layer("a1").filters == 1  # The strongest.
+    assert type(smaller.get_layer("add")) is layers.Add
+
+
+def test_a_model_called_twice_keeps_its_branch():
+    left, right = keras.Input((6, 6, 6)), keras.Input((6, 6, 6))
+    inner = keras.Model(
+        [left, right], layers.Add(name="add")([left, right]), name="inner"
+    )
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = inner([block(x, "a"), x])
+    x = inner([conv(x, 6, "b"), x])
+    smaller = cut(keras.Model(image, networks.head(x)), "a", value=0.0)
+    assert names(smaller.get_layer("inner"))[2:] == ["add"]
+    assert smaller.get_layer("a1").filters == 1
+
+
+@pytest.mark.parametrize("second", ["alive", "dead", "constant"])
+def test_an_addition_called_twice_keeps_its_branch(second):
+    image = keras.Input((6, 6, 2))
+    add = layers.Add(name="add")
+    x = conv_bn(image, 6, "stem")
+    y = conv_bn(image, 6, "other")
+    x = add([block(x, "a"), x])
+    constant = second == "constant"
+    y = add([block(y, "b"), block(y, "c") if constant else y])
+    x = layers.Concatenate()([x, y])
+    blocks = {"alive": "a", "dead": "ab", "constant": "abc"}[second]
+    model = keras.Model(image, networks.head(x))
+    smaller = cut(model, *blocks, value=0.0)
+    assert type(smaller.get_layer("add")) is layers.Add
+    assert smaller.get_layer("a1").filters == 1
+
+
+def test_a_branch_that_is_always_random_is_no_constant():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    branch = layers.Dropout(0.5, name="dropout")(block(x, "a"), training=True)
+    model = keras.Model(
+        image, networks.head(layers.Add(name="add")([branch, x]))
+    )
+    model.compile("sgd", "mse")
+    shake(model)
+    kill_blocks(model, "a")
+    assert "dropout" in names(reconfigure(model))
+
+
+def test_a_branch_for_images_of_any_size_stays():
+    # Padded or not: without a size, the branch cannot be run on zeros.
+    image = keras.Input((None, None, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.Add(name="add")([block(x, "a"), x])
+    smaller = cut(keras.Model(image, networks.head(x)), "a", value=0.0)
+    assert smaller.get_layer("a1").filters == 1
+
+
+def test_a_constant_before_the_channels_lie_last_stays():
+    image = keras.Input((2, 7, 7))
+    # On a CPU, TensorFlow convolves them in float32 only.
+    first = {"data_format": "channels_first", "dtype": "float32"}
+
+    def convolve(x, channels, name):
+        return layers.Conv2D(channels, 1, name=name, **first)(x)
+
+    x = convolve(image, 6, "stem")
+    branch = convolve(convolve(x, 4, "a1"), 6, "a2")
+    x = layers.Add(name="add")([branch, x])
+    x = layers.GlobalAveragePooling2D(**first)(x)
+    model = keras.Model(image, layers.Dense(3, name="logits")(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"a1": [0, 1, 2, 3]}, {"a2": [0, 1, 2, 3]})
+    smaller = reconfigure(model)
+    x = images(shape=(2, 7, 7))
+    assert smaller.get_layer("a1").filters == 1
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-6
+    )
+
+
+def test_the_constant_is_saved_to_the_last_bit(tmp_path):
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
+    smaller = cut(keras.Model(image, networks.head(x)), "a")
+    smaller.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(
+        loaded.get_layer("add").offset, smaller.get_layer("add").offset
+    )
+    np.testing.assert_array_equal(loaded(images()), smaller(images()))

@@ -1,0 +1,301 @@
+"""Which channels are one and the same, written out by hand.
+
+Numbers run in the order in which the graph computes them; an image of two
+channels takes 0 and 1.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain.channels.numbering import number_channels
+from tests import networks
+from tests.networks import conv
+
+
+def numbers(model):
+    """Dict from a layer's key to the numbers of the channels it writes."""
+    return {
+        key: channels[0].numbers.tolist()
+        for key, channels in number_channels(model).outputs.items()
+    }
+
+
+def labels(model):
+    """Dict from a weight's path and axis to the numbers along that axis."""
+    return {
+        (label.weight.path, label.axis): label.numbers.tolist()
+        for label in number_channels(model).labels
+    }
+
+
+def test_every_axis_of_every_weight_is_labelled():
+    image = keras.Input((6, 6, 2))
+    x = networks.conv_bn(image, 3, "a")
+    x = layers.Dense(2, name="b")(x)
+    assert labels(keras.Model(image, x)) == {
+        ("a/kernel", 2): [0, 1],
+        ("a/kernel", 3): [2, 3, 4],
+        ("a_bn/gamma", 0): [2, 3, 4],
+        ("a_bn/beta", 0): [2, 3, 4],
+        ("a_bn/moving_mean", 0): [2, 3, 4],
+        ("a_bn/moving_variance", 0): [2, 3, 4],
+        ("b/kernel", 0): [2, 3, 4],
+        ("b/kernel", 1): [5, 6],
+        ("b/bias", 0): [5, 6],
+    }
+
+
+def test_only_kernels_have_a_say():
+    image = keras.Input((6, 6, 2))
+    x = layers.PReLU(name="c")(networks.conv_bn(image, 3, "a"))
+    kernels = {
+        (label.weight.path, label.side)
+        for label in number_channels(keras.Model(image, x)).labels
+        if label.is_kernel
+    }
+    assert kernels == {("a/kernel", "in"), ("a/kernel", "out")}
+
+
+def test_add_makes_its_inputs_channels_one():
+    found = numbers(networks.residual().model)
+    assert found["stem"] == [2, 3, 4, 5, 6, 7]
+    assert found["conv1"] == [8, 9, 10, 11]
+    assert found["conv2"] == found["add"] == found["stem"]
+    assert found["logits"] == [12, 13, 14]
+
+
+def test_a_whole_stage_shares_its_channels():
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 3, "stem")
+    for name in ("a", "b", "c"):
+        x = layers.Add()([conv(x, 3, name), x])
+    found = numbers(keras.Model(image, x))
+    assert found["a"] == found["b"] == found["c"] == found["stem"] == [2, 3, 4]
+
+
+def test_add_of_the_image_itself_freezes():
+    image = keras.Input((6, 6, 2))
+    model = keras.Model(image, layers.Add()([conv(image, 2, "a"), image]))
+    numbering = number_channels(model)
+    assert numbers(model)["a"] == [0, 1]
+    assert numbering.frozen == {0: "model input", 1: "model input"}
+
+
+def test_projection_shortcut_ends_a_stage():
+    found = numbers(networks.projection().model)
+    assert found["stem"] == [2, 3, 4, 5]
+    assert found["conv1"] == [6, 7, 8]
+    assert found["conv2"] == found["shortcut"] == [9, 10, 11, 12, 13, 14]
+
+
+def test_concatenate_lines_numbers_up():
+    model = networks.concatenating().model
+    found, axes = numbers(model), labels(model)
+    assert found["stem"] == [2, 3, 4, 5]
+    assert found["conv1"] == [6, 7, 8]
+    assert found["bn1"] == [2, 3, 4, 5, 6, 7, 8]
+    assert found["conv2"] == [9, 10, 11]
+    assert axes["logits/kernel", 0] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_concatenating_pixels_makes_channels_one():
+    image = keras.Input((6, 6, 2))
+    x = layers.Concatenate(1, name="c")([conv(image, 3, n) for n in "ab"])
+    found = numbers(keras.Model(image, x))
+    assert found["a"] == found["b"] == found["c"] == [2, 3, 4]
+
+
+def test_flatten_repeats_the_channels_for_every_pixel():
+    image = keras.Input((2, 2, 2))
+    x = layers.Flatten()(conv(image, 3, "a"))
+    model = keras.Model(image, layers.Dense(1, name="b")(x))
+    assert labels(model)["b/kernel", 0] == [2, 3, 4] * 4
+
+
+def test_flatten_of_channels_first_repeats_each_channel():
+    image = keras.Input((2, 2, 2))
+    x = layers.Conv2D(3, 1, data_format="channels_first", name="a")(image)
+    # Flatten's own argument turns the channels to the end first.
+    plain, turned = layers.Flatten(), layers.Flatten("channels_first")
+    for layer, expected in (
+        (plain, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        (turned, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]),
+    ):
+        y = layers.Dense(1, name="b")(layer(x))
+        model = keras.Model(image, y)
+        a = np.asarray(numbers(model)["a"])
+        assert labels(model)["b/kernel", 0] == a[expected].tolist()
+
+
+def test_reshape_and_permute_move_the_channel_axis():
+    image = keras.Input((2, 2, 2))
+    x = conv(image, 3, "a")
+    x = layers.Permute((3, 1, 2), name="first")(x)
+    x = layers.Reshape((3, 4), name="rows")(x)
+    x = layers.Permute((2, 1), name="last")(x)
+    model = keras.Model(image, layers.Dense(1, name="b")(x))
+    outputs = number_channels(model).outputs
+    assert [outputs[k][0].axis for k in ("a", "first", "rows", "last")] == [
+        *(3, 1, 1, 2)
+    ]
+    assert numbers(model)["last"] == [2, 3, 4]
+    assert labels(model)["b/kernel", 0] == [2, 3, 4]
+
+
+def test_reshape_that_mixes_channels_and_pixels_freezes():
+    image = keras.Input((2, 2, 2))
+    x = layers.Reshape((4, 3), name="ok")(conv(image, 3, "a"))
+    x = layers.Reshape((6, 2), name="mixed")(x)
+    frozen = number_channels(keras.Model(image, x)).frozen
+    assert {frozen[n] for n in (2, 3, 4)} == {
+        "mixed (Reshape): its channels could not be followed"
+    }
+
+
+def test_multiply_with_a_factor_per_channel():
+    model = networks.squeezing().model
+    found = numbers(model)
+    assert found["stem"] == found["excite"] == [2, 3, 4, 5, 6, 7]
+    assert found["squeeze"] == [8, 9, 10]
+
+
+def test_multiply_with_one_factor_for_all_channels_ties_nothing():
+    image = keras.Input((6, 6, 2))
+    x, mask = conv(image, 3, "a"), conv(image, 1, "mask")
+    model = keras.Model(image, layers.Multiply(name="m")([mask, x]))
+    found = numbers(model)
+    assert found["m"] == found["a"]
+    assert set(found["mask"]).isdisjoint(found["a"])
+    reasons = number_channels(model).frozen
+    assert reasons[found["mask"][0]] == "spread over all channels"
+
+
+def test_a_layer_called_twice_reads_what_it_writes():
+    model = networks.shared().model
+    assert numbers(model)["twice"] == numbers(model)["stem"] == [2, 3, 4, 5, 6]
+    assert labels(model)["twice/kernel", 2] == [2, 3, 4, 5, 6]
+
+
+def test_a_reshape_called_twice_has_one_channel_count():
+    image = keras.Input((6, 6, 2))
+    reshape = layers.Reshape((36, 3))
+    x = layers.Concatenate()([reshape(conv(image, 3, n)) for n in "ab"])
+    found = numbers(keras.Model(image, x))
+    assert found["a"] == found["b"]
+
+
+def test_an_activation_called_twice_ties_nothing():
+    image = keras.Input((6, 6, 2))
+    relu = layers.ReLU()
+    x = relu(conv(relu(conv(image, 3, "a")), 3, "b"))
+    found = numbers(keras.Model(image, x))
+    assert (found["a"], found["b"]) == ([2, 3, 4], [5, 6, 7])
+
+
+def test_nested_models_are_followed_inside():
+    model = networks.nested().model
+    found = numbers(model)
+    assert found["stem"] == found["inner/b"] == [2, 3, 4, 5, 6]
+    assert found["inner/a"] == [7, 8, 9, 10, 11, 12]
+    assert found["neck/c"] == [13, 14, 15, 16]
+    assert labels(model)["logits/kernel", 0] == [13, 14, 15, 16]
+
+
+def test_a_model_called_twice_is_one_set_of_channels():
+    shape = keras.Input((6, 6, 3))
+    inner = keras.Model(shape, conv(shape, 3, "a"), name="inner")
+    image = keras.Input((6, 6, 2))
+    model = keras.Model(image, inner(inner(conv(image, 3, "stem"))))
+    assert numbers(model) == {"stem": [2, 3, 4], "inner/a": [2, 3, 4]}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_channels_first_lies_on_axis_one(nested):
+    image = keras.Input((2, 6, 7))
+    first = {"data_format": "channels_first"}
+    x = layers.Conv2D(3, 3, name="a", **first)(image)
+    x = layers.BatchNormalization(axis=1, name="bn")(x)
+    x = layers.MaxPooling2D(2, **first)(x)
+    x = layers.GlobalAveragePooling2D(name="pool", **first)(x)
+    model = keras.Model(image, layers.Dense(1, name="b")(x))
+    if nested:
+        model = keras.Sequential([keras.Input((2, 6, 7)), *model.layers[1:]])
+    outputs = number_channels(model).outputs
+    assert [outputs[k][0].axis for k in ("a", "bn", "pool")] == [1, 1, 1]
+    # The image's layout shows in what reads it: 0 to 6 were its columns.
+    assert labels(model)["a/kernel", 2] == [7, 8]
+    assert labels(model)["bn/gamma", 0] == [9, 10, 11]
+    assert labels(model)["b/kernel", 0] == [9, 10, 11]
+
+
+def test_a_normalization_of_another_axis_than_the_channels_freezes():
+    image = keras.Input((6, 6, 2))
+    x = layers.BatchNormalization(axis=1, name="rows")(conv(image, 3, "a"))
+    frozen = number_channels(keras.Model(image, x)).frozen
+    reason = "rows (BatchNormalization): its channel axis is not that of its"
+    assert frozen[2].startswith(reason)
+
+
+class Unknown(layers.Layer):
+    def call(self, x):
+        return keras.ops.flip(x, -1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Unknown(name="u"), "u (Unknown): no rule for this class, see regist"),
+        (layers.Softmax(name="u"), "u (Softmax): it mixes channels"),
+        (
+            layers.LayerNormalization(name="u"),
+            "u (LayerNormalization): it normalizes across channels",
+        ),
+        (
+            layers.GroupNormalization(2, name="u"),
+            "u (GroupNormalization): no rule for this class",
+        ),
+        (
+            layers.Activation("softmax", name="u"),
+            "u (Activation): its activation softmax may mix channels",
+        ),
+        (
+            layers.Conv2D(4, 3, groups=2, name="u"),
+            "u (Conv2D): its channels come in groups",
+        ),
+        (
+            layers.DepthwiseConv2D(3, name="u"),
+            "u (DepthwiseConv2D): no rule for this class",
+        ),
+        (layers.Dropout(0.5, (None, 1, 1, 1), name="u"), "u (Dropout): it has"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, layers.Layer) else "",
+)
+def test_what_is_not_channel_by_channel_holds_all_that_it_touches(
+    layer, reason
+):
+    image = keras.Input((6, 6, 2))
+    x = layer(conv(image, 4, "a"))
+    x = conv(x, 5, "b")
+    frozen = number_channels(keras.Model(image, networks.head(x))).frozen
+    for number in (2, 3, 4, 5):  # The channels of `a`.
+        assert frozen[number].startswith(reason)
+    model = keras.Model(image, networks.head(x))
+    for number in numbers(model)["b"]:
+        assert number not in frozen
+
+
+def test_inputs_and_outputs_of_the_model_stay():
+    model = networks.plain().model
+    numbering = number_channels(model)
+    assert numbering.frozen == {
+        **dict.fromkeys([0, 1], "model input"),
+        **dict.fromkeys(numbers(model)["logits"], "model output"),
+    }
+
+
+def test_numbers_are_dense():
+    numbering = number_channels(networks.nested().model)
+    used = np.concatenate([x.numbers for x in numbering.labels])
+    assert set(used) == set(range(numbering.size))

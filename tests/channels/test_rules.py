@@ -1,0 +1,200 @@
+"""Every class in the table: cut its channel, and nothing else changes."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain import (
+    LayerRule,
+    channel_report,
+    reconfigure,
+    register_rule,
+)
+from keras_prunetrain.channels import rules
+from tests.networks import kill, outputs, shake
+
+# Arguments, where a class needs some.
+ARGUMENTS = {
+    "Conv1D": (4, 2),
+    "Conv2D": (4, 3),
+    "Conv3D": (4, 2),
+    "Dense": (4,),
+    "Rescaling": ([1.0, 2.0, 3.0, 4.0, 5.0], 0.5),
+    "Normalization": (-1, 0.5, 2.0),
+    "Activation": ("tanh",),
+    **dict.fromkeys([f"AveragePooling{n}D" for n in (1, 2, 3)], (2,)),
+    "SpatialDropout1D": (0.5,),
+    "Dropout": (0.5,),
+    "AlphaDropout": (0.5,),
+    "SpatialDropout2D": (0.5,),
+    "SpatialDropout3D": (0.5,),
+    "GaussianDropout": (0.5,),
+    "GaussianNoise": (0.5,),
+    "AdaptiveMaxPooling1D": (2,),
+    "AdaptiveMaxPooling2D": (2,),
+    "AdaptiveMaxPooling3D": (2,),
+    "AdaptiveAveragePooling1D": (2,),
+    "AdaptiveAveragePooling2D": (2,),
+    "AdaptiveAveragePooling3D": (2,),
+    "CenterCrop": (3, 3),
+    "RandomCrop": (3, 3),
+    "RandomRotation": (0.1,),
+    "RandomTranslation": (0.1, 0.1),
+    "RandomZoom": (0.1,),
+    "RandomBrightness": (0.1,),
+    "RandomColorDegeneration": (0.5,),
+    "RandomContrast": (0.5,),
+    "RandomHue": (0.5,),
+    "RandomPosterization": (4,),
+    "RandomSaturation": (0.5,),
+    "RandomSharpness": (0.5,),
+    "Resizing": (3, 3),
+    "Permute": ((2, 1, 3),),
+    "Reshape": ((12, 3, 5),),
+}
+BY_CLASS = sorted(rules._RULES, key=lambda c: c.__name__)
+# What the table holds is to stay; everything else is to go.
+HELD = {
+    *("LayerNormalization", "Normalization", "Softmax", "AugMix", "CutMix"),
+    *("AutoContrast", "Equalization", "MixUp", "RandAugment"),
+    *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter"),
+    *("RandomContrast", "RandomGrayscale", "RandomHue", "RandomInvert"),
+    *("RandomPosterization", "RandomSaturation", "RandomSharpness"),
+    "Solarization",
+}
+
+
+def rank(name):
+    return int(name[-2]) if name[-2:] in ("1D", "3D") else 2
+
+
+def convolution(n, channels, name):
+    kind = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}[n]
+    return kind(channels, 1, name=name)
+
+
+@pytest.mark.parametrize("layer_class", BY_CLASS, ids=lambda c: c.__name__)
+def test_cutting_a_channel_around_it_changes_nothing(layer_class, request):
+    name = layer_class.__name__
+    if name == "Equalization":
+        pytest.skip("Keras cannot call it on a symbolic tensor")
+    n = rank(name)
+    if n < 3:  # TensorFlow pools volumes in float32 only.
+        request.getfixturevalue("float64")
+    layer = layer_class(*ARGUMENTS.get(name, ()), name="layer")
+    size = (6, 6, 4, 4)[:n] if n < 3 else (4, 4, 4)
+    image = keras.Input((*size, 2))
+    # Layers that mix colours want three of them.
+    x = convolution(n, 3 if name in HELD else 5, "before")(image)
+    flow = rules.rule_for(layer).flow
+    merges = flow in (rules.JOINS, rules.CONCATENATES)
+    x = layer([x, convolution(n, 5, "beside")(image)] if merges else x)
+    dense = len(x.shape) == 2
+    kind = (
+        layers.Dense(3, name="after") if dense else convolution(n, 3, "after")
+    )
+    model = keras.Model(image, kind(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    writers = ["before", "beside"] if merges else ["before"]
+    kill(model, {writer: [1] for writer in writers})
+    reader = "layer" if flow == rules.PRODUCES else "after"
+    rows = model.get_layer(reader).kernel.shape[-2]
+    kill(model, {}, {reader: list(range(1, rows, 5))})
+    x = np.random.default_rng(3).uniform(-1.0, 1.0, (4, *size, 2))
+
+    smaller = reconfigure(model)
+
+    if name in HELD:
+        assert smaller is model
+        held = {row.layer: row.held_by for row in channel_report(model)}
+        assert f"layer ({name}): " in held["before"][0]
+        return
+    for writer in writers:
+        assert smaller.get_layer(writer).filters == 4
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-12 if n < 3 else 1e-6
+    )
+
+
+class Scale(layers.Layer):
+    """One learned factor for each channel."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+
+
+def model_with(layer):
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.Conv2D(3, 3, name="b")(layer(x))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"a": [2]}, {"b": [2]})
+    return model
+
+
+@pytest.mark.usefixtures("table")
+def test_the_advice_for_an_unknown_layer_works():
+    model = model_with(Scale(name="scale"))
+    assert reconfigure(model) is model
+    held = channel_report(model)[0].held_by
+    assert held == (
+        "scale (Scale): no rule for this class, see register_rule (4)",
+    )
+
+    register_rule(Scale, LayerRule("carries", out_axis={"scale": -1}))
+
+    smaller = reconfigure(model)
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2))
+    assert smaller.get_layer("scale").scale.shape == (3,)
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (LayerRule("carries"), "does not say where 'scale' lies"),
+        (
+            LayerRule("carries", out_axis={"scale": 3}),
+            "names axis 3 of 'scale'",
+        ),
+        (LayerRule("concatenates"), "not say where 'scale'"),
+    ],
+)
+def test_a_rule_that_does_not_fit_freezes(rule, reason):
+    register_rule(Scale, rule)
+    model = model_with(Scale(name="scale"))
+    assert reconfigure(model) is model
+    assert reason in channel_report(model)[0].held_by[0]
+
+
+@pytest.mark.usefixtures("table")
+def test_a_subclass_of_a_known_layer_is_not_guessed_at():
+    class Flipping(layers.ReLU):
+        def call(self, x):
+            return keras.ops.flip(super().call(x), -1)
+
+    model = model_with(Flipping(name="f"))
+    assert reconfigure(model) is model
+
+
+def test_a_rule_is_for_a_layer_class():
+    for wrong in (layers.ReLU(), dict, "ReLU"):
+        with pytest.raises(ValueError, match="a subclass of keras.layers.La"):
+            register_rule(wrong, LayerRule("carries"))
+    with pytest.raises(ValueError, match="for Scale must be a .*LayerRule"):
+        register_rule(Scale, "carries")

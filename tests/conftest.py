@@ -1,0 +1,40 @@
+import functools
+
+import keras
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@functools.cache  # A second MirroredStrategy in one process fails in `fit`.
+def _mirrored():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def strategy(request):
+    """Two replicas; `parametrize(..., indirect=True)` with "default": one."""
+    if getattr(request, "param", "mirrored") == "mirrored":
+        return _mirrored()
+    return tf.distribute.get_strategy()
+
+
+@pytest.fixture
+def float64():
+    """Builds and computes in float64 for the length of one test."""
+    before = keras.config.floatx()
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(before)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(0)

@@ -1,0 +1,310 @@
+"""Small networks whose dead channels are written out by hand.
+
+Nothing here asks the package which channels belong together: `dead` says so.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import layers
+
+TINY = 1e-6  # Below the default threshold, and yet not zero.
+
+
+class Network(NamedTuple):
+    """A model, and what of it is to die.
+
+    Attributes:
+        model: An uncompiled `keras.Model`.
+        writes: Dict from a layer to its dead output channels.
+        reads: Dict from a layer to its dead input channels.
+        carries: Dict from a BN to its dead channels.
+    """
+
+    model: keras.Model
+    writes: dict
+    reads: dict
+    carries: dict
+
+
+def find(model, path):
+    """The layer at `path`: `"inner/conv"` is `conv` in the model `inner`."""
+    for name in path.split("/"):
+        model = model.get_layer(name)
+    return model
+
+
+def shake(model, seed=0):
+    """Draws every weight so that outputs depend on inputs, and BN is awake."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = rng.normal(size=weight.shape)
+        if weight.name == "kernel":
+            fan_in = np.prod(weight.shape[:-1])
+            # No entry is near the threshold.
+            value = (value + 0.1 * np.sign(value)) / np.sqrt(fan_in)
+        elif weight.name in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, weight.shape)
+        else:
+            value = 0.5 * value
+        weight.assign(value)
+
+
+def kill(model, writes=None, reads=None, value=0.0):
+    """Sets slices of kernels, by output and by input channel, to +-`value`."""
+    for axis, dead in ((-1, writes or {}), (-2, reads or {})):
+        for path, channels in dead.items():
+            kernel = find(model, path).kernel
+            array = keras.ops.convert_to_numpy(kernel).copy()
+            place = [slice(None)] * array.ndim
+            place[axis] = channels
+            array[tuple(place)] = np.copysign(value, array[tuple(place)])
+            kernel.assign(array)
+
+
+def kill_all(network, value=0.0):
+    kill(network.model, network.writes, network.reads, value)
+
+
+def surviving(network):
+    """Dict from a weight's path to its positions that stay, per axis."""
+    result = {}
+    for dead, names, axis in (
+        (network.writes, ("kernel", "bias"), -1),
+        (network.reads, ("kernel",), -2),
+        (network.carries, None, -1),
+    ):
+        for path, channels in dead.items():
+            for weight in find(network.model, path).weights:
+                if names is None or weight.name in names:
+                    axis_ = axis % len(weight.shape)
+                    keep = np.delete(np.arange(weight.shape[axis_]), channels)
+                    result.setdefault(weight.path, {})[axis_] = keep
+    return result
+
+
+def take(value, keep):
+    value = keras.ops.convert_to_numpy(value)
+    for axis, positions in keep.items():
+        value = np.take(value, positions, axis)
+    return value
+
+
+def images(count=6, shape=(6, 6, 2), seed=1):
+    return np.random.default_rng(seed).normal(size=(count, *shape))
+
+
+def targets(count=6, classes=3, seed=2):
+    return np.random.default_rng(seed).normal(size=(count, classes))
+
+
+def outputs(model, x, training=False):
+    """What `model` makes of `x`; fails if that does not depend on `x`."""
+    y = keras.ops.convert_to_numpy(model(x, training=training))
+    assert np.isfinite(y).all()
+    assert np.ptp(y, axis=0).max() > 0.05, "the output hardly depends on x"
+    return y
+
+
+def conv(x, channels, name, size=3, **kwargs):
+    return layers.Conv2D(channels, size, padding="same", name=name, **kwargs)(x)
+
+
+def conv_bn(x, channels, name, size=3, relu=True, **kwargs):
+    x = conv(x, channels, name, size, use_bias=False, **kwargs)
+    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def head(x):
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return layers.Dense(3, name="logits")(x)
+
+
+def plain():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "a")
+    x = conv(x, 5, "b", activation="relu")
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"a": [1, 4], "b": [0]},
+        reads={"b": [1, 4], "logits": [0]},
+        carries={"a_bn": [1, 4]},
+    )
+
+
+def residual():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    branch = conv_bn(x, 4, "conv1")
+    branch = conv_bn(branch, 6, "conv2", relu=False)
+    x = layers.ReLU()(layers.Add(name="add")([branch, x]))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [1, 4], "conv1": [2], "conv2": [1, 4]},
+        reads={"conv1": [1, 4], "conv2": [2], "logits": [1, 4]},
+        carries={"stem_bn": [1, 4], "conv1_bn": [2], "conv2_bn": [1, 4]},
+    )
+
+
+def projection():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    branch = conv_bn(x, 3, "conv1", strides=2)
+    branch = conv_bn(branch, 6, "conv2", relu=False)
+    x = conv_bn(x, 6, "shortcut", size=1, relu=False, strides=2)
+    x = layers.ReLU()(layers.Add(name="add")([branch, x]))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [3], "conv1": [0], "conv2": [0, 5], "shortcut": [0, 5]},
+        reads={"conv1": [3], "shortcut": [3], "conv2": [0], "logits": [0, 5]},
+        carries={
+            "stem_bn": [3],
+            "conv1_bn": [0],
+            "conv2_bn": [0, 5],
+            "shortcut_bn": [0, 5],
+        },
+    )
+
+
+def bottleneck():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 8, "stem")
+    branch = conv_bn(x, 4, "conv1", size=1)
+    branch = conv_bn(branch, 4, "conv2")
+    branch = conv_bn(branch, 8, "conv3", size=1, relu=False)
+    x = layers.ReLU()(layers.Add(name="add")([branch, x]))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [7], "conv1": [0, 1], "conv2": [3], "conv3": [7]},
+        reads={"conv1": [7], "conv2": [0, 1], "conv3": [3], "logits": [7]},
+        carries={
+            "stem_bn": [7],
+            "conv1_bn": [0, 1],
+            "conv2_bn": [3],
+            "conv3_bn": [7],
+        },
+    )
+
+
+def concatenating():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    x = layers.Concatenate()([x, conv(x, 3, "conv1")])
+    x = layers.ReLU()(layers.BatchNormalization(name="bn1")(x))
+    x = layers.Concatenate()([x, conv(x, 3, "conv2")])
+    x = layers.ReLU()(layers.BatchNormalization(name="bn2")(x))
+    return Network(
+        keras.Model(image, head(x)),
+        # In the end: 4 channels of the stem, 3 of conv1, 3 of conv2.
+        writes={"stem": [1], "conv1": [2], "conv2": [0]},
+        reads={"conv1": [1], "conv2": [1, 6], "logits": [1, 6, 7]},
+        carries={"stem_bn": [1], "bn1": [1, 6], "bn2": [1, 6, 7]},
+    )
+
+
+def nested():
+    shape = keras.Input((6, 6, 5))
+    x = conv_bn(shape, 6, "a")
+    x = conv_bn(x, 5, "b", relu=False)
+    inner = keras.Model(shape, layers.Add()([x, shape]), name="inner")
+    neck = keras.Sequential(
+        [
+            keras.Input((6, 6, 5)),
+            layers.Conv2D(4, 3, name="c"),
+            layers.BatchNormalization(name="c_bn"),
+            layers.ReLU(),
+        ],
+        name="neck",
+    )
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 5, "stem")
+    return Network(
+        keras.Model(image, head(neck(inner(x)))),
+        writes={"stem": [2], "inner/a": [0, 5], "inner/b": [2], "neck/c": [1]},
+        reads={
+            "inner/a": [2],
+            "inner/b": [0, 5],
+            "neck/c": [2],
+            "logits": [1],
+        },
+        carries={"inner/a_bn": [0, 5], "inner/b_bn": [2], "neck/c_bn": [1]},
+    )
+
+
+def shared():
+    """One convolution, called twice, and so reading its own channels."""
+    image = keras.Input((6, 6, 2))
+    twice = layers.Conv2D(5, 3, padding="same", name="twice")
+    relu = layers.ReLU()
+    x = relu(twice(relu(twice(conv(image, 5, "stem")))))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [2, 3], "twice": [2, 3]},
+        reads={"twice": [2, 3], "logits": [2, 3]},
+        carries={},
+    )
+
+
+def sequential():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(5, 3, name="a"),
+            layers.BatchNormalization(name="a_bn"),
+            layers.Activation("tanh"),
+            layers.Conv2D(4, 3, name="b"),
+            layers.GlobalMaxPooling2D(),
+            layers.Dense(3, name="logits"),
+        ]
+    )
+    return Network(
+        model,
+        writes={"a": [0, 4], "b": [2]},
+        reads={"b": [0, 4], "logits": [2]},
+        carries={"a_bn": [0, 4]},
+    )
+
+
+def flattening():
+    image = keras.Input((6, 6, 2))
+    x = layers.AveragePooling2D(3)(conv_bn(image, 4, "a"))
+    x = layers.Dense(5, "tanh", name="b")(layers.Flatten()(x))
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"a": [2], "b": [3]},
+        # Four pixels of four channels each.
+        reads={"b": [2, 6, 10, 14], "logits": [3]},
+        carries={"a_bn": [2]},
+    )
+
+
+def squeezing():
+    """Squeeze and excitation: a factor for each channel, by `Reshape`."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    s = layers.GlobalAveragePooling2D()(x)
+    s = layers.Reshape((1, 1, 6))(s)
+    s = conv(s, 3, "squeeze", size=1, activation="relu")
+    s = conv(s, 6, "excite", size=1, activation="sigmoid")
+    return Network(
+        keras.Model(image, head(layers.Multiply()([x, s]))),
+        writes={"stem": [1, 4], "squeeze": [0], "excite": [1, 4]},
+        reads={"squeeze": [1, 4], "excite": [0], "logits": [1, 4]},
+        carries={"stem_bn": [1, 4]},
+    )
+
+
+ALL = [
+    plain,
+    residual,
+    projection,
+    bottleneck,
+    concatenating,
+    nested,
+    shared,
+    sequential,
+    flattening,
+    squeezing,
+]

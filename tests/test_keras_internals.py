@@ -1,0 +1,191 @@
+"""The private parts of Keras that we use are still where they were.
+
+One test for each; a failure here says what a new Keras has moved.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_prunetrain import keras_internals
+from tests import networks
+
+
+def names(calls):
+    return [call.operation.name for call in calls]
+
+
+def test_a_graph_is_told_from_other_models():
+    inputs = keras.Input((4,))
+    functional = keras.Model(inputs, layers.Dense(3)(inputs))
+    assert keras_internals.is_graph(functional)
+    assert keras_internals.is_graph(
+        keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    )
+    assert not keras_internals.is_graph(keras.Sequential([layers.Dense(3)]))
+    assert not keras_internals.is_graph(layers.Dense(3))
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    assert not keras_internals.is_graph(Subclassed())
+
+
+def test_calls_are_those_of_this_model_alone_and_in_running_order():
+    model = networks.shared().model
+    # A second model with the same layer: not one of `model`'s calls.
+    model.get_layer("twice")(keras.Input((6, 6, 5)))
+    order = names(keras_internals.calls(model))
+    assert order[0] == "stem"
+    assert order[1::2][:2] == ["twice", "twice"]
+    assert order[-2:] == ["pool", "logits"]
+    assert len(order) == 7  # `InputLayer` is no call.
+
+
+def test_calls_of_a_sequential_model_are_its_layers():
+    model = networks.sequential().model
+    assert names(keras_internals.calls(model)) == [x.name for x in model.layers]
+
+
+def test_running_a_graph_hands_on_what_each_call_returns():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    model = keras.Model([a, b], [layers.Add(name="add")([a, b]), a])
+
+    def visit(call, values):
+        assert [id(x) for x in call.inputs] == [id(a), id(b)]
+        return [(call.operation.name, *values)]
+
+    assert keras_internals.run_graph(model, ["A", "B"], visit) == [
+        ("add", "A", "B"),
+        "A",
+    ]
+
+
+def test_arguments_of_a_call_can_be_replaced():
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dropout(0.5)(x, training=True))
+    (call,) = keras_internals.calls(model)
+    args, kwargs = keras_internals.arguments_with(call, {id(x): "new"})
+    assert args == ("new",)
+    assert kwargs["training"] is True
+    x, y = keras.Input((4,)), keras.Input((4,))
+    (call,) = keras_internals.calls(keras.Model([x, y], layers.Add()([x, y])))
+    args, _ = keras_internals.arguments_with(call, {id(x): 1, id(y): 2})
+    assert list(args[0]) == [1, 2]
+
+
+def test_a_tensor_knows_its_producer():
+    model = networks.plain().model
+    assert keras_internals.producer(model.outputs[0]) is model.layers[-1]
+    assert keras_internals.producer(model.inputs[0]) is model.layers[0]
+
+
+def test_inputs_and_outputs_keep_their_structure():
+    x = keras.Input((4,), name="x")
+    y = layers.Dense(3)(x)
+    model = keras.Model({"x": x}, {"y": [y]})
+    inputs, outputs = keras_internals.structures(model)
+    assert set(inputs) == {"x"}
+    assert outputs["y"][0] is y
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_the_scope_is_that_of_the_models_strategy(strategy):
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+        model.compile("sgd", "mse")
+    assert not tf.distribute.has_strategy()
+    with keras_internals.strategy_scope(model):
+        assert tf.distribute.get_strategy() is strategy
+
+
+def test_compile_arguments_are_carried_as_objects():
+    def loss(y, y_predicted):
+        return keras.ops.mean(y - y_predicted)
+
+    model, smaller = networks.plain().model, networks.plain().model
+    metric = keras.metrics.MeanAbsoluteError()
+    model.compile(
+        "sgd",
+        loss,
+        metrics=[metric],
+        weighted_metrics=["mse"],
+        run_eagerly=True,
+        steps_per_execution=5,
+    )
+    optimizer = keras.optimizers.SGD()
+    keras_internals.compile_like(model, smaller, optimizer)
+    assert smaller.optimizer is optimizer
+    assert smaller._compile_config.config["loss"] is loss
+    assert smaller._compile_config.config["metrics"][0] is metric
+    assert smaller._compile_config.config["weighted_metrics"] == ["mse"]
+    assert (smaller.run_eagerly, smaller.steps_per_execution) == (True, 5)
+
+
+def test_a_mixed_float16_model_gets_no_second_loss_scale():
+    model, smaller = networks.plain().model, networks.plain().model
+    model.compile("sgd", "mse", auto_scale_loss=True)
+    model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
+    keras_internals.compile_like(model, smaller, model.optimizer)
+    assert smaller.optimizer is model.optimizer
+
+
+class WithAttributes(keras.Model):
+    pass
+
+
+def test_a_class_and_its_attributes_are_adopted():
+    x = keras.Input((4,))
+    y = layers.Dense(3, name="d")(x)
+    model, smaller = WithAttributes(x, y), keras.Model(x, y)
+    other = layers.Dense(3)
+    model.answer, model.mine = 42, {"dense": [model.get_layer("d")]}
+    clones = {id(model.get_layer("d")): other}
+    keras_internals.adopt_class(smaller, model, clones)
+    assert type(smaller) is WithAttributes
+    assert smaller.answer == 42
+    assert smaller.mine["dense"][0] is other
+    assert model.mine["dense"][0] is model.get_layer("d")
+
+
+def test_a_copied_optimizer_has_the_settings_and_no_slots():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    for rate in (0.25, schedule):
+        optimizer = keras.optimizers.Adam(rate, beta_1=0.5, clipnorm=2.0)
+        optimizer.build([keras.Variable(np.ones(3))])
+        copy = keras_internals.copy_optimizer(optimizer)
+        assert type(copy) is keras.optimizers.Adam
+        assert (copy.beta_1, copy.clipnorm) == (0.5, 2.0)
+        assert not copy.built
+        assert len(optimizer.variables) == len(copy.variables) + 2
+        assert (copy._learning_rate is schedule) == (rate is schedule)
+
+
+def test_an_optimizers_variables_are_found_by_what_they_are():
+    weights = [keras.Variable(np.ones(n)) for n in (2, 3)]
+    optimizer = keras.optimizers.SGD(
+        0.1, momentum=0.9, use_ema=True, gradient_accumulation_steps=2
+    )
+    outer = keras.optimizers.LossScaleOptimizer(optimizer)
+    outer.build(weights)
+    updated, slots, singles, inner = keras_internals.optimizer_variables(outer)
+    assert set(singles) >= {"dynamic_scale", "step_counter"}
+    assert inner == {"inner_optimizer": optimizer}
+    updated, slots, singles, inner = keras_internals.optimizer_variables(
+        optimizer
+    )
+    assert [id(v) for v in updated] == [id(v) for v in weights]
+    assert set(slots) == {
+        "momentums",
+        "_model_variables_moving_average",
+        "_accumulated_gradients",
+    }
+    for name, values in slots.items():
+        assert [v.shape for v in values] == [(2,), (3,)], name
+    assert set(singles) == {"_iterations", "_learning_rate"}
+    # Nothing that an optimizer saves is missing.
+    found = [*singles.values(), *(v for x in slots.values() for v in x)]
+    assert {id(v) for v in found} == {id(v) for v in optimizer.variables}
