@@ -230,13 +230,13 @@ def load(name, data_dir=None, seed=0):
 
 
 def _digits(seed):
-    """Reads the 1,797 handwritten digits, scaled from 8x8 to 16x16 pixels."""
+    """Reads the 1,797 handwritten digits, scaled from 8x8 to 32x32 pixels."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    # Twice the size, because networks for CIFAR halve the image twice.
-    images = digits.images.astype("uint8").repeat(2, axis=1).repeat(2, axis=2)
+    # The size of the images of CIFAR, for which the networks are made.
+    images = digits.images.astype("uint8").repeat(4, axis=1).repeat(4, axis=2)
     train, held_out, train_labels, held_out_labels = train_test_split(
         images[..., None],
         digits.target.astype("int32"),
@@ -249,7 +249,7 @@ def _digits(seed):
         train=(train, train_labels),
         validation=(held_out, held_out_labels),
         classes=10,
-        padding=2,
+        padding=4,
         flips=False,
     )
 

@@ -20,10 +20,10 @@ from apps import compare  # noqa: E402
 RECIPE = [
     "--dataset=digits",
     "--network=resnet8",
-    "--epochs=120",
-    "--learning_rate_drops=72,102",
+    "--epochs=110",
+    "--learning_rate_drops=74,94",
     "--batch_size=32",
-    "--penalty_ratio=0.35",
+    "--penalty_ratio=0.4",
     "--interval=10",
     "--seed=0",
 ]

@@ -80,15 +80,16 @@ def train(recipe, data, workdir):
             threshold=recipe.threshold,
             finetune_epochs=recipe.finetune_epochs,
         )
-    recorder = _Recorder(workdir, recipe, data, pruning)
     drops = keras.callbacks.LearningRateScheduler(
         lambda epoch: (
             recipe.learning_rate
             * 0.1 ** sum(epoch >= drop for drop in recipe.learning_rate_drops)
         )
     )
+    batches = data.training_batches(recipe.batch_size, recipe.seed)
+    recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(
-        data.training_batches(recipe.batch_size, recipe.seed),
+        batches,
         validation_data=data.validation_batches(1000),
         epochs=recipe.epochs,
         callbacks=[drops, *([pruning] if pruning else []), recorder],
@@ -121,7 +122,8 @@ def _compiled_model(recipe, data):
 class _Recorder(keras.callbacks.Callback):
     """Writes the files of a run; comes after all other callbacks.
 
-    Its clock stands still during validation, and runs during surgery.
+    Its clock runs from its making to the end of the last epoch, surgery
+    included, and stands still during validation.
     """
 
     def __init__(self, workdir, recipe, data, pruning):
@@ -134,12 +136,16 @@ class _Recorder(keras.callbacks.Callback):
         self._magnitudes = {}
         self._positions = {}
         self._known_reports = 0
-
-    def on_train_begin(self, logs=None):
         self._clock = self._epoch_seconds = 0.0
         self._started = time.perf_counter()
+
+    def on_train_begin(self, logs=None):
         (self._workdir / "metrics.jsonl").write_text("")
         self._cost = kpt.model_cost(self.model)
+        for name, magnitudes in self._channel_magnitudes().items():
+            shape = self._recipe.epochs, len(magnitudes)
+            self._positions[name] = np.arange(len(magnitudes))
+            self._magnitudes[name] = np.full(shape, np.nan, "float32")
 
     def on_test_begin(self, logs=None):
         self._stop_clock()
@@ -176,22 +182,20 @@ class _Recorder(keras.callbacks.Callback):
         reports = self._pruning.reports if self._pruning else []
         for report in reports[self._known_reports :]:
             for name, keep in report.keep.items():
-                if name in self._positions:
-                    self._positions[name] = self._positions[name][keep]
+                self._positions[name] = self._positions[name][keep]
         self._known_reports = len(reports)
-        for layer in self.model.layers:
-            if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-                continue
-            kernel = np.abs(keras.ops.convert_to_numpy(layer.kernel))
-            now = kernel.reshape(-1, kernel.shape[-1]).max(axis=0)
-            if epoch == 0:
-                self._positions[layer.name] = np.arange(len(now))
-                self._magnitudes[layer.name] = np.full(
-                    (self._recipe.epochs, len(now)), np.nan, "float32"
-                )
-            self._magnitudes[layer.name][epoch, self._positions[layer.name]] = (
-                now
+        for name, magnitudes in self._channel_magnitudes().items():
+            self._magnitudes[name][epoch, self._positions[name]] = magnitudes
+
+    def _channel_magnitudes(self):
+        """Returns the largest magnitude of each output channel, per layer."""
+        return {
+            layer.name: np.abs(keras.ops.convert_to_numpy(layer.kernel)).max(
+                axis=tuple(range(len(layer.kernel.shape) - 1))
             )
+            for layer in self.model.layers
+            if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
+        }
 
     def on_train_end(self, logs=None):
         np.savez_compressed(self._workdir / "channels.npz", **self._magnitudes)

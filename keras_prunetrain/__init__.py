@@ -1,5 +1,6 @@
 """Training that makes the network smaller while it learns."""
 
+from keras_prunetrain import models
 from keras_prunetrain.callbacks.prune_train import (
     PruneTrainCallback,
     Reconfiguration,
@@ -18,6 +19,7 @@ __all__ = [
     "Reconfiguration",
     "channel_report",
     "model_cost",
+    "models",
     "reconfigure",
     "register_rule",
 ]

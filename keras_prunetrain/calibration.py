@@ -1,7 +1,5 @@
 """The lasso on a model: where it goes, and how strong it is (paper, 4.1)."""
 
-import math
-
 import numpy as np
 from keras import ops
 
@@ -81,26 +79,30 @@ def lasso_penalty(model):
     return _number(sum(lasso(kernel) for lasso, kernel in lassos_of(model)))
 
 
-def calibrated_factor(model, task_loss, penalty_ratio):
+def lasso_norms(model):
+    """Returns what `lasso_penalty` is at factor 1: the sum of all norms."""
+    return _number(
+        sum(lasso.unscaled(kernel) for lasso, kernel in lassos_of(model))
+    )
+
+
+def calibrated_factor(norms, task_loss, penalty_ratio):
     """Returns the lasso's factor for a wanted share of the loss (Eq. 3).
 
         penalty_ratio = factor * norms / (task_loss + factor * norms)
 
     Args:
-        model: A model with a `GroupLasso` on its kernels.
+        norms: Float above 0. `lasso_norms`, of the weights of `task_loss`.
         task_loss: Float above 0. The loss without any regularizer.
         penalty_ratio: Float in (0, 1).
     """
-    norms = _number(
-        sum(lasso.unscaled(kernel) for lasso, kernel in lassos_of(model))
-    )
     return penalty_ratio * task_loss / (norms * (1.0 - penalty_ratio))
 
 
 def all_finite(model):
     """Whether no weight of `model` is infinite or NaN."""
     return all(
-        math.isfinite(np.sum(ops.convert_to_numpy(weight), dtype="float64"))
+        np.isfinite(ops.convert_to_numpy(weight)).all()
         for weight in model.weights
     )
 

@@ -150,6 +150,11 @@ def take_over(model, smaller):
         smaller: A compiled model of the same class; useless afterwards.
     """
     optimizer = model.optimizer
+    # Loss and metrics have this list as well. Keras lets it know the tracker of
+    # the model that it comes from, and so it would keep all the old layers.
+    names = getattr(model, "output_names", None)
+    if hasattr(names, "tracker"):
+        names.tracker = None
     _adopt_optimizer(optimizer, smaller.optimizer)
     kept = {name: vars(model)[name] for name in _OF_THE_RUN & set(vars(model))}
     vars(model).clear()
@@ -265,10 +270,15 @@ def sibling_callbacks():
     """Returns the callbacks that are handed a model in the same list.
 
     To be called from `Callback.set_model`. `CallbackList` tells its members
-    nothing about each other, but it is the caller.
+    nothing about each other, but it is a caller.
     """
-    caller = sys._getframe(2).f_locals.get("self")
-    return list(getattr(caller, "callbacks", ()))
+    frame = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
 
 
 def _function(model):

@@ -1,6 +1,7 @@
 """PruneTrain as one callback (paper, Algorithm 1)."""
 
 import dataclasses
+import gc
 import logging
 import math
 import time
@@ -92,10 +93,12 @@ class PruneTrainCallback(keras.callbacks.Callback):
     `training_flops`, those of the whole epoch; NaN if the model has a
     `train_step` of its own, of which the batch size is unknown.
 
-    Layers that carry a `GroupLasso` already keep it, no other gets one, and
-    their factor is computed if it is 0. Otherwise one is put beside the
-    regularizer of each kernel, and is off again when `fit` returns. A second
-    `fit` with the same callback goes on with the factor of the first.
+    Layers that carry a `GroupLasso` already keep it, with its factor, and no
+    other gets one; only if all of these factors are 0 is one computed. Without
+    any, one is put beside the regularizer of each kernel, and is off again when
+    `fit` returns (not if it breaks off with an exception; the next `fit` with
+    this callback sees to that). A second `fit` with the same callback goes on
+    with the factor of the first.
 
     Args:
         penalty_ratio: Float in (0, 1). The lasso's share of the loss of the
@@ -111,7 +114,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
-        factor: Float, the lasso's factor; `None` before the first batch.
+        factor: Float, the lasso's factor, the largest if layers came with
+            theirs; `None` before the first batch.
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
@@ -144,9 +148,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._siblings = []
         self._first_size = None
         self._batch_size = None
-        self._lasso_acts = False
-        self._awaits_first_step = False
-        self._reconfigured_after = None
+        self._given_factors = {}
         self._said_nothing_dead = False
 
     def set_model(self, model):
@@ -157,7 +159,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._refuse_restoring_weights()
-        if self.finetune_epochs >= self.params["epochs"]:
+        if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
                 "`finetune_epochs` must leave at least one epoch with lasso. "
                 f"Received: finetune_epochs={self.finetune_epochs}, and "
@@ -171,34 +173,43 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
+        self._norms = None
+        self._epoch = None
+        self._reconfigured_after = None
         self._awaits_first_step = False
         self._begin_lasso(numbering, skipped)
 
     def _begin_lasso(self, numbering, skipped):
         calibration.detach_lasso(self.model)  # Left by a `fit` that broke off.
         own = [lasso for lasso, _ in calibration.lassos_of(self.model)]
-        if own:
-            self.factor = max(lasso.factor for lasso in own) or self.factor
-        elif not calibration.attach_lasso(self.model, numbering, skipped):
+        if any(lasso.factor for lasso in own):
+            self._given_factors = {id(lasso): lasso.factor for lasso in own}
+            self.factor = max(self._given_factors.values())
+        if not own:
+            calibration.attach_lasso(self.model, numbering, skipped)
+        self._lasso_acts = bool(calibration.lassos_of(self.model))
+        if not self._lasso_acts:
             self._said_nothing_dead = True
             _LOG.warning(
                 "Nothing to prune in '%s': all of its channels have to stay. "
                 "keras_prunetrain.channel_report(model) says why.",
                 self.model.name,
             )
-        self._lasso_acts = True
-        self._set_factor(self.factor or 0.0)
+        self._set_factors()
         self._trace_anew()
 
     def _end_lasso(self):
-        self._set_factor(0.0)  # Of the user's own.
-        calibration.detach_lasso(self.model)
         self._lasso_acts = False
+        calibration.detach_lasso(self.model)
+        for lasso, _ in calibration.lassos_of(self.model):  # The user's own.
+            lasso.factor = 0.0
         self._trace_anew()
 
-    def _set_factor(self, factor):
+    def _set_factors(self):
         for lasso, _ in calibration.lassos_of(self.model):
-            lasso.factor = factor
+            lasso.factor = self._given_factors.get(
+                id(lasso), self.factor or 0.0
+            )
 
     def _trace_anew(self):
         # The penalties are part of the traced steps.
@@ -206,8 +217,10 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self.model.test_function = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.factor is None:
+        # In the logs of later batches is the mean over the epoch.
+        if batch == 0 and self.factor is None and self._lasso_acts:
             self._penalties = calibration.weight_penalties(self.model)
+            self._norms = calibration.lasso_norms(self.model)
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -215,11 +228,13 @@ class PruneTrainCallback(keras.callbacks.Callback):
             self._awaits_first_step = False
             seconds = time.perf_counter() - self._step_started
             self.reports[-1].first_step_seconds = seconds
-        if self._batch_size is None:
-            examples = keras_internals.example_count(self.model)
-            self._batch_size = examples and math.ceil(examples / (batch + 1))
-        if self.factor is None and self._lasso_acts:
+        # At each batch: whoever calls `evaluate` resets the metric.
+        self._examples = keras_internals.example_count(self.model)
+        if self._batch_size is None and self._examples is not None:
+            self._batch_size = math.ceil(self._examples / (batch + 1))
+        if self._norms is not None:
             self._calibrate(logs or {})
+            self._norms = None
 
     def _calibrate(self, logs):
         if "loss" not in logs:
@@ -231,8 +246,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
         task_loss = logs["loss"] - self._penalties
         if not math.isfinite(task_loss):
             _LOG.warning(
-                "The loss of this batch is %s: the lasso is calibrated on the "
-                "next one.",
+                "The loss of the first batch is %s: the lasso is calibrated "
+                "on that of the next epoch.",
                 task_loss,
             )
             return
@@ -244,9 +259,9 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 f"loss of {task_loss} for the first batch, without penalties."
             )
         self.factor = calibration.calibrated_factor(
-            self.model, task_loss, self.penalty_ratio
+            self._norms, task_loss, self.penalty_ratio
         )
-        self._set_factor(self.factor)
+        self._set_factors()
 
     # The life of the model.
 
@@ -257,14 +272,10 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if finetuning and self._lasso_acts:
             self._end_lasso()
 
-    def on_test_begin(self, logs=None):
-        # Validation resets the metric that counts them.
-        self._count_examples()
-
     def on_epoch_end(self, epoch, logs=None):
-        self._count_examples()
         done, epochs = epoch + 1, self.params["epochs"]
-        trained_flops = self._cost.training_flops * self._examples
+        examples = math.nan if self._examples is None else self._examples
+        trained_flops = self._cost.training_flops * examples
         if done in (epochs, epochs - self.finetune_epochs) or (
             self._lasso_acts and done % self.interval == 0
         ):
@@ -277,9 +288,10 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if self._reconfigured_after != self._epoch:  # Stopped early.
             self._reconfigure(logs or {})
         self._end_lasso()
-        self._set_factor(self.factor or 0.0)
+        self._set_factors()
         self.model.train_function = None
         if not self.reports and not self._said_nothing_dead:
+            self._said_nothing_dead = True
             _LOG.warning(
                 "No channel of '%s' fell below threshold=%g. A longer training "
                 "at a high learning rate, or a larger `penalty_ratio`, removes "
@@ -287,11 +299,6 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 self.model.name,
                 self.threshold,
             )
-
-    def _count_examples(self):
-        if self._examples is None:
-            count = keras_internals.example_count(self.model)
-            self._examples = math.nan if count is None else count
 
     def _reconfigure(self, logs):
         started = time.perf_counter()
@@ -306,18 +313,28 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 self.model.name,
             )
             return
+        report = self._cut(loss)
+        if report is None:
+            return
+        # Layers and graph refer to each other: without this the old weights
+        # would stay in memory until Python happens to look for cycles.
+        gc.collect()
+        report.seconds = time.perf_counter() - started
+        self.reports.append(report)
+        self._awaits_first_step = True
+        _LOG.info("%s", _summary(report))
+
+    def _cut(self, loss):
+        """Makes the model smaller; returns the report, `None` if it is not."""
         plan = plan_cut(self.model, self.threshold, **self._arguments)
         if plan.removes_nothing:
-            return
+            return None
         smaller = carry_out(self.model, plan)
         report = self._report(plan, smaller, loss)
         take_over(self.model, smaller)
         self._size = int(plan.alive.sum())
         self._cost = model_cost(self.model)
-        report.seconds = time.perf_counter() - started
-        self.reports.append(report)
-        self._awaits_first_step = True
-        _LOG.info("%s", _summary(report))
+        return report
 
     def _report(self, plan, smaller, loss):
         rows = report_of(plan)
@@ -415,4 +432,10 @@ def _checked_arguments(reconfigure):
             "`reconfigure` takes 'channel_multiple', 'min_channels' and "
             f"'skip'. Received: {', '.join(sorted(map(repr, unknown)))}"
         )
+    for name in arguments.keys() - {"skip"}:
+        if not isinstance(arguments[name], int) or arguments[name] < 1:
+            raise ValueError(
+                f"`{name}` must be an integer, at least 1. "
+                f"Received: reconfigure={reconfigure}"
+            )
     return arguments

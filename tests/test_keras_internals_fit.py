@@ -1,0 +1,86 @@
+"""The private parts of Keras that a running `fit` is carried on with.
+
+What they are for is tested in tests/callbacks; here is what they must not do.
+"""
+
+import keras
+import pytest
+
+from keras_prunetrain import keras_internals
+from tests.callbacks.fits import examples, network
+
+
+class Ask(keras.callbacks.Callback):
+    siblings = None
+
+    def set_model(self, model):
+        super().set_model(model)
+        self.siblings = keras_internals.sibling_callbacks()
+
+
+def test_siblings_are_all_callbacks_of_the_list():
+    ask, other = Ask(), keras.callbacks.Callback()
+    ask.set_model(network())
+    assert ask.siblings == []
+    members = keras.callbacks.CallbackList([ask, other], model=network())
+    assert ask.siblings == members.callbacks
+    assert other in ask.siblings
+
+
+class Count(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.counts.append(keras_internals.example_count(self.model))
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "counts"),
+    [(keras.Model, [16, 32, 40] * 2), (OwnStep, [None] * 6)],
+)
+def test_examples_are_counted_where_keras_weighs_by_them(model_class, counts):
+    model, count = network(model_class), Count()
+    model.fit(
+        *examples(40), batch_size=16, epochs=2, callbacks=[count], verbose=0
+    )
+    assert count.counts == counts
+
+
+def test_what_is_compiled_is_carried_as_objects():
+    model, smaller = network(), network()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    metric = keras.metrics.SparseCategoricalAccuracy()
+    model.compile(
+        "sgd",
+        loss,
+        loss_weights=0.5,
+        weighted_metrics=[metric],
+        run_eagerly=True,
+        steps_per_execution=1,
+        jit_compile=False,
+    )
+    optimizer = keras.optimizers.Adam()
+    keras_internals.compile_like(model, smaller, optimizer)
+    assert smaller.optimizer is optimizer
+    assert smaller.loss is loss
+    assert smaller._compile_config.config["weighted_metrics"] == [metric]
+    assert smaller._compile_config.config["loss_weights"] == 0.5
+    assert smaller.run_eagerly
+    assert not smaller.jit_compile
+
+
+def test_a_loss_scale_is_not_put_around_another_one():
+    inner = keras.optimizers.SGD()
+    model = network(compiled={"optimizer": inner}, dtype="mixed_float16")
+    model.optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    smaller = network(dtype="mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    keras_internals.compile_like(model, smaller, optimizer)
+    assert smaller.optimizer is optimizer
