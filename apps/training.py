@@ -1,7 +1,6 @@
 """One training run: recipe in, a folder of records and a model out."""
 
 import dataclasses
-import datetime
 import json
 import pathlib
 import sys
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 
 import keras_prunetrain as kpt
+from apps.environment import environment
 from keras_prunetrain import models
 
 
@@ -232,6 +232,5 @@ class _Recorder(keras.callbacks.Callback):
             ),
             "reconfigurations": len(reports),
             "recipe": dataclasses.asdict(self._recipe),
-            "date": datetime.date.today().isoformat(),
-            "keras": keras.version(),
+            **environment([self._recipe.seed]),
         }

@@ -1,10 +1,8 @@
 """Training that makes the network smaller while it learns."""
 
 from keras_prunetrain import models
-from keras_prunetrain.callbacks.prune_train import (
-    PruneTrainCallback,
-    Reconfiguration,
-)
+from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
+from keras_prunetrain.callbacks.record import Reconfiguration
 from keras_prunetrain.channels.report import channel_report
 from keras_prunetrain.channels.rules import LayerRule, register_rule
 from keras_prunetrain.cost import Cost, model_cost

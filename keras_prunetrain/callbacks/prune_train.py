@@ -1,66 +1,27 @@
 """PruneTrain as one callback (paper, Algorithm 1)."""
 
-import dataclasses
 import gc
 import logging
 import math
 import time
 
 import keras
-from keras import ops
 
 from keras_prunetrain import calibration, keras_internals
-from keras_prunetrain.channels.liveness import matching_layers, plan_cut
+from keras_prunetrain.callbacks.record import record_of
+from keras_prunetrain.channels.liveness import (
+    check_limits,
+    matching_layers,
+    plan_cut,
+)
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.channels.report import report_of
-from keras_prunetrain.cost import Cost, model_cost
-from keras_prunetrain.surgery.reconfigure import carry_out
-from keras_prunetrain.surgery.takeover import take_over
+from keras_prunetrain.cost import model_cost
+from keras_prunetrain.surgery.reconfigure import (
+    carry_out,
+    check_reconfigurable,
+)
 
 _LOG = logging.getLogger("keras_prunetrain")
-
-
-@dataclasses.dataclass
-class Reconfiguration:
-    """The record of one reconfiguration.
-
-    Attributes:
-        epoch: The epoch after which it took place, from 0.
-        channels_before: Dict from each layer with a kernel to the number of
-            channels that it computed.
-        channels_after: The same afterwards; 0 for layers that are gone.
-        keep: Dict from each layer to the sorted positions, among the channels
-            before, of those that stayed.
-        removed_layers: Names of the layers that left, with their branch.
-        constants_kept: Names of the additions that go on adding the constant
-            of a branch that left; it is not trained any further.
-        held: Dict from each layer that kept channels that are dead in it, or
-            that may not go, to a list of what held them.
-        cost_before: `Cost` per example, without `per_layer`.
-        cost_after: The same afterwards.
-        batch_size: Global, in examples.
-        learning_rate: Of the optimizer at that moment.
-        penalty_ratio: Share of the lasso in (task loss + lasso), reached over
-            the epoch.
-        seconds: Of the surgery.
-        first_step_seconds: Of the training step after it, which is traced
-            anew; 0 until that step is done, and if there is none.
-    """
-
-    epoch: int
-    channels_before: dict[str, int]
-    channels_after: dict[str, int]
-    keep: dict[str, list[int]]
-    removed_layers: list[str]
-    constants_kept: list[str]
-    held: dict[str, list[str]]
-    cost_before: Cost
-    cost_after: Cost
-    batch_size: int | None
-    learning_rate: float
-    penalty_ratio: float
-    seconds: float
-    first_step_seconds: float = 0.0
 
 
 class PruneTrainCallback(keras.callbacks.Callback):
@@ -91,7 +52,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
     of the channels that the model had when it was first trained with this
     callback (a fraction, after the epoch's reconfiguration), and
     `training_flops`, those of the whole epoch; NaN if the model has a
-    `train_step` of its own, of which the batch size is unknown.
+    `train_step` of its own, of which the batch size is unknown, or inputs
+    without a fixed size.
 
     Layers that carry a `GroupLasso` already keep it, with its factor, and no
     other gets one; only if all of these factors are 0 is one computed. Without
@@ -137,21 +99,25 @@ class PruneTrainCallback(keras.callbacks.Callback):
         finetune_epochs=0,
     ):
         super().__init__()
-        _check(penalty_ratio, interval, threshold, finetune_epochs)
+        _check(penalty_ratio, interval, finetune_epochs)
         self.penalty_ratio = penalty_ratio
         self.interval = interval
         self.threshold = threshold
         self.finetune_epochs = finetune_epochs
+        self._arguments = _checked_arguments(threshold, reconfigure)
+        self._forget()
+
+    def _forget(self):
         self.factor = None
         self.reports = []
-        self._arguments = _checked_arguments(reconfigure)
-        self._siblings = []
         self._first_size = None
         self._batch_size = None
         self._given_factors = {}
         self._said_nothing_dead = False
 
     def set_model(self, model):
+        if self._model is not None and self._model is not model:
+            self._forget()  # What was another model's: its factor, its size.
         super().set_model(model)
         self._siblings = keras_internals.sibling_callbacks()
 
@@ -169,7 +135,9 @@ class PruneTrainCallback(keras.callbacks.Callback):
         # As keys: a reconfigured model has other layer objects.
         skipped = matching_layers(numbering, self._arguments.get("skip", ()))
         self._arguments["skip"] = tuple(skipped)
-        self._cost = model_cost(self.model)
+        # Better now than after ten epochs.
+        check_reconfigurable(self.model)
+        self._cost = _cost(self.model)
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
@@ -275,7 +243,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         done, epochs = epoch + 1, self.params["epochs"]
         examples = math.nan if self._examples is None else self._examples
-        trained_flops = self._cost.training_flops * examples
+        flops = self._cost.training_flops if self._cost else math.nan
+        trained_flops = flops * examples
         if done in (epochs, epochs - self.finetune_epochs) or (
             self._lasso_acts and done % self.interval == 0
         ):
@@ -322,7 +291,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         report.seconds = time.perf_counter() - started
         self.reports.append(report)
         self._awaits_first_step = True
-        _LOG.info("%s", _summary(report))
+        _LOG.info("%s", report)
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
@@ -330,43 +299,19 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if plan.removes_nothing:
             return None
         smaller = carry_out(self.model, plan)
-        report = self._report(plan, smaller, loss)
-        take_over(self.model, smaller)
-        self._size = int(plan.alive.sum())
-        self._cost = model_cost(self.model)
-        return report
-
-    def _report(self, plan, smaller, loss):
-        rows = report_of(plan)
-        keep = {
-            label.layer: plan.keep(label.numbers).tolist()
-            for label in plan.numbering.labels
-            if label.is_kernel and label.side == "out"
-        }
-        keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
-        lasso = calibration.lasso_penalty(self.model)
-        others = calibration.weight_penalties(self.model) - lasso
-        return Reconfiguration(
+        cost = _cost(smaller)
+        report = record_of(
+            plan,
+            self.model,
             epoch=self._epoch,
-            channels_before={row.layer: row.channels for row in rows},
-            channels_after={name: len(kept) for name, kept in keep.items()},
-            keep=keep,
-            removed_layers=sorted(plan.removed),
-            constants_kept=sorted(
-                branch.name
-                for branch in plan.branches.values()
-                if branch.constant.any()
-            ),
-            held={row.layer: list(row.held_by) for row in rows if row.held_by},
-            cost_before=dataclasses.replace(self._cost, per_layer={}),
-            cost_after=dataclasses.replace(model_cost(smaller), per_layer={}),
+            loss=loss,
+            costs=(self._cost, cost),
             batch_size=self._batch_size,
-            learning_rate=float(
-                ops.convert_to_numpy(self.model.optimizer.learning_rate)
-            ),
-            penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
-            seconds=0.0,
         )
+        keras_internals.take_over(self.model, smaller)
+        self._size = int(plan.alive.sum())
+        self._cost = cost
+        return report
 
     def _refuse_restoring_weights(self):
         for callback in self._siblings:
@@ -384,24 +329,14 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 )
 
 
-def _summary(report):
-    before, after = report.cost_before, report.cost_after
-    text = (
-        f"Epoch {report.epoch + 1}: "
-        f"channels {sum(report.channels_before.values())} -> "
-        f"{sum(report.channels_after.values())}, "
-        f"parameters {before.parameters:,} -> {after.parameters:,}, "
-        f"forward MFLOP {before.forward_flops / 1e6:,.1f} -> "
-        f"{after.forward_flops / 1e6:,.1f} "
-        f"(-{1 - after.forward_flops / before.forward_flops:.0%}), "
-        f"{report.seconds:.1f} s"
-    )
-    if report.removed_layers:
-        text += f"; removed: {', '.join(report.removed_layers)}"
-    return text
+def _cost(model):
+    """Returns the `Cost` of `model`, `None` if it takes images of any size."""
+    if any(None in x.shape[1:] for x in model.inputs):
+        return None
+    return model_cost(model)
 
 
-def _check(penalty_ratio, interval, threshold, finetune_epochs):
+def _check(penalty_ratio, interval, finetune_epochs):
     if not 0.0 < penalty_ratio < 1.0:
         raise ValueError(
             "`penalty_ratio` is the lasso's share of the loss, a fraction "
@@ -412,11 +347,6 @@ def _check(penalty_ratio, interval, threshold, finetune_epochs):
             "`interval` must be a number of epochs, an integer of at least 1. "
             f"Received: interval={interval}"
         )
-    if not 0.0 <= threshold < math.inf:
-        raise ValueError(
-            "`threshold` must be a finite number, at least 0, in the unit of "
-            f"the weights. Received: threshold={threshold}"
-        )
     if not isinstance(finetune_epochs, int) or finetune_epochs < 0:
         raise ValueError(
             "`finetune_epochs` must be an integer, at least 0. "
@@ -424,18 +354,14 @@ def _check(penalty_ratio, interval, threshold, finetune_epochs):
         )
 
 
-def _checked_arguments(reconfigure):
+def _checked_arguments(threshold, reconfigure):
     arguments = dict(reconfigure or {})
-    unknown = arguments.keys() - {"channel_multiple", "min_channels", "skip"}
+    limits = arguments.keys() & {"channel_multiple", "min_channels"}
+    unknown = arguments.keys() - limits - {"skip"}
     if unknown:
         raise ValueError(
             "`reconfigure` takes 'channel_multiple', 'min_channels' and "
             f"'skip'. Received: {', '.join(sorted(map(repr, unknown)))}"
         )
-    for name in arguments.keys() - {"skip"}:
-        if not isinstance(arguments[name], int) or arguments[name] < 1:
-            raise ValueError(
-                f"`{name}` must be an integer, at least 1. "
-                f"Received: reconfigure={reconfigure}"
-            )
+    check_limits(threshold, **{k: arguments[k] for k in limits})
     return arguments

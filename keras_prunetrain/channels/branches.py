@@ -30,13 +30,14 @@ class Branch(NamedTuple):
     constant: np.ndarray
 
 
-def constant_branches(model, numbering, alive):
+def constant_branches(model, numbering, alive, skip=()):
     """Finds the additions whose inputs are constants, and what goes with them.
 
     Args:
         model: A functional model.
         numbering: Its `Numbering`.
         alive: Bool array, shape `(numbering.size,)`.
+        skip: Keys of layers that may not go, nor what is nested in them.
 
     Returns:
         Dict from the `id` of an addition's output tensor to its `Branch`, and
@@ -52,9 +53,17 @@ def constant_branches(model, numbering, alive):
         return {}, frozenset()
     search = _Search(numbering, dead, set(map(id, model.outputs)))
     search.run(model, [None] * len(model.inputs), "")
-    branches = search.branches()
-    needed = set(_needed_layers(model, branches, ""))
-    return branches, frozenset(numbering.layers) - needed
+    skipped = {
+        key
+        for key in numbering.layers
+        if any(key == k or key.startswith(f"{k}/") for k in skip)
+    }
+    branches = {
+        output: branch
+        for output, branch in search.branches().items()
+        if skipped.isdisjoint(_unneeded(model, numbering, {output: branch}))
+    }
+    return branches, _unneeded(model, numbering, branches)
 
 
 def needed_calls(model, branches):
@@ -72,6 +81,11 @@ def needed_calls(model, branches):
         stay = range(len(call.inputs)) if branch is None else branch.stay
         needed.update(id(call.inputs[i]) for i in stay)
     return result[::-1]
+
+
+def _unneeded(model, numbering, branches):
+    needed = set(_needed_layers(model, branches, ""))
+    return frozenset(numbering.layers) - needed
 
 
 def _needed_layers(model, branches, prefix):

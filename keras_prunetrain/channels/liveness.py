@@ -49,10 +49,11 @@ def plan_cut(
     model, threshold=1e-4, channel_multiple=1, min_channels=1, skip=()
 ):
     """Returns the `Plan` for `model`; arguments as in `reconfigure`."""
-    _check(threshold, channel_multiple, min_channels)
+    check_limits(threshold, channel_multiple, min_channels)
     numbering = number_channels(model)
     reasons = dict(numbering.frozen)
-    for key in matching_layers(numbering, skip):
+    skipped = matching_layers(numbering, skip)
+    for key in skipped:
         for number in _touched(numbering, key):
             reasons.setdefault(number, f"skip: {key}")
     strength = _strength(numbering)
@@ -60,7 +61,7 @@ def plan_cut(
     kept = {n: reason for n, reason in reasons.items() if not alive[n]}
     alive[list(kept)] = True
 
-    branches, removed = constant_branches(model, numbering, alive)
+    branches, removed = constant_branches(model, numbering, alive, skipped)
     written = [
         np.unique(label.numbers)
         for label in numbering.labels
@@ -185,7 +186,8 @@ def _round_up(numbers, strength, alive, kept, channel_multiple, min_channels):
     return missing > 0
 
 
-def _check(threshold, channel_multiple, min_channels):
+def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
+    """Raises a `ValueError` if an argument of `plan_cut` is out of range."""
     if not 0.0 <= threshold < math.inf:
         raise ValueError(
             "`threshold` must be a finite number, at least 0, in the unit of "

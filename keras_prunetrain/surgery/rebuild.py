@@ -168,13 +168,18 @@ class _Builder:
                 keep = self._plan.keep(channels.numbers)
                 if len(keep) < len(channels.numbers):
                     _cut_config(config, layer, rule, channels, keep)
-            return type(layer).from_config(config)
+            clone = type(layer).from_config(config)
         except Exception as error:
             raise ValueError(
                 f"Cannot make layer '{key}' anew from its config. Check that "
                 f"`get_config` of {type(layer).__name__} returns all that its "
                 f"`__init__` takes. Keras says: {error}"
             ) from error
+        # The objects themselves: a lasso's factor is not to be held twice.
+        for name, value in vars(layer).items():
+            if isinstance(value, keras.regularizers.Regularizer):
+                setattr(clone, name, value)
+        return clone
 
 
 def _cut_config(config, layer, rule, channels, keep):

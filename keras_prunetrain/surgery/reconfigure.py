@@ -81,6 +81,17 @@ def carry_out(model, plan):
     return smaller
 
 
+def check_reconfigurable(model):
+    """Raises what `reconfigure` would raise over `model`, by rebuilding it.
+
+    A layer that cannot be made anew or an optimizer that cannot be copied would
+    otherwise break a training off in its middle.
+    """
+    with keras_internals.strategy_scope(model), _no_garbage_collection():
+        _, cuts, _ = rebuild(model, plan_cut(model, threshold=0.0))
+        carry_optimizer(model.optimizer, cuts)
+
+
 @contextlib.contextmanager
 def _no_garbage_collection():
     # Layers are thousands of small objects. While they are made, Python would

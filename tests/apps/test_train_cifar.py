@@ -72,9 +72,13 @@ def test_metrics_have_a_row_for_each_epoch(finished):
     _, folder, _ = finished
     rows = lines(folder / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == list(range(EPOCHS))
-    needed = ["loss", "task_loss", "accuracy", "val_loss", "val_accuracy", "seconds", "batch_size", "learning_rate", "density", "parameters", "training_flops"]
+    needed = {
+        *("loss", "task_loss", "accuracy", "val_loss", "val_accuracy"),
+        *("seconds", "batch_size", "learning_rate", "density"),
+        *("parameters", "training_flops"),
+    }
     for row in rows:
-        assert set(needed) <= row.keys()
+        assert needed <= row.keys()
         assert row["loss"] > row["task_loss"] > 0
     # The FLOPs of the full network, three passes for every image.
     assert rows[0]["training_flops"] == 3 * 24_413_440 * TRAIN_SIZE

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
 from keras_prunetrain import (
     GroupLasso,
@@ -834,3 +835,38 @@ def test_interval_and_threshold():
     )
     assert [report.epoch for report in pruning.reports] == [2, 4]
     assert widths(model) == {"stem": 6, "inner": 4, "last": 6, "logits": 3}
+
+
+def test_images_of_any_size_are_trained_on_without_counting_flops():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.Conv2D(4, 3, name="b")(x)
+    outputs = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(image, outputs)
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    pruning = PruneTrainCallback(interval=1, threshold=0.3)
+
+    history = model.fit(*examples(), callbacks=[pruning], verbose=0).history
+
+    assert pruning.reports[0].cost_before is None
+    assert "channels 11 -> " in str(pruning.reports[0])
+    assert np.isnan(history["training_flops"]).all()
+    assert history["density"][-1] < 1
+
+
+def test_another_model_is_calibrated_anew():
+    pruning = PruneTrainCallback(interval=1)
+    first, second = network(), network(l2=0.1)
+    first.fit(*examples(), callbacks=[pruning], verbose=0)
+    factor, reports = pruning.factor, pruning.reports
+    fresh = PruneTrainCallback(interval=1)
+    network(l2=0.1).fit(*examples(), callbacks=[fresh], verbose=0)
+
+    second.fit(*examples(seed=1), callbacks=[pruning], verbose=0)
+
+    assert pruning.factor not in (None, factor)
+    assert pruning.reports is not reports

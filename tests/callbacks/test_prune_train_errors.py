@@ -50,7 +50,7 @@ def test_reconfigure_takes_known_arguments_only():
 @pytest.mark.parametrize("argument", ["channel_multiple", "min_channels"])
 @pytest.mark.parametrize("value", [0, 1.5, "2"])
 def test_arguments_of_reconfigure_are_checked(argument, value):
-    message = f"`{argument}` must be an integer, at least 1. Received: reconf"
+    message = f"`{argument}` must be an integer, .*: {argument}={value}"
     with pytest.raises(ValueError, match=message):
         PruneTrainCallback(reconfigure={argument: value})
 
@@ -161,3 +161,26 @@ def test_logs_must_tell_the_loss():
     model = network(Silent)
     with pytest.raises(ValueError, match=r"Return it .*logs=\['accuracy'\]"):
         model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
+
+
+class Unrepeatable(keras.layers.Layer):
+    """Keras cannot write its argument into a config."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named_before_training():
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(image)
+    x = keras.layers.Conv2D(4, 3, name="conv2")(x)
+    x = Unrepeatable(lambda x: 2 * x, name="mine")(keras.layers.Flatten()(x))
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    refuses(model, PruneTrainCallback(), "layer 'mine' anew from its config")

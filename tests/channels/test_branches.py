@@ -252,3 +252,21 @@ def test_the_constant_is_saved_to_the_last_bit(tmp_path):
         loaded.get_layer("add").offset, smaller.get_layer("add").offset
     )
     np.testing.assert_array_equal(loaded(images()), smaller(images()))
+
+
+@pytest.mark.parametrize("skipped", ["a1", "a2", "a_bn"])
+def test_a_branch_with_a_skipped_layer_stays(skipped):
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
+    model = keras.Model(image, networks.head(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill_blocks(model, "a")
+
+    smaller = reconfigure(model, skip=skipped)
+
+    assert {"a1", "a2", "a_bn", "add"} <= {x.name for x in smaller.layers}
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )

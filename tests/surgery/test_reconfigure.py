@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_prunetrain import reconfigure
+from keras_prunetrain import GroupLasso, reconfigure
 from tests import networks
 from tests.networks import images, kill, kill_all, outputs, shake, take, targets
 
@@ -582,3 +582,19 @@ def test_a_layer_whose_config_lacks_an_argument_is_refused(layer_class):
     compiled(network)
     match = f"layer 'mine' anew.*`get_config` of {layer_class.__name__} returns"
     assert_refused(model, match)
+
+
+def test_a_regularizer_is_the_same_object_in_layer_and_weight():
+    lasso = GroupLasso(factor=0.5)
+    image = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3, kernel_regularizer=lasso, name="a")(image)
+    x = keras.layers.Conv2D(4, 3, name="b")(x)
+    model = keras.Model(image, networks.head(x))
+    model.compile("sgd", "mse")
+    networks.kill(model, {"a": [1]}, {"b": [1]})
+
+    smaller = reconfigure(model)
+
+    assert smaller.get_layer("a").kernel.shape[-1] == 3
+    assert smaller.get_layer("a").kernel_regularizer is lasso
+    assert smaller.get_layer("a").kernel.regularizer is lasso

@@ -14,11 +14,12 @@ import sys
 import time
 
 from absl import app, flags
-from environment import ROOT, environment
 
-sys.path.insert(0, str(ROOT))  # `apps` is not part of the installed package.
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from apps import data  # noqa: E402
+from apps.environment import ROOT, environment  # noqa: E402
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "As of `apps.data.load`.")
 _PASSES = flags.DEFINE_integer("passes", 7, "Epochs to measure.", lower_bound=1)

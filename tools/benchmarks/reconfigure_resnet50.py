@@ -13,15 +13,20 @@ import json
 import pathlib
 import resource
 import statistics
+import sys
 import time
 
 import keras
 import numpy as np
 from absl import app, flags
-from environment import ROOT, environment
 
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import ROOT, environment  # noqa: E402
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Reconfigurations to time.")
 _OUTPUT = flags.DEFINE_string(

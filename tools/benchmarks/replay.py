@@ -1,27 +1,33 @@
 """Measures the step of each architecture that a recorded run went through.
 
-    python tools/benchmarks/replay.py tools/results/cifar10_resnet20_ratio30
+    python tools/benchmarks/replay.py tools/results/RUN.json
 
 The seconds in a run's records depend on what else the machine did meanwhile.
-Here the first architecture and the later ones, rebuilt from the records, train
-in turns, so that their ratios hold. The epochs of the run, each weighted with
-its architecture's ratio, give the training time relative to dense.
+Here the dense network and all architectures of the run, rebuilt from the
+records, the latter with lasso and callback, train in turns, so that their
+ratios hold. The epochs of the run, each weighted with its architecture's ratio,
+give the training time relative to dense; reconfigurations are listed apart.
 """
 
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 import keras
 import numpy as np
 from absl import app, flags
-from environment import ROOT, environment
 from turns import in_turns
 
 import keras_prunetrain as kpt
 from keras_prunetrain import models
 from keras_prunetrain.channels.numbering import number_channels
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import ROOT, environment  # noqa: E402
 
 _TURNS = flags.DEFINE_integer("turns", 10, "Turns of each architecture.")
 _OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
@@ -30,14 +36,12 @@ SEED = 0
 
 
 def main(argv):
-    folder = pathlib.Path(argv[1])
-    run = json.loads((folder / "result.json").read_text())
-    recipe = run["recipe"]
+    if len(argv) != 2:
+        raise app.UsageError("Expected one file of tools/record_run.py.")
+    path = pathlib.Path(argv[1])
+    run = json.loads(path.read_text())
+    recipe, reports = run["recipe"], run["reconfigurations"]
     keras.config.set_dtype_policy(recipe["dtype_policy"])
-    reports = [
-        json.loads(line)
-        for line in (folder / "reconfigurations.jsonl").read_text().splitlines()
-    ]
     stages, first_steps = [first_architecture(recipe)], []
     surgeries = []
     for report in reports:
@@ -45,15 +49,20 @@ def main(argv):
         stages.append(cut_like(report, stages[-1]))
         surgeries.append(time.perf_counter() - started)
         first_steps.append(first_step_seconds(stages[-1]))
-    seconds = in_turns(stages, _TURNS.value, SEED)
+    # No reconfiguration comes up in so few epochs.
+    lassos = [[kpt.PruneTrainCallback(interval=10**6)] for _ in stages]
+    dense, *seconds = in_turns(
+        [first_architecture(recipe), *stages], _TURNS.value, SEED, [[], *lassos]
+    )
     ratios = [
-        statistics.median(b / a for a, b in zip(seconds[0], later, strict=True))
-        for later in seconds
+        statistics.median(b / a for a, b in zip(dense, times, strict=True))
+        for times in seconds
     ]
     begins = [0, *(report["epoch"] + 1 for report in reports), run["epochs"]]
     epochs = np.diff(begins).tolist()
     record = environment([SEED]) | {
-        "run": folder.name,
+        "run": path.stem,
+        "dense_step_seconds": statistics.median(dense),
         "architectures": [
             {
                 "epochs": n,
@@ -71,8 +80,7 @@ def main(argv):
         "first_step_seconds": first_steps,
     }
     output = pathlib.Path(
-        _OUTPUT.value
-        or ROOT / "tools" / "results" / f"replay_{folder.name}.json"
+        _OUTPUT.value or ROOT / "tools" / "results" / f"replay_{path.stem}.json"
     )
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

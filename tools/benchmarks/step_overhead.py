@@ -10,14 +10,19 @@ below 1.05.
 import json
 import pathlib
 import statistics
+import sys
 
 import keras
 from absl import app, flags
-from environment import ROOT, environment
 from turns import BATCH_SIZE, in_turns
 
 import keras_prunetrain as kpt
 from keras_prunetrain import models
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import ROOT, environment  # noqa: E402
 
 _NETWORK = flags.DEFINE_enum(
     "network", "resnet20", sorted(models.__all__), "Network."

@@ -1,0 +1,117 @@
+"""The record of one reconfiguration."""
+
+import dataclasses
+
+from keras import ops
+
+from keras_prunetrain import calibration
+from keras_prunetrain.channels.report import report_of
+from keras_prunetrain.cost import Cost
+
+
+@dataclasses.dataclass
+class Reconfiguration:
+    """What one reconfiguration did, and what it took.
+
+    Attributes:
+        epoch: The epoch after which it took place, from 0.
+        channels_before: Dict from each layer with a kernel to the number of
+            channels that it computed.
+        channels_after: The same afterwards; 0 for layers that are gone.
+        keep: Dict from each layer to the sorted positions, among the channels
+            before, of those that stayed.
+        removed_layers: Names of the layers that left, with their branch.
+        constants_kept: Names of the additions that go on adding the constant
+            of a branch that left; it is not trained any further.
+        held: Dict from each layer that kept channels that are dead in it, or
+            that may not go, to a list of what held them.
+        cost_before: `Cost` per example, without `per_layer`; `None` if the
+            model's inputs have no fixed size.
+        cost_after: The same afterwards.
+        batch_size: Global, in examples; `None` if it is not known.
+        learning_rate: Of the optimizer at that moment.
+        penalty_ratio: Share of the lasso in (task loss + lasso): its value
+            after the epoch, and the mean loss over it.
+        seconds: Of the surgery.
+        first_step_seconds: Of the training step after it, which is traced
+            anew; 0 until that step is done, and if there is none.
+    """
+
+    epoch: int
+    channels_before: dict[str, int]
+    channels_after: dict[str, int]
+    keep: dict[str, list[int]]
+    removed_layers: list[str]
+    constants_kept: list[str]
+    held: dict[str, list[str]]
+    cost_before: Cost | None
+    cost_after: Cost | None
+    batch_size: int | None
+    learning_rate: float
+    penalty_ratio: float
+    seconds: float = 0.0
+    first_step_seconds: float = 0.0
+
+    def __str__(self):
+        parts = [
+            f"Epoch {self.epoch + 1}: channels "
+            f"{sum(self.channels_before.values())} -> "
+            f"{sum(self.channels_after.values())}"
+        ]
+        before, after = self.cost_before, self.cost_after
+        if before is not None:
+            saved = 1 - after.forward_flops / before.forward_flops
+            parts += [
+                f"parameters {before.parameters:,} -> {after.parameters:,}",
+                f"forward MFLOP {before.forward_flops / 1e6:,.1f} -> "
+                f"{after.forward_flops / 1e6:,.1f} (-{saved:.0%})",
+            ]
+        text = ", ".join([*parts, f"{self.seconds:.1f} s"])
+        if self.removed_layers:
+            text += f"; removed: {', '.join(self.removed_layers)}"
+        return text
+
+
+def record_of(plan, model, *, epoch, loss, costs, batch_size):
+    """Returns the `Reconfiguration` that `plan` is about to do to `model`.
+
+    Args:
+        plan: A `Plan`.
+        model: The model, before its reconfiguration.
+        epoch: Integer, from 0.
+        loss: Float. Mean loss of the epoch, all penalties included.
+        costs: `Cost` before and after, or `None`s.
+        batch_size: Integer or `None`.
+    """
+    rows = report_of(plan)
+    keep = {
+        label.layer: plan.keep(label.numbers).tolist()
+        for label in plan.numbering.labels
+        if label.is_kernel and label.side == "out"
+    }
+    keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
+    lasso = calibration.lasso_penalty(model)
+    others = calibration.weight_penalties(model) - lasso
+    before, after = (
+        cost and dataclasses.replace(cost, per_layer={}) for cost in costs
+    )
+    return Reconfiguration(
+        epoch=epoch,
+        channels_before={row.layer: row.channels for row in rows},
+        channels_after={name: len(kept) for name, kept in keep.items()},
+        keep=keep,
+        removed_layers=sorted(plan.removed),
+        constants_kept=sorted(
+            branch.name
+            for branch in plan.branches.values()
+            if branch.constant.any()
+        ),
+        held={row.layer: list(row.held_by) for row in rows if row.held_by},
+        cost_before=before,
+        cost_after=after,
+        batch_size=batch_size,
+        learning_rate=float(
+            ops.convert_to_numpy(model.optimizer.learning_rate)
+        ),
+        penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
+    )
