@@ -230,13 +230,12 @@ def load(name, data_dir=None, seed=0):
 
 
 def _digits(seed):
-    """Reads the 1,797 handwritten digits, scaled from 8x8 to 32x32 pixels."""
+    """Reads the 1,797 handwritten digits, as they are, 8x8 pixels."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    # The size of the images of CIFAR, for which the networks are made.
-    images = digits.images.astype("uint8").repeat(4, axis=1).repeat(4, axis=2)
+    images = digits.images.astype("uint8")
     train, held_out, train_labels, held_out_labels = train_test_split(
         images[..., None],
         digits.target.astype("int32"),
@@ -249,7 +248,7 @@ def _digits(seed):
         train=(train, train_labels),
         validation=(held_out, held_out_labels),
         classes=10,
-        padding=4,
+        padding=1,
         flips=False,
     )
 

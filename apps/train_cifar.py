@@ -28,6 +28,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("method", "prunetrain", ["dense", "prunetrain"], "Method.")
 flags.DEFINE_enum("dataset", "digits", data.NAMES, "Data set.")
 flags.DEFINE_enum("network", "resnet20", sorted(models.__all__), "Network.")
+flags.DEFINE_integer("width", None, "Of a ResNet's first stage, in channels.")
 flags.DEFINE_integer("epochs", 182, "Epochs.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Images per update.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
@@ -64,6 +65,7 @@ def main(argv):
         method=FLAGS.method,
         dataset=FLAGS.dataset,
         network=FLAGS.network,
+        width=FLAGS.width,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,

@@ -22,6 +22,7 @@ class Recipe:
         method: `"dense"` or `"prunetrain"`.
         dataset: Name of a data set, for the record.
         network: Name of a function in `keras_prunetrain.models`.
+        width: Channels of the first stage of a ResNet; `None` for its own.
         epochs: Passes over the training images.
         batch_size: Images per optimizer update.
         seed: Of initial weights, order of images and augmentation.
@@ -38,6 +39,7 @@ class Recipe:
     method: str
     dataset: str
     network: str
+    width: int | None
     epochs: int
     batch_size: int
     seed: int
@@ -104,7 +106,8 @@ def train(recipe, data, workdir):
 
 def _compiled_model(recipe, data):
     build = getattr(models, recipe.network)
-    model = build(data.image_shape, data.classes, recipe.weight_decay)
+    width = {} if recipe.width is None else {"width": recipe.width}
+    model = build(data.image_shape, data.classes, recipe.weight_decay, **width)
     model.compile(
         keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -29,7 +29,13 @@ def attach_lasso(model, numbering, skip=()):
         frozen = all(
             int(number) in numbering.frozen for number in label.numbers
         )
-        if label.is_kernel and not frozen and label.layer not in skip:
+        trains = label.weight.trainable
+        if (
+            label.is_kernel
+            and trains
+            and not frozen
+            and label.layer not in skip
+        ):
             kernel, sides = axes.setdefault(
                 id(label.weight), (label.weight, [])
             )

@@ -77,6 +77,15 @@ def arguments_with(call, values):
     return call.arguments.fill_in(values)
 
 
+def has_array_arguments(call):
+    """Whether `call` was made with an array or tensor that is not symbolic."""
+    stand_ins = dict.fromkeys(map(id, call.inputs))
+    return any(
+        getattr(leaf, "shape", ())
+        for leaf in keras.tree.flatten(arguments_with(call, stand_ins))
+    )
+
+
 def producer(tensor):
     """Returns the operation that a `KerasTensor` came out of."""
     return tensor._keras_history.operation
@@ -134,6 +143,15 @@ def adopt_class(smaller, model, clones):
     if type(smaller) is not type(model):
         smaller.__class__ = type(model)
     for name, value in _own_attributes(model, smaller).items():
+        if is_graph(value) and id(value) not in clones:
+            shared = [x.name for x in value.layers if id(x) in clones]
+            if shared:
+                raise ValueError(
+                    f"'{model.name}.{name}' is a model that shares layers with "
+                    f"'{model.name}' ({', '.join(shared[:3])}, ...) and would "
+                    "go on with the old ones. Make it anew when it is needed, "
+                    "or nest it in the model."
+                )
         setattr(smaller, name, _with_clones(value, clones))
 
 
@@ -216,11 +234,48 @@ def copy_optimizer(optimizer):
     A learning rate that is a schedule or a function is passed as an object:
     serialized, it would have to be registered.
     """
-    config = optimizer.get_config()
     rate = vars(optimizer).get("_learning_rate")
-    if not isinstance(rate, keras.Variable) and "learning_rate" in config:
-        config["learning_rate"] = rate
-    return type(optimizer).from_config(config)
+    is_object = rate is not None and not isinstance(rate, keras.Variable)
+    try:
+        if is_object:
+            vars(optimizer)["_learning_rate"] = keras.ops.convert_to_tensor(0.0)
+        config = optimizer.get_config()
+        if is_object:
+            config["learning_rate"] = rate
+        return type(optimizer).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"Cannot make a second {type(optimizer).__name__} for the smaller "
+            "model. Check that its `get_config` returns all that its "
+            "`__init__` takes, and register its class and those that it wraps "
+            "with `keras.saving.register_keras_serializable`. Keras says: "
+            f"{error}"
+        ) from error
+    finally:
+        if is_object:
+            vars(optimizer)["_learning_rate"] = rate
+
+
+def carry_exclusions(optimizer, smaller, pairs):
+    """Excludes from weight decay what `exclude_from_weight_decay` excluded.
+
+    That is in no config. The variables are kept by a key of their own.
+
+    Args:
+        optimizer: The optimizer of the model.
+        smaller: That of the smaller model; modified.
+        pairs: Pairs of a variable and its counterpart in the smaller model.
+    """
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    keys = getattr(optimizer, "_exclude_from_weight_decay", set())
+    if pattern is not None or keys:
+        smaller._exclude_from_weight_decay_pattern = pattern
+        smaller._exclude_from_weight_decay = {
+            smaller._var_key(new)
+            for old, new in pairs
+            if optimizer._var_key(old) in keys
+        }
+        smaller._exclude_from_weight_decay_cache = {}
 
 
 def optimizer_variables(optimizer):
@@ -258,11 +313,9 @@ def example_count(model):
     """Returns how many examples the epoch's training steps have seen so far.
 
     `fit` weighs the mean of the loss by the examples of each step, so the
-    weights add up to their number. `None` if the model has a `train_step` of
-    its own, which may weigh otherwise.
+    weights add up to their number. A `train_step` of the user's own may count
+    steps instead, or nothing.
     """
-    if type(model).train_step is not keras.Model.train_step:
-        return None
     return int(keras.ops.convert_to_numpy(model._loss_tracker.count))
 
 

@@ -85,8 +85,7 @@ class GroupLasso(keras.regularizers.Regularizer):
         """Returns the penalty at `factor=1`: the sum of all group norms."""
         if keras.backend.standardize_dtype(kernel.dtype) != "float64":
             kernel = ops.cast(kernel, "float32")
-        squares = ops.square(kernel)
-        return sum(ops.sum(_norms(axis, squares)) for axis in self.axes)
+        return _sum_of_norms(ops.convert_to_tensor(kernel), self.axes)
 
     def get_config(self):
         return {"factor": self.factor, "axes": list(self.axes)}
@@ -112,14 +111,32 @@ class BesideLasso(keras.regularizers.Regularizer):
         return penalty if self.own is None else penalty + self.own(kernel)
 
 
-def _norms(axis, squares):
-    """Returns the L2 norm of each slice along `axis`, shape `(channels,)`."""
-    ndim = len(squares.shape)
+def _sum_of_norms(kernel, axes):
+    """Returns the sum of the L2 norms of all slices along each of `axes`."""
+    norms = [_norms(axis, kernel) for axis in axes]
+
+    # The gradient is written out, because what is derived from sums and roots
+    # spreads a tensor of the kernel's size several times for each axis.
+    @ops.custom_gradient
+    def sum_of_norms(kernel):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            return upstream * kernel * sum(1.0 / norm for norm in norms)
+
+        return sum(ops.sum(norm) for norm in norms), gradient
+
+    return sum_of_norms(kernel)
+
+
+def _norms(axis, kernel):
+    """Returns the norms, shape 1 on all axes but the channels' `axis`."""
+    ndim = len(kernel.shape)
     others = [other for other in range(ndim) if other != axis % ndim]
+    squares = ops.sum(ops.square(kernel), axis=others, keepdims=True)
     # The authors' 1e-8: without it the slope at 0 is infinite (NaN gradients
     # where removed channels sit), and with it a channel comes to rest below
     # the threshold of 1e-4 instead of jumping to and fro across zero.
-    return ops.sqrt(ops.sum(squares, axis=others) + 1e-8)
+    return ops.sqrt(squares + 1e-8)
 
 
 def _checked_factor(factor):

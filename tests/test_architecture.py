@@ -1,4 +1,4 @@
-"""The imports between modules follow the layers drawn in DESIGN and BUILD."""
+"""The imports between modules follow the layers drawn in BUILD.md."""
 
 import ast
 import pathlib

@@ -160,7 +160,7 @@ def test_factor_is_that_of_equation_3(ratio):
     ],
 )
 def test_factor_of_the_papers_networks(build, factor):
-    # shared/papers/notes.md, for the loss of ten equal logits.
+    # For the loss of ten equal logits, at initialization.
     model = build()
     attach(model)
     found = calibration.calibrated_factor(

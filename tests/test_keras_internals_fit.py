@@ -41,16 +41,13 @@ class OwnStep(keras.Model):
         return super().train_step(data)
 
 
-@pytest.mark.parametrize(
-    ("model_class", "counts"),
-    [(keras.Model, [16, 32, 40] * 2), (OwnStep, [None] * 6)],
-)
-def test_examples_are_counted_where_keras_weighs_by_them(model_class, counts):
+@pytest.mark.parametrize("model_class", [keras.Model, OwnStep])
+def test_examples_are_counted_where_keras_weighs_by_them(model_class):
     model, count = network(model_class), Count()
     model.fit(
         *examples(40), batch_size=16, epochs=2, callbacks=[count], verbose=0
     )
-    assert count.counts == counts
+    assert count.counts == [16, 32, 40] * 2
 
 
 def test_what_is_compiled_is_carried_as_objects():

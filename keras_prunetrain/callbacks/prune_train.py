@@ -3,6 +3,7 @@
 import gc
 import logging
 import math
+import numbers
 import time
 
 import keras
@@ -51,9 +52,12 @@ class PruneTrainCallback(keras.callbacks.Callback):
     The history of `fit` gains two values per epoch: `density`, the kept share
     of the channels that the model had when it was first trained with this
     callback (a fraction, after the epoch's reconfiguration), and
-    `training_flops`, those of the whole epoch; NaN if the model has a
-    `train_step` of its own, of which the batch size is unknown, or inputs
-    without a fixed size.
+    `training_flops`, those of the whole epoch; NaN if the model's inputs have
+    no fixed size, or if its own `train_step` does not weigh the loss by the
+    examples.
+
+    Models nested in the caller's are rebuilt: `model.get_layer("encoder")` is
+    another object after a reconfiguration.
 
     Layers that carry a `GroupLasso` already keep it, with its factor, and no
     other gets one; only if all of these factors are 0 is one computed. Without
@@ -81,9 +85,12 @@ class PruneTrainCallback(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
-            first step, if the model has no known graph, if `skip` matches no
-            layer, if `finetune_epochs` leaves no epoch with lasso, or if an
-            `EarlyStopping(restore_best_weights=True)` is among the callbacks.
+            first step, if the model has no known graph, if a layer or the
+            optimizer cannot be rebuilt, if `skip` matches no layer, if
+            `finetune_epochs` leaves no epoch with lasso, or if an
+            `EarlyStopping(restore_best_weights=True)` or a second callback of
+            this class is among the callbacks; after it, if the loss is negative
+            or the logs have none.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), Algorithm 1.
@@ -124,7 +131,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
     # The life of the lasso.
 
     def on_train_begin(self, logs=None):
-        self._refuse_restoring_weights()
+        self._refuse_siblings()
         if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
                 "`finetune_epochs` must leave at least one epoch with lasso. "
@@ -134,14 +141,15 @@ class PruneTrainCallback(keras.callbacks.Callback):
         numbering = number_channels(self.model)
         # As keys: a reconfigured model has other layer objects.
         skipped = matching_layers(numbering, self._arguments.get("skip", ()))
-        self._arguments["skip"] = tuple(skipped)
+        self._keys_to_skip = tuple(skipped)
         # Better now than after ten epochs.
-        check_reconfigurable(self.model)
+        check_reconfigurable(self.model, self._keys_to_skip)
         self._cost = _cost(self.model)
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
         self._norms = None
+        self._batch_size = None
         self._epoch = None
         self._reconfigured_after = None
         self._awaits_first_step = False
@@ -159,8 +167,9 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if not self._lasso_acts:
             self._said_nothing_dead = True
             _LOG.warning(
-                "Nothing to prune in '%s': all of its channels have to stay. "
-                "keras_prunetrain.channel_report(model) says why.",
+                "Nothing to prune in '%s': it has no kernel that trains and "
+                "whose channels may go. keras_prunetrain.channel_report(model) "
+                "says why.",
                 self.model.name,
             )
         self._set_factors()
@@ -197,12 +206,21 @@ class PruneTrainCallback(keras.callbacks.Callback):
             seconds = time.perf_counter() - self._step_started
             self.reports[-1].first_step_seconds = seconds
         # At each batch: whoever calls `evaluate` resets the metric.
-        self._examples = keras_internals.example_count(self.model)
-        if self._batch_size is None and self._examples is not None:
-            self._batch_size = math.ceil(self._examples / (batch + 1))
+        self._count_examples(batch)
         if self._norms is not None:
             self._calibrate(logs or {})
             self._norms = None
+
+    def _count_examples(self, batch):
+        # With `steps_per_execution`, `batch` may lie behind the last one.
+        steps = min(batch + 1, self.params.get("steps") or math.inf)
+        count = keras_internals.example_count(self.model)
+        own_step = type(self.model).train_step is not keras.Model.train_step
+        if own_step and count <= steps:
+            return  # It counts steps, or nothing.
+        self._examples = count
+        if self._batch_size is None:
+            self._batch_size = math.ceil(count / steps)
 
     def _calibrate(self, logs):
         if "loss" not in logs:
@@ -212,14 +230,14 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 f"from `train_step`. Received: logs={sorted(logs)}"
             )
         task_loss = logs["loss"] - self._penalties
-        if not math.isfinite(task_loss):
+        if not math.isfinite(task_loss) or task_loss == 0:
             _LOG.warning(
                 "The loss of the first batch is %s: the lasso is calibrated "
                 "on that of the next epoch.",
                 task_loss,
             )
             return
-        if task_loss <= 0:
+        if task_loss < 0:
             raise ValueError(
                 "PruneTrainCallback makes the penalty a share of the loss, "
                 "which must be positive for that. Give the layers a "
@@ -256,10 +274,14 @@ class PruneTrainCallback(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self._reconfigured_after != self._epoch:  # Stopped early.
             self._reconfigure(logs or {})
+            densities = self.model.history.history.get("density")
+            if densities:
+                densities[-1] = self._size / self._first_size
         self._end_lasso()
         self._set_factors()
         self.model.train_function = None
-        if not self.reports and not self._said_nothing_dead:
+        calibrated = self.factor is not None
+        if calibrated and not self.reports and not self._said_nothing_dead:
             self._said_nothing_dead = True
             _LOG.warning(
                 "No channel of '%s' fell below threshold=%g. A longer training "
@@ -295,7 +317,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
-        plan = plan_cut(self.model, self.threshold, **self._arguments)
+        arguments = {**self._arguments, "skip": self._keys_to_skip}
+        plan = plan_cut(self.model, self.threshold, **arguments)
         if plan.removes_nothing:
             return None
         smaller = carry_out(self.model, plan)
@@ -313,8 +336,16 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._cost = cost
         return report
 
-    def _refuse_restoring_weights(self):
+    def _refuse_siblings(self):
         for callback in self._siblings:
+            if (
+                isinstance(callback, PruneTrainCallback)
+                and callback is not self
+            ):
+                raise ValueError(
+                    "There are two PruneTrainCallbacks among the callbacks of "
+                    "one `fit`, and a kernel has one lasso. Pass one of them."
+                )
             if (
                 isinstance(callback, keras.callbacks.EarlyStopping)
                 and callback.restore_best_weights
@@ -337,24 +368,37 @@ def _cost(model):
 
 
 def _check(penalty_ratio, interval, finetune_epochs):
-    if not 0.0 < penalty_ratio < 1.0:
+    if not _is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
         raise ValueError(
             "`penalty_ratio` is the lasso's share of the loss, a fraction "
             f"between 0 and 1. Received: penalty_ratio={penalty_ratio}"
         )
-    if not isinstance(interval, int) or interval < 1:
+    if not _is_count(interval) or interval < 1:
         raise ValueError(
             "`interval` must be a number of epochs, an integer of at least 1. "
             f"Received: interval={interval}"
         )
-    if not isinstance(finetune_epochs, int) or finetune_epochs < 0:
+    if not _is_count(finetune_epochs) or finetune_epochs < 0:
         raise ValueError(
             "`finetune_epochs` must be an integer, at least 0. "
             f"Received: finetune_epochs={finetune_epochs}"
         )
 
 
+def _is_number(value):
+    return isinstance(value, numbers.Real)
+
+
+def _is_count(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _checked_arguments(threshold, reconfigure):
+    if not isinstance(reconfigure, dict | None):
+        raise ValueError(
+            "`reconfigure` must be a dict of arguments. "
+            f"Received: reconfigure={reconfigure!r}"
+        )
     arguments = dict(reconfigure or {})
     limits = arguments.keys() & {"channel_multiple", "min_channels"}
     unknown = arguments.keys() - limits - {"skip"}

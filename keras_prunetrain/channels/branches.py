@@ -127,7 +127,9 @@ class _Search:
             return self.run(layer, values, f"{key}/")
         self._visits[id(layer)] += 1
         rule = rules.rule_for(layer)
-        if rule is None or len(call.outputs) != 1:
+        # Calling a layer with an activity regularizer would add to its losses.
+        active = getattr(layer, "activity_regularizer", None) is not None
+        if rule is None or active or len(call.outputs) != 1:
             return [None] * len(call.outputs)
         constant = None
         if key in self._dead:

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import math
+from numbers import Real
 
 import numpy as np
 from keras import ops
@@ -56,27 +57,38 @@ def plan_cut(
     for key in skipped:
         for number in _touched(numbering, key):
             reasons.setdefault(number, f"skip: {key}")
-    strength = _strength(numbering)
-    alive = strength >= threshold
-    kept = {n: reason for n, reason in reasons.items() if not alive[n]}
-    alive[list(kept)] = True
-
-    branches, removed = constant_branches(model, numbering, alive, skipped)
-    written = [
-        np.unique(label.numbers)
-        for label in numbering.labels
-        if label.is_kernel
-        and label.side == "out"
-        and label.layer not in removed
-    ]
+    removed = None
+    while True:
+        # A branch that leaves may have been the last to hold a channel alive.
+        strength = _strength(numbering, removed or ())
+        alive = strength >= threshold
+        kept = {n: reason for n, reason in reasons.items() if not alive[n]}
+        alive[list(kept)] = True
+        branches, found = constant_branches(model, numbering, alive, skipped)
+        if found == removed:
+            break
+        removed = found
     # Until nothing changes: what one layer revives may upset another's count.
     while any(
         _round_up(n, strength, alive, kept, channel_multiple, min_channels)
-        for n in written
+        for n in _written(numbering, removed)
     ):
         pass
     alive &= ~_vanished(numbering, removed)
     return Plan(numbering, alive, strength, threshold, branches, removed, kept)
+
+
+def trial_plan(model, skip=()):
+    """Returns a `Plan` that drops every second channel, dead or not."""
+    plan = plan_cut(model, threshold=0.0, skip=skip)
+    numbering = plan.numbering
+    alive = np.arange(numbering.size) % 2 == 0
+    alive[list(numbering.frozen)] = True
+    for key in matching_layers(numbering, skip):
+        alive[list(_touched(numbering, key))] = True
+    for numbers in _written(numbering):
+        alive[numbers[0]] |= not alive[numbers].any()
+    return dataclasses.replace(plan, alive=alive)
 
 
 def matching_layers(numbering, skip):
@@ -141,10 +153,21 @@ def slice_magnitudes(label):
     return weight.max(axis=others)
 
 
-def _strength(numbering):
+def _written(numbering, removed=()):
+    """Returns the numbers that each layer writes that stays in the graph."""
+    return [
+        np.unique(label.numbers)
+        for label in numbering.labels
+        if label.is_kernel
+        and label.side == "out"
+        and label.layer not in removed
+    ]
+
+
+def _strength(numbering, removed):
     strength = np.zeros(numbering.size)
     for label in numbering.labels:
-        if label.is_kernel:
+        if label.is_kernel and label.layer not in removed:
             magnitudes = slice_magnitudes(label)
             if not np.isfinite(magnitudes).all():
                 raise ValueError(
@@ -188,7 +211,7 @@ def _round_up(numbers, strength, alive, kept, channel_multiple, min_channels):
 
 def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
     """Raises a `ValueError` if an argument of `plan_cut` is out of range."""
-    if not 0.0 <= threshold < math.inf:
+    if not isinstance(threshold, Real) or not 0.0 <= threshold < math.inf:
         raise ValueError(
             "`threshold` must be a finite number, at least 0, in the unit of "
             f"the weights. Received: threshold={threshold}"

@@ -113,6 +113,7 @@ class _Walk:
         self._labels = {}
         self._layers = {}
         self._outputs = {}
+        self._entered = {}
 
     def run(self, model, inputs, prefix):
         def visit(call, values):
@@ -160,6 +161,9 @@ class _Walk:
         key = prefix + layer.name
         self._layers[key] = layer
         if keras_internals.is_graph(layer):
+            # Called twice, it has one set of inputs for both calls.
+            known = self._entered.setdefault(key, inputs)
+            self._tie_calls(known, inputs)
             return self.run(layer, inputs, f"{key}/")
         rule = rules.rule_for(layer)
         outputs, reason = None, "no rule for this class, see register_rule"
@@ -207,6 +211,8 @@ class _Walk:
     def _flow(self, call, rule, inputs, key):
         """Returns the outputs' `Channels`, or `None` and why not."""
         layer = call.operation
+        if keras_internals.has_array_arguments(call):
+            return None, "an array of fixed size is among its arguments"
         if rule.refuses is not None and rule.refuses(layer) is not None:
             return None, rule.refuses(layer)
         shape = tuple(call.outputs[0].shape)

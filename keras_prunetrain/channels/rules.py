@@ -124,6 +124,12 @@ def _by_axis(layer, rank):
     return axis % rank if isinstance(axis, int) else -1
 
 
+def _rescaled_by_array(layer):
+    if max(np.ndim(layer.scale), np.ndim(layer.offset)) > 1:
+        return "its scale or offset is neither a number nor a list"
+    return None
+
+
 def _rescaled_axis(layer, rank):
     if np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
         return None
@@ -201,6 +207,7 @@ _RULES = {
         channel_axis=_rescaled_axis,
         channel_arguments=("scale", "offset"),
         pointwise=True,
+        holds=_rescaled_by_array,
     ),
     layers.Activation: LayerRule(
         CARRIES, pointwise=True, holds=_mixing_activation

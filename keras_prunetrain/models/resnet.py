@@ -9,7 +9,7 @@ import keras
 from keras_prunetrain.models.parts import classifier, conv_bn
 
 
-def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
     """Builds the smallest one, for quick starts: basic blocks 1/1/1.
 
     Args:
@@ -17,49 +17,67 @@ def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
         classes: Integer. Number of logits.
         weight_decay: Float, at least 0. Coupled weight decay on every
             trainable weight. Defaults to `0.0`.
+        width: Integer. Channels of the first stage; the second has twice, the
+            third four times as many. Defaults to `16`, the paper's.
 
     Returns:
         A functional `keras.Model` with logits `(batch, classes)`.
     """
-    return _resnet("resnet8", _basic, 1, input_shape, classes, weight_decay)
+    return _resnet(
+        "resnet8", _basic, 1, input_shape, classes, weight_decay, width
+    )
 
 
-def resnet20(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def resnet20(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
     """Builds ResNet20: basic blocks 3/3/3. Arguments as for `resnet8`."""
-    return _resnet("resnet20", _basic, 3, input_shape, classes, weight_decay)
+    return _resnet(
+        "resnet20", _basic, 3, input_shape, classes, weight_decay, width
+    )
 
 
-def resnet32(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def resnet32(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
     """Builds ResNet32: basic blocks 5/5/5. Arguments as for `resnet8`."""
-    return _resnet("resnet32", _basic, 5, input_shape, classes, weight_decay)
+    return _resnet(
+        "resnet32", _basic, 5, input_shape, classes, weight_decay, width
+    )
 
 
-def resnet56(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def resnet56(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
     """Builds ResNet56: basic blocks 9/9/9. Arguments as for `resnet8`."""
-    return _resnet("resnet56", _basic, 9, input_shape, classes, weight_decay)
+    return _resnet(
+        "resnet56", _basic, 9, input_shape, classes, weight_decay, width
+    )
 
 
-def resnet50_cifar(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def resnet50_cifar(
+    input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16
+):
     """Builds what PruneTrain calls ResNet50 on CIFAR: bottlenecks 8/8/8.
 
     It is not the ImageNet network: 76 convolutions, widths 16/32/64 with an
     expansion of 4. Arguments as for `resnet8`.
     """
     return _resnet(
-        "resnet50_cifar", _bottleneck, 8, input_shape, classes, weight_decay
+        "resnet50_cifar",
+        _bottleneck,
+        8,
+        input_shape,
+        classes,
+        weight_decay,
+        width,
     )
 
 
-def _resnet(name, block, blocks, input_shape, classes, weight_decay):
+def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
     inputs = keras.Input(input_shape, name="image")
-    x = conv_bn(inputs, 16, 3, "stem", weight_decay=weight_decay)
-    for stage, width in enumerate((16, 32, 64), start=1):
+    x = conv_bn(inputs, width, 3, "stem", weight_decay=weight_decay)
+    for stage, channels in enumerate((width, 2 * width, 4 * width), start=1):
         for index in range(blocks):
             stride = 2 if stage > 1 and index == 0 else 1
             x = _residual(
                 x,
                 block,
-                width,
+                channels,
                 stride,
                 f"stage{stage}_block{index}",
                 weight_decay,

@@ -1,5 +1,6 @@
 """The smaller clone of a model, and its weights."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -138,12 +139,20 @@ class _Builder:
         constant = branch.constant[self._plan.keep(numbers)]
         if constant.any():
             # Takes over the name where the addition itself is gone.
-            name = layer.name if len(inputs) == 1 else f"{layer.name}_constant"
+            name = layer.name
+            if len(inputs) > 1:
+                name = self._free_name(f"{name}_constant")
             # As an array: Keras makes float32 of a list, also in float64.
             x = keras.layers.Rescaling(
                 1.0, constant, name=name, dtype=layer.dtype_policy
             )(x)
         return x
+
+    def _free_name(self, name):
+        taken = {x.name for x in self._plan.numbering.layers.values()}
+        while name in taken:
+            name += "_"
+        return name
 
     def _clone(self, layer, prefix, inputs):
         if id(layer) not in self.clones:
@@ -163,12 +172,15 @@ class _Builder:
     def _leaf(self, layer, key):
         rule = rules.rule_for(layer)
         try:
-            config = layer.get_config()
+            with warnings.catch_warnings():
+                # Of lambdas that could not be loaded. Nothing is saved here.
+                warnings.simplefilter("ignore")
+                config = layer.get_config()
             for channels in self._plan.numbering.outputs[key] if rule else []:
                 keep = self._plan.keep(channels.numbers)
                 if len(keep) < len(channels.numbers):
                     _cut_config(config, layer, rule, channels, keep)
-            clone = type(layer).from_config(config)
+            clone = _from_config(layer, config)
         except Exception as error:
             raise ValueError(
                 f"Cannot make layer '{key}' anew from its config. Check that "
@@ -180,6 +192,23 @@ class _Builder:
             if isinstance(value, keras.regularizers.Regularizer):
                 setattr(clone, name, value)
         return clone
+
+
+def _from_config(layer, config):
+    """Makes a layer like `layer`, with its functions as the objects they are.
+
+    Serialized, an activation, an initializer or a lambda would have to be
+    registered.
+    """
+    for name in config:
+        live = getattr(layer, name, None)
+        if callable(live) and not isinstance(live, keras.Operation):
+            config[name] = live
+    try:
+        return type(layer).from_config(config)
+    except Exception:
+        # `Lambda.from_config` takes serialized functions only.
+        return type(layer)(**config)
 
 
 def _cut_config(config, layer, rule, channels, keep):

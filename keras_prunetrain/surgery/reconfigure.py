@@ -4,8 +4,8 @@ import contextlib
 import gc
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.liveness import plan_cut
-from keras_prunetrain.surgery.rebuild import rebuild
+from keras_prunetrain.channels.liveness import plan_cut, trial_plan
+from keras_prunetrain.surgery.rebuild import Cut, rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
 
 
@@ -73,23 +73,46 @@ def carry_out(model, plan):
         )
     if plan.removes_nothing:
         return model
+    return _smaller(model, plan, model.optimizer)
+
+
+def check_reconfigurable(model, skip=()):
+    """Raises what `reconfigure` would raise over `model`, by a trial.
+
+    A layer that cannot be made anew or an optimizer that cannot be cut would
+    otherwise break a training off in its middle. Half of the channels that may
+    go do so in the trial, be they dead or not.
+    """
+    optimizer = model.optimizer
+    if not optimizer.built:
+        optimizer = keras_internals.copy_optimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+    _smaller(model, trial_plan(model, skip), optimizer)
+    gc.collect()  # The trial's layers and graph refer to each other.
+
+
+def _smaller(model, plan, optimizer):
     with keras_internals.strategy_scope(model), _no_garbage_collection():
         smaller, cuts, clones = rebuild(model, plan)
-        optimizer = carry_optimizer(model.optimizer, cuts)
+        cuts += _weights_outside(model, plan)
+        optimizer = carry_optimizer(optimizer, cuts)
         keras_internals.compile_like(model, smaller, optimizer)
         keras_internals.adopt_class(smaller, model, clones)
     return smaller
 
 
-def check_reconfigurable(model):
-    """Raises what `reconfigure` would raise over `model`, by rebuilding it.
+def _weights_outside(model, plan):
+    """Returns `Cut`s for weights of a user's subclass that no layer holds.
 
-    A layer that cannot be made anew or an optimizer that cannot be copied would
-    otherwise break a training off in its middle.
+    A learned temperature, say. They stay the same variables.
     """
-    with keras_internals.strategy_scope(model), _no_garbage_collection():
-        _, cuts, _ = rebuild(model, plan_cut(model, threshold=0.0))
-        carry_optimizer(model.optimizer, cuts)
+    layers = plan.numbering.layers.values()
+    inside = {
+        id(v) for layer in layers for v in getattr(layer, "variables", ())
+    }
+    return [
+        Cut(v, v, {}) for v in model.trainable_variables if id(v) not in inside
+    ]
 
 
 @contextlib.contextmanager

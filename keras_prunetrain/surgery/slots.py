@@ -19,6 +19,7 @@ def carry_optimizer(optimizer, cuts):
         ValueError: If it has a state that cannot be cut like its weight.
     """
     copy = keras_internals.copy_optimizer(optimizer)
+    _carry_exclusions(optimizer, copy, [(cut.old, cut.new) for cut in cuts])
     if not optimizer.built:  # Before the first step there are no slots.
         _carry_singles(optimizer, copy)
         return copy
@@ -50,6 +51,13 @@ def _carry(old, new, by_old):
     for name, optimizer in inner.items():
         filled |= _carry(optimizer, vars(new)[name], by_old)
     return filled
+
+
+def _carry_exclusions(old, new, pairs):
+    keras_internals.carry_exclusions(old, new, pairs)
+    inner = keras_internals.optimizer_variables(old)[3]
+    for name, optimizer in inner.items():
+        _carry_exclusions(optimizer, vars(new)[name], pairs)
 
 
 def _carry_singles(old, new):

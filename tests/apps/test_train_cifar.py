@@ -81,7 +81,7 @@ def test_metrics_have_a_row_for_each_epoch(finished):
         assert needed <= row.keys()
         assert row["loss"] > row["task_loss"] > 0
     # The FLOPs of the full network, three passes for every image.
-    assert rows[0]["training_flops"] == 3 * 24_413_440 * TRAIN_SIZE
+    assert rows[0]["training_flops"] == 3 * 1_527_040 * TRAIN_SIZE
 
 
 def test_shrinking_is_recorded_and_told(finished):

@@ -1,0 +1,320 @@
+"""What people bring besides ResNets: odd graphs, subclasses, optimizers."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain import PruneTrainCallback, reconfigure
+from tests import networks
+from tests.callbacks.fits import Kill, examples, graph, network, widths
+from tests.networks import images, kill, outputs, shake
+
+
+def compiled(model, optimizer="sgd"):
+    model.compile(optimizer, "mse", run_eagerly=True)
+    shake(model)
+    return model
+
+
+def check_cut(model):
+    """Reconfigures `model` and checks that it is the same function."""
+    smaller = reconfigure(model)
+    assert smaller.count_params() < model.count_params()
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), rtol=1e-5
+    )
+    return smaller
+
+
+def two_convolutions(between=lambda x: x):
+    image = keras.Input((6, 6, 2))
+    x = between(layers.Conv2D(6, 3, name="a")(image))
+    x = layers.Conv2D(4, 3, name="b")(x)
+    return keras.Model(image, networks.head(x))
+
+
+def test_a_model_without_weights_that_is_called_twice_couples_its_inputs():
+    inside = keras.Input((4, 4, 6))
+    twice = keras.Model(inside, layers.ReLU()(inside), name="twice")
+    image = keras.Input((6, 6, 2))
+    p = layers.Conv2D(6, 3, name="p")(image)
+    q = layers.Conv2D(6, 3, name="q")(image)
+    p = layers.Conv2D(4, 3, name="p2")(twice(p))
+    q = layers.Conv2D(4, 3, name="q2")(twice(q))
+    model = compiled(
+        keras.Model(image, networks.head(layers.Concatenate()([p, q])))
+    )
+    kill(model, {"p": [1, 2], "q": [1]}, {"p2": [1, 2], "q2": [1]})
+
+    smaller = check_cut(model)
+
+    assert smaller.get_layer("p").filters == 5
+    assert smaller.get_layer("q").filters == 5
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: layers.Add()([x, np.ones((1, 4, 4, 6), "float32")]),
+        layers.Rescaling(np.full((1, 1, 6), 2.0), offset=0.5),
+    ],
+    ids=["an array is added", "the scale is an array"],
+)
+def test_arrays_of_fixed_size_hold_the_channels_they_meet(between):
+    model = compiled(two_convolutions(between))
+    kill(model, {"a": [1], "b": [2]}, {"b": [1], "logits": [2]})
+
+    smaller = check_cut(model)
+
+    assert smaller.get_layer("a").filters == 6
+    assert smaller.get_layer("b").filters == 3
+
+
+def test_the_offset_of_a_branch_takes_a_free_name():
+    image = keras.Input((6, 6, 2))
+    stem = layers.Conv2D(6, 3, padding="same", name="stem")(image)
+    other = layers.Conv2D(6, 3, padding="same", name="other")(image)
+    x = layers.Conv2D(4, 3, padding="same", name="x1")(stem)
+    x = layers.Conv2D(6, 3, padding="same", name="x2")(x)
+    x = layers.Add(name="add")([stem, x, other])
+    x = layers.ReLU(name="add_constant")(x)
+    model = compiled(keras.Model(image, networks.head(x)))
+    kill(model, {"x1": [0, 1, 2, 3]}, {"x2": [0, 1, 2, 3]})
+
+    smaller = check_cut(model)
+
+    assert smaller.get_layer("add_constant_").offset.shape == (6,)
+
+
+def test_what_only_a_removed_branch_held_goes_with_it():
+    image = keras.Input((6, 6, 2))
+    stem = layers.Conv2D(6, 3, padding="same", name="stem")(image)
+    x = layers.Conv2D(4, 3, padding="same", name="x1")(stem)
+    x = layers.Conv2D(4, 3, padding="same", name="x2")(x)
+    x = layers.Conv2D(6, 3, padding="same", name="x3")(x)
+    x = layers.Add(name="add")([stem, x])
+    model = compiled(keras.Model(image, networks.head(x)))
+    # Channel 5 of the stem is read by the first layer of the branch only.
+    kill(model, {"stem": [5], "x3": [5]}, {"logits": [5]})
+    kill(model, {"x2": [0, 1, 2, 3]}, {"x2": [0, 1, 2, 3], "x3": [0, 1, 2, 3]})
+
+    smaller = check_cut(model)
+
+    assert smaller.get_layer("stem").filters == 5
+    assert reconfigure(smaller) is smaller
+
+
+def test_functions_are_carried_as_objects():
+    model = two_convolutions(
+        lambda x: layers.Lambda(lambda y: y + 1.0)(
+            layers.Conv2D(6, 1, activation=lambda y: y * abs(y), name="mine")(x)
+        )
+    )
+    compiled(model)
+    kill(model, {"b": [2]}, {"logits": [2]})
+
+    smaller = check_cut(model)
+
+    mine = smaller.get_layer("mine")
+    assert mine.activation is model.get_layer("mine").activation
+
+
+def test_a_dead_layer_with_an_activity_regularizer_is_not_called():
+    image = keras.Input((6, 6, 2))
+    stem = layers.Conv2D(6, 3, padding="same", name="stem")(image)
+    x = layers.Conv2D(
+        4, 3, padding="same", activity_regularizer="l2", name="x1"
+    )(stem)
+    x = layers.Conv2D(6, 3, padding="same", name="x2")(x)
+    x = layers.Add(name="add")([stem, x])
+    model = compiled(keras.Model(image, networks.head(x)))
+    kill(model, {"x1": [0, 1, 2, 3]}, {"x2": [0, 1, 2, 3]})
+    before = len(model.losses)
+
+    reconfigure(model)
+
+    assert len(model.losses) == before
+
+
+@pytest.mark.parametrize("pure", [True, False])
+@pytest.mark.parametrize("by", ["name", "variable"])
+def test_what_is_excluded_from_weight_decay_stays_excluded(by, pure):
+    model = network()
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    if by == "name":
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    else:
+        kernel = model.get_layer("last").kernel
+        optimizer.exclude_from_weight_decay(var_list=[kernel])
+    model.compile(optimizer, model.loss, run_eagerly=True)
+    if pure:
+        model.fit(*examples(), callbacks=[Kill({0: {"inner": [1]}})], verbose=0)
+        model = reconfigure(model)
+    else:
+        model.fit(
+            *examples(),
+            epochs=2,
+            callbacks=[
+                Kill({0: {"inner": [1]}}),
+                PruneTrainCallback(interval=1),
+            ],
+            verbose=0,
+        )
+
+    assert widths(model)["inner"] == 5
+    decays = model.optimizer._use_weight_decay
+    assert not decays(model.get_layer("last").kernel)
+    assert decays(model.get_layer("stem_bn").gamma)
+
+
+class WithTemperature(keras.Model):
+    """Learns a weight that no layer of its graph has."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.temperature = self.add_weight(
+            shape=(), initializer="ones", name="temperature"
+        )
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training) / self.temperature
+
+
+def test_weights_outside_the_graph_go_on_learning():
+    model = network(model_class=WithTemperature)
+    before = float(model.temperature.numpy())
+    epochs = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            epochs.append(float(self.model.temperature.numpy()))
+
+    model.fit(
+        *examples(),
+        epochs=3,
+        callbacks=[
+            Kill({0: {"inner": [1]}}),
+            PruneTrainCallback(interval=1),
+            Watch(),
+        ],
+        verbose=0,
+    )
+
+    assert widths(model)["inner"] == 5
+    assert len({before, *epochs}) == 4
+    assert any(v is model.temperature for v in model.trainable_variables)
+
+
+class WithExtractor(keras.Model):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extractor = keras.Model(
+            self.inputs, self.get_layer("inner").output
+        )
+
+
+def test_an_attribute_that_would_go_stale_is_refused_before_training():
+    model = network(model_class=WithExtractor)
+    weights = model.get_weights()
+    message = re.escape(".extractor' is a model that shares layers")
+    with pytest.raises(ValueError, match=message):
+        model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_an_optimizer_whose_slots_cannot_be_cut_is_refused_before_training():
+    model = network(compiled={"optimizer": keras.optimizers.Adafactor()})
+    with pytest.raises(ValueError, match="state of Adafactor.*has shape"):
+        model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
+    assert model.optimizer.iterations == 0
+
+
+class Rate(keras.optimizers.schedules.LearningRateSchedule):
+    """Has no config."""
+
+    def __call__(self, step):
+        return 0.01
+
+
+def test_a_schedule_is_carried_as_an_object():
+    rate = Rate()
+    model = network(compiled={"optimizer": keras.optimizers.SGD(rate)})
+    model.fit(*examples(), callbacks=[Kill({0: {"inner": [1]}})], verbose=0)
+
+    smaller = reconfigure(model)
+
+    assert smaller.optimizer._learning_rate is rate
+    assert model.optimizer._learning_rate is rate
+
+
+class Unrepeatable(keras.optimizers.SGD):
+    def __init__(self, rate):
+        super().__init__(rate)
+
+
+def test_an_optimizer_without_a_true_config_is_refused_before_training():
+    model = network(compiled={"optimizer": Unrepeatable(0.1)})
+    with pytest.raises(ValueError, match="second Unrepeatable .*get_config"):
+        model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
+
+
+def test_two_callbacks_in_one_fit_are_refused():
+    model = network()
+    both = [PruneTrainCallback(), PruneTrainCallback()]
+    with pytest.raises(ValueError, match="two PruneTrainCallbacks"):
+        model.fit(*examples(), callbacks=both, verbose=0)
+
+
+def test_patterns_of_skip_are_resolved_for_each_model():
+    pruning = PruneTrainCallback(interval=1, reconfigure={"skip": ["in*"]})
+    network().fit(*examples(), callbacks=[pruning], verbose=0)
+    image, _ = graph()
+    x = layers.Conv2D(4, 3, name="input_like")(image)
+    outputs = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    other = keras.Model(image, outputs)
+    other.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    other.fit(*examples(), callbacks=[pruning], verbose=0)
+    assert pruning.reports == []
+
+
+@pytest.mark.parametrize("executed", [1, 16])
+def test_batch_size_of_a_report_is_that_of_its_fit(executed):
+    model = network(
+        compiled={"steps_per_execution": executed, "run_eagerly": executed == 1}
+    )
+    pruning = PruneTrainCallback(interval=1)
+    for size, dead in ((8, 1), (20, 2)):
+        model.fit(
+            *examples(),
+            batch_size=size,
+            callbacks=[Kill({0: {"inner": [dead]}}), pruning],
+            verbose=0,
+        )
+    assert [report.batch_size for report in pruning.reports] == [8, 20]
+
+
+def test_density_in_the_history_counts_the_cut_after_an_early_stop():
+    model = network()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    history = model.fit(
+        *examples(),
+        epochs=5,
+        callbacks=[
+            PruneTrainCallback(interval=10),
+            Kill({0: {"inner": [1]}}),
+            Stop(),
+        ],
+        verbose=0,
+    ).history
+    assert widths(model)["inner"] == 5
+    assert history["density"][-1] < 1.0
