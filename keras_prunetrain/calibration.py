@@ -21,8 +21,7 @@ def attach_lasso(model, numbering, skip=()):
         skip: Keys of layers that get none.
 
     Returns:
-        List of the kernels, `keras.Variable`s, that now carry one. To be
-        handed to `detach_lasso`.
+        List of the kernels, `keras.Variable`s, that now carry one.
     """
     axes = {}
     for label in numbering.labels:

@@ -57,10 +57,10 @@ def plan_cut(
     for key in skipped:
         for number in _touched(numbering, key):
             reasons.setdefault(number, f"skip: {key}")
-    removed = None
+    removed = frozenset()
     while True:
         # A branch that leaves may have been the last to hold a channel alive.
-        strength = _strength(numbering, removed or ())
+        strength = _strength(numbering, removed)
         alive = strength >= threshold
         kept = {n: reason for n, reason in reasons.items() if not alive[n]}
         alive[list(kept)] = True

@@ -39,6 +39,7 @@ def finished(request, tmp_path_factory):
         f"--epochs={EPOCHS}",
         "--interval=1",
         "--threshold=0.25",
+        "--learning_rate_drops=100",  # None, so that weights go on moving.
         "--seed=1",
         f"--workdir={folder}",
     )
@@ -92,9 +93,9 @@ def test_shrinking_is_recorded_and_told(finished):
         assert reports == []
         assert {row["density"] for row in rows} == {1.0}
         return
-    assert reports
-    assert rows[-1]["density"] <= rows[0]["density"] < 1.0
-    assert rows[1]["training_flops"] < rows[0]["training_flops"]
+    assert len(reports) >= 2
+    assert rows[-1]["density"] < rows[0]["density"] < 1.0
+    assert rows[-1]["training_flops"] < rows[0]["training_flops"]
     for report in reports:
         assert f"Epoch {report['epoch'] + 1}: channels" in stdout
         assert report["first_step_seconds"] > 0 or report is reports[-1]
