@@ -31,6 +31,8 @@ RECIPE = [
     "--momentum=0.95",
     "--penalty_ratio=0.65",
     "--interval=10",
+    # Late reconfigurations find little and cost the same.
+    "--finetune_epochs=20",
     "--seed=0",
 ]
 

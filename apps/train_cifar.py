@@ -38,8 +38,10 @@ flags.DEFINE_list(
     [],
     "Epochs at which it is divided by 10. Default: half and three quarters.",
 )
-flags.DEFINE_float("momentum", 0.9, "Of SGD.")
-flags.DEFINE_float("weight_decay", 5e-4, "Coupled, on all weights.")
+flags.DEFINE_float("momentum", 0.9, "Of SGD.", lower_bound=0.0)
+flags.DEFINE_float(
+    "weight_decay", 5e-4, "Coupled, on all weights.", lower_bound=0.0
+)
 flags.DEFINE_enum(
     "dtype_policy",
     "float32",
@@ -47,9 +49,25 @@ flags.DEFINE_enum(
     "What layers compute in.",
 )
 flags.DEFINE_float("penalty_ratio", 0.25, "Group lasso; see the callback.")
-flags.DEFINE_integer("interval", 10, "Epochs between reconfigurations.")
-flags.DEFINE_float("threshold", 1e-4, "Channels below it are dead.")
-flags.DEFINE_integer("finetune_epochs", 0, "Last epochs without group lasso.")
+flags.DEFINE_integer(
+    "interval", 10, "Epochs between reconfigurations.", lower_bound=1
+)
+flags.DEFINE_float(
+    "threshold", 1e-4, "Channels below it are dead.", lower_bound=0.0
+)
+flags.DEFINE_integer(
+    "finetune_epochs", 0, "Last epochs without group lasso.", lower_bound=0
+)
+flags.register_validator(
+    "learning_rate_drops",
+    lambda drops: all(drop.isdecimal() for drop in drops),
+    "must be epochs, such as 91,136.",
+)
+flags.register_validator(
+    "penalty_ratio",
+    lambda ratio: 0.0 < ratio < 1.0,
+    "must be above 0 and below 1.",
+)
 flags.DEFINE_string("data_dir", None, "Of TensorFlow Datasets; its default.")
 flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 
@@ -82,7 +100,7 @@ def main(argv):
     try:
         examples = data.load(FLAGS.dataset, FLAGS.data_dir)
     except ValueError as error:
-        raise app.UsageError(str(error)) from None
+        sys.exit(str(error))
     training.train(recipe, examples, FLAGS.workdir)
 
 

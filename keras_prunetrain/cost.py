@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import keras
 
@@ -104,6 +105,16 @@ def _macs_einsum(layer, read, written):
     return math.prod(layer.kernel.shape) * repeats
 
 
+def _macs_each_step(wrapper, read, written):
+    steps = read[0].shape[0]
+    one = [[_Shape(x.shape[1:]) for x in xs] for xs in (read, written)]
+    return steps * _macs(wrapper.layer, *one)
+
+
+def _macs_inside(wrapper, read, written):
+    return _macs(wrapper.layer, read, written)
+
+
 def _no_macs(layer, read, written):
     return 0
 
@@ -123,6 +134,8 @@ _MACS = {
     keras.layers.Conv3DTranspose: _macs_at_inputs,
     keras.layers.Dense: _macs_dense,
     keras.layers.EinsumDense: _macs_einsum,
+    keras.layers.TimeDistributed: _macs_each_step,
+    keras.layers.SpectralNormalization: _macs_inside,
     # Their weights of rank 2 and more are looked up or applied elementwise.
     keras.layers.Embedding: _no_macs,
     keras.layers.PReLU: _no_macs,
@@ -167,6 +180,12 @@ _ACTIVATIONS_KEEPING_OUTPUT = (
     keras.activations.softmax,
     keras.activations.tanh,
 )
+
+
+class _Shape(NamedTuple):
+    """Stands in for a `_Feature` where only the sizes of one are needed."""
+
+    shape: tuple
 
 
 @dataclasses.dataclass(eq=False)

@@ -139,7 +139,23 @@ def test_unprepared_data_set_ends_the_program_with_the_command(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert process.returncode != 0
-    assert f"tools/prepare_cifar10.py --data_dir={tmp_path}" in process.stderr
+    assert process.stderr.rstrip().endswith(
+        f"tools/prepare_cifar10.py --data_dir={tmp_path}"
+    )
+    assert "Traceback" not in process.stderr
+    assert "--seed" not in process.stderr + process.stdout  # No list of flags.
     # Not the minutes of a download that is tried again and again.
     assert time.perf_counter() - started < 100
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--penalty_ratio=1", "--learning_rate_drops=20,half", "--interval=0"],
+)
+def test_a_flag_out_of_its_range_is_named_without_a_traceback(flag, tmp_path):
+    process = run("apps/train_cifar.py", flag, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode != 0
+    assert flag.partition("=")[0] in process.stderr
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
