@@ -105,6 +105,17 @@ def test_mixed_precision_halves_the_bytes():
         (layers.EinsumDense("abc,bcd->ad", 5), (9, 2), 2 * 5 * 9),
         (layers.Embedding(10, 5), (9,), 0),
         (layers.PReLU(), (9, 2), 0),
+        (
+            layers.TimeDistributed(layers.Conv1D(5, 3)),
+            (4, 9, 2),
+            4 * 3 * 2 * 5 * 7,
+        ),
+        (layers.TimeDistributed(layers.Dropout(0.5)), (4, 9, 2), 0),
+        (
+            layers.SpectralNormalization(layers.Conv1D(5, 3)),
+            (9, 2),
+            3 * 2 * 5 * 7,
+        ),
     ],
 )
 def test_hand_count_of_the_other_classes(layer, shape, macs, caplog):
