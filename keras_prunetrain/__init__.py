@@ -3,8 +3,9 @@
 from keras_prunetrain import models
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.record import Reconfiguration
+from keras_prunetrain.channels.layer_rule import LayerRule
 from keras_prunetrain.channels.report import channel_report
-from keras_prunetrain.channels.rules import LayerRule, register_rule
+from keras_prunetrain.channels.rules import register_rule
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.regularizers import GroupLasso
 from keras_prunetrain.surgery.reconfigure import reconfigure

@@ -5,6 +5,7 @@ tests of this module fail when a new Keras moves one of them.
 """
 
 import contextlib
+import importlib
 import sys
 from typing import Any, NamedTuple
 
@@ -84,6 +85,30 @@ def has_array_arguments(call):
         getattr(leaf, "shape", ())
         for leaf in keras.tree.flatten(arguments_with(call, stand_ins))
     )
+
+
+def operation_class(tensors):
+    """Returns the class of the operation that `tensors` came out of.
+
+    The functions of `keras.ops` are public, the classes that they put into a
+    functional graph are not.
+
+    Args:
+        tensors: A `KerasTensor`, or a list of what one operation returned.
+    """
+    return type(producer(keras.tree.flatten(tensors)[0]))
+
+
+def application_layer(module, name):
+    """Returns a layer class of `keras.applications`, `None` if it is not there.
+
+    Those that an architecture defines for itself are exported nowhere.
+    """
+    path = f"keras.src.applications.{module}"
+    try:
+        return getattr(importlib.import_module(path), name, None)
+    except ImportError:
+        return None
 
 
 def producer(tensor):

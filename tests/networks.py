@@ -20,12 +20,17 @@ class Network(NamedTuple):
         writes: Dict from a layer to its dead output channels.
         reads: Dict from a layer to its dead input channels.
         carries: Dict from a BN to its dead channels.
+        dies: Dict from the path of any other weight that says which channels
+            live to a dict from an axis to its dead channels.
+        goes: The same for weights that have no say.
     """
 
     model: keras.Model
     writes: dict
     reads: dict
     carries: dict
+    dies: dict = {}  # noqa: RUF012
+    goes: dict = {}  # noqa: RUF012
 
 
 def find(model, path):
@@ -63,8 +68,23 @@ def kill(model, writes=None, reads=None, value=0.0):
             kernel.assign(array)
 
 
+def weight_at(model, path):
+    """The weight at `path`: `"inner/conv/bias"`."""
+    layer, _, name = path.rpartition("/")
+    (weight,) = [w for w in find(model, layer).weights if w.name == name]
+    return weight
+
+
 def kill_all(network, value=0.0):
     kill(network.model, network.writes, network.reads, value)
+    for path, axes in network.dies.items():
+        weight = weight_at(network.model, path)
+        array = keras.ops.convert_to_numpy(weight).copy()
+        for axis, dead in axes.items():
+            place = [slice(None)] * array.ndim
+            place[axis] = dead
+            array[tuple(place)] = np.copysign(value, array[tuple(place)])
+        weight.assign(array)
 
 
 def surviving(network):
@@ -81,6 +101,12 @@ def surviving(network):
                     axis_ = axis % len(weight.shape)
                     keep = np.delete(np.arange(weight.shape[axis_]), channels)
                     result.setdefault(weight.path, {})[axis_] = keep
+    for path, axes in {**network.dies, **network.goes}.items():
+        weight = weight_at(network.model, path)
+        for axis, dead in axes.items():
+            axis_ = axis % len(weight.shape)
+            keep = np.delete(np.arange(weight.shape[axis_]), dead)
+            result.setdefault(weight.path, {})[axis_] = keep
     return result
 
 
@@ -296,7 +322,192 @@ def squeezing():
     )
 
 
+def depthwise():
+    """Two output channels for each input channel; the kernel has no say."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [1, 2]},
+        reads={"logits": [2, 3, 4, 5]},
+        carries={"stem_bn": [1, 2], "bn": [2, 3, 4, 5]},
+        goes={
+            "depth/kernel": {-2: [1, 2]},
+            "depth/bias": {0: [2, 3, 4, 5]},
+        },
+    )
+
+
+def separable():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    x = layers.SeparableConv2D(5, 3, depth_multiplier=2, name="sep")(x)
+    return Network(
+        keras.Model(image, head(layers.ReLU()(x))),
+        writes={"stem": [1]},
+        reads={"logits": [0, 4]},
+        carries={"stem_bn": [1]},
+        dies={"sep/pointwise_kernel": {-2: [2, 3], -1: [0, 4]}},
+        goes={"sep/depthwise_kernel": {-2: [1]}, "sep/bias": {0: [0, 4]}},
+    )
+
+
+def grouped():
+    """Three groups: of two channels each read, of three each written."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = conv(x, 9, "groups", groups=3)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [1, 3, 5]},  # The second one of each group.
+        reads={"logits": [0, 3, 6]},  # The first one of each group.
+        carries={"stem_bn": [1, 3, 5], "bn": [0, 3, 6]},
+        dies={"groups/kernel": {-2: [1], -1: [0, 3, 6]}},
+        goes={"groups/bias": {0: [0, 3, 6]}},
+    )
+
+
+def grouped_depthwise():
+    """A depthwise convolution, as `Conv2D` with a group for each channel."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    x = conv(x, 8, "depth", groups=4)
+    x = conv(x, 8, "depth2", groups=8, activation="relu")
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [0]},
+        reads={"logits": [0, 1]},
+        carries={"stem_bn": [0]},
+        goes={
+            "depth/kernel": {-1: [0, 1]},
+            "depth/bias": {0: [0, 1]},
+            "depth2/kernel": {-1: [0, 1]},
+            "depth2/bias": {0: [0, 1]},
+        },
+    )
+
+
+def transposed():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 4, "stem")
+    x = layers.Conv2DTranspose(5, 2, strides=2, name="up")(x)
+    return Network(
+        keras.Model(image, head(layers.ReLU()(x))),
+        writes={"stem": [1]},
+        reads={"logits": [0, 4]},
+        carries={"stem_bn": [1]},
+        dies={"up/kernel": {-1: [1], -2: [0, 4]}},
+        goes={"up/bias": {0: [0, 4]}},
+    )
+
+
+def einsum():
+    """Two heads of three channels; the heads stay, the channels may go."""
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 4, "stem")
+    x = layers.Reshape((36, 4))(x)
+    x = layers.EinsumDense(
+        "abc,cde->abde", (36, 2, 3), bias_axes="de", name="a"
+    )(x)
+    x = layers.Activation("tanh")(x)
+    x = layers.EinsumDense(
+        "abde,def->abf", (None, 5), bias_axes="f", name="b", activation="relu"
+    )(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"stem": [2]},
+        reads={"logits": [4]},
+        carries={},
+        dies={"a/kernel": {0: [2], 2: [1]}, "b/kernel": {1: [1], 2: [4]}},
+        goes={"a/bias": {1: [1]}, "b/bias": {0: [4]}},
+    )
+
+
+def normalized_each():
+    """Instance normalization, and a learned slope for each value."""
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 4, "stem")
+    x = layers.GroupNormalization(groups=-1, name="norm")(x)
+    x = layers.PReLU(name="slope")(x)
+    x = layers.PReLU(shared_axes=[1, 2], name="slopes")(conv(x, 3, "a"))
+    x = layers.PReLU(shared_axes=[1, 2, 3], name="one")(x)
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [1, 3], "a": [0]},
+        reads={"a": [1, 3], "logits": [0]},
+        carries={"norm": [1, 3], "slope": [1, 3], "slopes": [0]},
+    )
+
+
+def shuffling():
+    """A channel shuffle: what comes from both groups goes together."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.Reshape((6, 6, 2, 3))(x)
+    x = layers.Permute((1, 2, 4, 3))(x)
+    x = layers.Reshape((6, 6, 6))(x)
+    x = conv(x, 5, "a")
+    return Network(
+        keras.Model(image, head(layers.ReLU()(x))),
+        writes={"stem": [1, 4], "a": [2]},
+        reads={"a": [2, 3], "logits": [2]},
+        carries={"stem_bn": [1, 4]},
+    )
+
+
+def splitting():
+    """`ops.split`, an index, a step backwards, and `ops.concatenate`."""
+    ops = keras.ops
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    left, right = ops.split(x, 2, axis=-1)
+    left = conv(left, 3, "a") + 1.0
+    x = ops.concatenate([left, right[..., 1:], x[:, :, :, ::-2]], axis=-1)
+    x = ops.mean(ops.relu(x), axis=(1, 2))
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        # Left 0, 1, 2; right 3, 4, 5, of which 4 and 5 are read; and 5, 3, 1.
+        writes={"stem": [1, 4], "a": [0]},
+        reads={"a": [1], "logits": [0, 3, 7]},
+        carries={"stem_bn": [1, 4]},
+    )
+
+
+def operating():
+    """Residual blocks and squeeze and excitation, without a single layer."""
+    ops = keras.ops
+    image = keras.Input((6, 6, 2))
+    x = ops.relu(conv(image, 5, "stem"))
+    x = x + 0.5 * conv(x, 5, "a")
+    scale = ops.mean(x, axis=[1, 2], keepdims=True)
+    x = x * ops.sigmoid(conv(scale, 5, "b", size=1)) - ops.max(scale, axis=1)
+    x = ops.pad(x, [(0, 0), (1, 0), (0, 1), (0, 0)])
+    x = ops.transpose(x, (0, 3, 1, 2))
+    x = ops.reshape(x, (-1, 5, 49))
+    x = ops.clip(ops.sum(ops.tanh(x), axis=-1), -5.0, 5.0)
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"stem": [1, 3], "a": [1, 3], "b": [1, 3]},
+        reads={"a": [1, 3], "b": [1, 3], "logits": [1, 3]},
+        carries={},
+    )
+
+
 ALL = [
+    depthwise,
+    separable,
+    grouped,
+    grouped_depthwise,
+    transposed,
+    einsum,
+    normalized_each,
+    shuffling,
+    splitting,
+    operating,
     plain,
     residual,
     projection,

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels import rules
+from keras_prunetrain.channels.rules import rule_for
 
 
 class Branch(NamedTuple):
@@ -126,7 +126,7 @@ class _Search:
         if keras_internals.is_graph(layer):
             return self.run(layer, values, f"{key}/")
         self._visits[id(layer)] += 1
-        rule = rules.rule_for(layer)
+        rule = rule_for(layer)
         # Calling a layer with an activity regularizer would add to its losses.
         active = getattr(layer, "activity_regularizer", None) is not None
         if rule is None or active or len(call.outputs) != 1:
@@ -137,7 +137,7 @@ class _Search:
             constant = _of_dead_layer(layer, call, axis)
         elif all(value is not None for value in values):
             if (rule.pointwise or rule.sums) and not _in_training(call):
-                constant = _call(layer, values)
+                constant = _call(call, values)
         elif rule.sums and id(call.outputs[0]) not in self._outputs:
             self._remember(key, call, values)
         return [constant]
@@ -169,14 +169,19 @@ def _of_dead_layer(layer, call, axis):
     shape = call.inputs[0].shape[1:]
     if None in shape:
         return None
-    output = _call(layer, [np.zeros((1, *shape))])
+    output = _call(call, [np.zeros((1, *shape))])
     place = [slice(0, 1)] * output.ndim
     place[axis] = slice(None)
     return output[tuple(place)]
 
 
-def _call(layer, values):
-    """Returns, as an array, what `layer` computes at inference."""
-    tensors = [ops.convert_to_tensor(x, layer.compute_dtype) for x in values]
-    output = layer(tensors if len(tensors) > 1 else tensors[0])
+def _call(call, values):
+    """Returns, as an array, what the layer of `call` makes of `values`."""
+    dtype = getattr(call.operation, "compute_dtype", None)
+    tensors = {
+        id(x): ops.convert_to_tensor(value, dtype)
+        for x, value in zip(call.inputs, values, strict=True)
+    }
+    args, kwargs = keras_internals.arguments_with(call, tensors)
+    output = call.operation(*args, **kwargs)
     return ops.convert_to_numpy(output).astype("float64")

@@ -2,9 +2,12 @@
 
 import dataclasses
 import fnmatch
+import functools
 import math
+import operator
 from numbers import Real
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -68,11 +71,16 @@ def plan_cut(
         if found == removed:
             break
         removed = found
+    limits = [
+        *(
+            (numbers, channel_multiple, min_channels)
+            for numbers in _written(numbering, removed)
+        ),
+        # No tensor without channels: each piece of a split keeps one.
+        *((numbers, 1, 1) for numbers in _passed_on(numbering, removed)),
+    ]
     # Until nothing changes: what one layer revives may upset another's count.
-    while any(
-        _round_up(n, strength, alive, kept, channel_multiple, min_channels)
-        for n in _written(numbering, removed)
-    ):
+    while any(_round_up(*x, strength, alive, kept) for x in limits):
         pass
     alive &= ~_vanished(numbering, removed)
     return Plan(numbering, alive, strength, threshold, branches, removed, kept)
@@ -86,7 +94,7 @@ def trial_plan(model, skip=()):
     alive[list(numbering.frozen)] = True
     for key in matching_layers(numbering, skip):
         alive[list(_touched(numbering, key))] = True
-    for numbers in _written(numbering):
+    for numbers in (*_written(numbering), *_passed_on(numbering)):
         alive[numbers[0]] |= not alive[numbers].any()
     return dataclasses.replace(plan, alive=alive)
 
@@ -96,7 +104,8 @@ def matching_layers(numbering, skip):
 
     Args:
         numbering: A `Numbering`.
-        skip: Layers, names or patterns (`"stage1_*"`) of names or keys.
+        skip: Layers, names or patterns (`"stage1_*"`) of names or keys, or
+            functions of a layer that return whether it is meant.
 
     Raises:
         ValueError: If one of them matches no layer.
@@ -114,10 +123,14 @@ def matching_layers(numbering, skip):
                 or key == wanted
             ]
         else:
+            # A layer is callable, too.
+            is_wanted = wanted
+            if isinstance(wanted, keras.Operation) or not callable(wanted):
+                is_wanted = functools.partial(operator.is_, wanted)
             matches = [
                 key
                 for key, layer in numbering.layers.items()
-                if layer is wanted
+                if is_wanted(layer)
             ]
         if not matches:
             name = getattr(wanted, "name", wanted)
@@ -164,6 +177,16 @@ def _written(numbering, removed=()):
     ]
 
 
+def _passed_on(numbering, removed=()):
+    """Returns the numbers of each tensor that stays in the graph."""
+    return [
+        np.unique(channels.numbers)
+        for key, outputs in numbering.outputs.items()
+        for channels in outputs
+        if key not in removed and len(channels.numbers)
+    ]
+
+
 def _strength(numbering, removed):
     strength = np.zeros(numbering.size)
     for label in numbering.labels:
@@ -191,7 +214,7 @@ def _vanished(numbering, removed):
     return lost & ~held
 
 
-def _round_up(numbers, strength, alive, kept, channel_multiple, min_channels):
+def _round_up(numbers, channel_multiple, min_channels, strength, alive, kept):
     """Revives the strongest dead `numbers`, if too few are alive.
 
     Returns whether it did.

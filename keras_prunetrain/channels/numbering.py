@@ -13,10 +13,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels import rules
+from keras_prunetrain.channels import layer_rule
+from keras_prunetrain.channels.rules import rule_for
 
 
 class Label(NamedTuple):
@@ -67,14 +68,16 @@ class Numbering:
         layers: Dict from a key to the layer. The key is the layer's name,
             behind the names of the models it is nested in: `"backbone/conv1"`.
         labels: List of `Label`, one for each channel axis of each weight.
-        outputs: Dict from a layer's key to the `Channels` that it writes, the
-            first time it is called.
+        inputs: Dict from a layer's key to the `Channels` that it reads, a
+            list, the first time it is called.
+        outputs: The same for what it writes.
         frozen: Dict from a number that must stay to the reason, a string.
     """
 
     size: int
     layers: dict
     labels: list
+    inputs: dict
     outputs: dict
     frozen: dict
 
@@ -112,8 +115,8 @@ class _Walk:
         self._frozen = []  # Pairs of numbers and the reason why they stay.
         self._labels = {}
         self._layers = {}
+        self._inputs = {}
         self._outputs = {}
-        self._entered = {}
 
     def run(self, model, inputs, prefix):
         def visit(call, values):
@@ -123,6 +126,13 @@ class _Walk:
 
     def result(self):
         numbers = _merge(self._count, self._ties)
+
+        def merged(vectors):
+            return {
+                key: [x._replace(numbers=numbers[x.numbers]) for x in channels]
+                for key, channels in vectors.items()
+            }
+
         frozen = {}
         for vector, reason in self._frozen:
             for number in numbers[vector]:
@@ -134,10 +144,8 @@ class _Walk:
                 label._replace(numbers=numbers[label.numbers])
                 for label in self._labels.values()
             ],
-            outputs={
-                key: [x._replace(numbers=numbers[x.numbers]) for x in channels]
-                for key, channels in self._outputs.items()
-            },
+            inputs=merged(self._inputs),
+            outputs=merged(self._outputs),
             frozen=frozen,
         )
 
@@ -152,7 +160,8 @@ class _Walk:
         """Returns new numbers for a tensor of which nothing is known."""
         size = shape[axis] if len(shape) > 1 else 0
         numbers = self.new_numbers(size or 0)
-        channels = Channels(numbers, axis % len(shape), tuple(shape), True)
+        axis %= max(len(shape), 1)
+        channels = Channels(numbers, axis, tuple(shape), True)
         self.freeze(channels, reason)
         return channels
 
@@ -160,12 +169,12 @@ class _Walk:
         layer = call.operation
         key = prefix + layer.name
         self._layers[key] = layer
+        read = self._inputs.setdefault(key, inputs)
         if keras_internals.is_graph(layer):
             # Called twice, it has one set of inputs for both calls.
-            known = self._entered.setdefault(key, inputs)
-            self._tie_calls(known, inputs)
+            self._tie_calls(read, inputs)
             return self.run(layer, inputs, f"{key}/")
-        rule = rules.rule_for(layer)
+        rule = rule_for(layer)
         outputs, reason = None, "no rule for this class, see register_rule"
         if rule is not None:
             inputs, reason = self._on_expected_axis(layer, rule, inputs)
@@ -182,9 +191,16 @@ class _Walk:
             ]
         elif rule.holds is not None and rule.holds(layer) is not None:
             reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
-            self.freeze(outputs[0], reason)
+            for channels in outputs:
+                self.freeze(channels, reason)
         known = self._outputs.setdefault(key, outputs)
-        if rule is not None and (rule.shape_argument or rule.channel_arguments):
+        if rule is not None and (
+            rule.shape_argument
+            or rule.channel_arguments
+            or rule.cuts_argument
+            or rule.indexes
+        ):
+            self._tie_calls(read, inputs)
             self._tie_calls(known, outputs)
         return outputs
 
@@ -215,29 +231,51 @@ class _Walk:
             return None, "an array of fixed size is among its arguments"
         if rule.refuses is not None and rule.refuses(layer) is not None:
             return None, rule.refuses(layer)
-        shape = tuple(call.outputs[0].shape)
-        output = _FLOWS[rule.flow](self, layer, inputs, shape, key)
-        if len(call.outputs) != 1 or output is None:
+        outputs = _FLOWS[rule.flow](self, call, rule, inputs, key)
+        if outputs is None or len(outputs) != len(call.outputs):
             return None, "its channels could not be followed"
-        if shape[output.axis] != len(output.numbers):
+        if any(x.shape[x.axis] != len(x.numbers) for x in outputs):
             return None, "its rule gives a wrong number of output channels"
-        return [output], None
+        return outputs, None
 
-    def _produces(self, layer, inputs, shape, key):
+    def _produces(self, call, rule, inputs, key):
+        shape = tuple(call.outputs[0].shape)
         axis = inputs[0].axis - len(inputs[0].shape) + len(shape)
         if key in self._outputs:  # A layer called twice computes the same.
             numbers = self._outputs[key][0].numbers
         else:
             numbers = self.new_numbers(shape[axis])
-        return Channels(numbers, axis, shape)
+        if rule.groups is not None:
+            groups = rule.groups(call.operation)
+            self._tie_groups(inputs[0].numbers, groups)
+            self._tie_groups(numbers, groups)
+        return [Channels(numbers, axis, shape)]
 
-    def _carries(self, layer, inputs, shape, key):
+    def _tie_groups(self, numbers, groups):
+        first, *others = numbers.reshape(groups, -1)
+        self._ties += [(first, other) for other in others]
+
+    def _carries(self, call, rule, inputs, key):
         x = inputs[0]
+        shape = tuple(call.outputs[0].shape)
         # What pools a whole image drops its axes and leaves the channels.
         axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
-        return x._replace(axis=axis, shape=shape)
+        numbers = np.repeat(x.numbers, _repeats(rule, call.operation))
+        return [x._replace(numbers=numbers, axis=axis, shape=shape)]
 
-    def _joins(self, layer, inputs, shape, key):
+    def _reduces(self, call, rule, inputs, key):
+        x, operation = inputs[0], call.operation
+        if operation.axis is None:
+            return None
+        dropped = {axis % len(x.shape) for axis in np.ravel(operation.axis)}
+        if dropped & {0, x.axis}:
+            return None
+        axis = x.axis
+        if not operation.keepdims:
+            axis -= sum(i < x.axis for i in dropped)
+        return [x._replace(axis=axis, shape=tuple(call.outputs[0].shape))]
+
+    def _joins(self, call, rule, inputs, key):
         # Inputs of different rank meet at their last axes, as in NumPy.
         from_end = {x.axis - len(x.shape) for x in inputs}
         if len(from_end) > 1:
@@ -249,45 +287,84 @@ class _Walk:
         for x in inputs:
             if len(x.numbers) != size:  # One channel, spread over all.
                 self.freeze(x, "spread over all channels")
-        return Channels(whole[0], from_end.pop() + len(shape), shape)
+        shape = tuple(call.outputs[0].shape)
+        return [Channels(whole[0], from_end.pop() + len(shape), shape)]
 
-    def _concatenates(self, layer, inputs, shape, key):
+    def _concatenates(self, call, rule, inputs, key):
+        shape = tuple(call.outputs[0].shape)
         axes = {x.axis for x in inputs}
         if len(axes) > 1:
             return None
         axis = axes.pop()
-        if getattr(layer, "axis", axis) % len(shape) != axis:
-            return self._joins(layer, inputs, shape, key)
-        return Channels(
-            np.concatenate([x.numbers for x in inputs]), axis, shape
-        )
+        if getattr(call.operation, "axis", axis) % len(shape) != axis:
+            return self._joins(call, rule, inputs, key)
+        numbers = np.concatenate([x.numbers for x in inputs])
+        return [Channels(numbers, axis, shape)]
 
-    def _moves(self, layer, inputs, shape, key):
+    def _moves(self, call, rule, inputs, key):
         x = inputs[0]
-        if None in x.shape[1:]:
-            return None
         place = [1] * len(x.shape)
         place[x.axis] = -1
         numbers = np.broadcast_to(
-            x.numbers.astype("int32").reshape(place), (1, *x.shape[1:])
+            # From 1 on: 0 is what pads an image.
+            x.numbers.astype("int32").reshape(place) + 1,
+            [1, *(size or _ANY_SIZE for size in x.shape[1:])],
         )
-        moved = ops.convert_to_numpy(layer(ops.convert_to_tensor(numbers)))
+        known = {id(call.inputs[0]): ops.convert_to_tensor(numbers)}
+        args, kwargs = keras_internals.arguments_with(call, known)
+        if kwargs.get("constant_values"):  # Of `pad`, taken for a number here.
+            return None
+        try:
+            moved = call.operation(*args, **kwargs)
+        except Exception:  # Not of that size.
+            return None
+        outputs = []
+        for tensor, moved_numbers in zip(
+            call.outputs, tree.flatten(moved), strict=True
+        ):
+            shape = tuple(tensor.shape)
+            found = self._vector_in(ops.convert_to_numpy(moved_numbers), shape)
+            if found is None:
+                return None
+            outputs.append(found)
+        return outputs
+
+    def _vector_in(self, moved, shape):
+        """Returns the `Channels` of a tensor in which each place has a number.
+
+        Where the channels lie on several axes at once (between the reshapings
+        of a channel shuffle), they are tied until they lie on one.
+        """
+        if moved.ndim != len(shape) or any(
+            size not in (None, found)
+            for size, found in zip(shape[1:], moved.shape[1:], strict=True)
+        ):
+            return None
+        best, most = None, 0
         for axis in range(moved.ndim - 1, 0, -1):
-            first = [0] * moved.ndim
-            first[axis] = slice(None)
-            vector = moved[tuple(first)]
-            place = [1] * moved.ndim
-            place[axis] = -1
-            if np.array_equal(
-                moved, np.broadcast_to(vector.reshape(place), moved.shape)
-            ):
-                return Channels(vector.astype(int), axis, shape)
-        return None  # Channels and places are mixed on every axis.
+            rows = np.moveaxis(moved, axis, -1).reshape(-1, moved.shape[axis])
+            rows = np.unique(rows, axis=0)
+            vector = rows.max(axis=0, initial=0)
+            if shape[axis] is None or not vector.all():
+                continue
+            ties = [
+                (vector[row > 0] - 1, row[row > 0] - 1)
+                for row in rows
+                if (row[row > 0] != vector[row > 0]).any()
+            ]
+            left = len(np.unique(_merge(self._count, ties)[vector - 1]))
+            if left > most:
+                best, most = (vector - 1, axis, ties), left
+        if best is None:
+            return None
+        vector, axis, ties = best
+        self._ties += ties
+        return Channels(vector.astype(int), axis, shape)
 
     def _label(self, key, layer, rule, inputs, outputs):
         """Labels the axes of the layer's weights; returns why not, if not."""
         labels = []
-        for weight in layer.weights:
+        for weight in getattr(layer, "weights", ()):
             sides = [
                 (side, axes[weight.name], channels)
                 for side, axes, channels in (
@@ -299,27 +376,29 @@ class _Walk:
             if not sides and (rule.in_axis or rule.out_axis or not rule.holds):
                 return f"its rule does not say where '{weight.name}' lies"
             for side, axis, channels in sides:
+                if axis is None:
+                    axis = channels.axis - 1
                 ndim = len(weight.shape)
                 if not -ndim <= axis < ndim:
                     return (
                         f"its rule names axis {axis} of '{weight.name}', which "
                         f"has shape {tuple(weight.shape)}"
                     )
-                if weight.shape[axis] == len(channels.numbers):
+                size = weight.shape[axis]
+                numbers = channels.numbers
+                if side == "in":
+                    numbers = _as_read(numbers, layer, rule, size)
+                if len(numbers) == size:
+                    is_kernel = len(sides) == 2
                     labels.append(
                         Label(
-                            key,
-                            weight,
-                            axis % ndim,
-                            channels.numbers,
-                            side,
-                            len(sides) == 2,
+                            key, weight, axis % ndim, numbers, side, is_kernel
                         )
                     )
-                elif weight.shape[axis] != 1:  # 1: shared by all channels.
+                elif size != 1:  # 1: shared by all channels.
                     return (
-                        f"its rule expects {len(channels.numbers)} channels on "
-                        f"axis {axis} of '{weight.name}', which has shape "
+                        f"its rule expects {len(numbers)} channels on axis "
+                        f"{axis} of '{weight.name}', which has shape "
                         f"{tuple(weight.shape)}"
                     )
         for label in labels:
@@ -330,12 +409,29 @@ class _Walk:
         return None
 
 
+def _repeats(rule, layer):
+    return 1 if rule.repeats is None else rule.repeats(layer)
+
+
+def _as_read(numbers, layer, rule, size):
+    """Returns the channel numbers along an input axis of a weight."""
+    if rule.groups is not None:  # All groups read what the first one reads.
+        return numbers[: len(numbers) // rule.groups(layer)]
+    if len(numbers) != size:  # Behind a depthwise kernel, of its outputs.
+        return np.repeat(numbers, _repeats(rule, layer))
+    return numbers
+
+
+# What runs on numbers in the place of an image of unknown size.
+_ANY_SIZE = 8
+
 _FLOWS = {
-    rules.PRODUCES: _Walk._produces,
-    rules.CARRIES: _Walk._carries,
-    rules.JOINS: _Walk._joins,
-    rules.CONCATENATES: _Walk._concatenates,
-    rules.MOVES: _Walk._moves,
+    layer_rule.PRODUCES: _Walk._produces,
+    layer_rule.CARRIES: _Walk._carries,
+    layer_rule.JOINS: _Walk._joins,
+    layer_rule.CONCATENATES: _Walk._concatenates,
+    layer_rule.MOVES: _Walk._moves,
+    layer_rule.REDUCES: _Walk._reduces,
 }
 
 

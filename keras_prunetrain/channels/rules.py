@@ -7,69 +7,35 @@ touches stay.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal
+import re
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
-PRODUCES = "produces"  # Computes channels of its own: `Conv2D`.
-CARRIES = "carries"  # Output channel i depends on input channel i: `ReLU`.
-JOINS = "joins"  # Carries several inputs, channel by channel: `Add`.
-CONCATENATES = "concatenates"  # Lines its inputs up: `Concatenate`.
-MOVES = "moves"  # Only puts values elsewhere: `Flatten`.
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerRule:
-    """How channels pass through a layer, and where they lie in its variables.
-
-    Attributes:
-        flow: One of `"produces"`, `"carries"`, `"joins"`, `"concatenates"`,
-            `"moves"`.
-        size_argument: Constructor argument that holds the number of output
-            channels (`"filters"`, `"units"`), or `None` if it is inferred.
-        in_axis: Weight name -> axis of its input channels. A weight with both
-            an input and an output axis is a kernel: its magnitude decides
-            which channels are alive.
-        out_axis: Weight name -> axis of its output channels.
-        channel_axis: Function of the layer and of the rank of its input
-            (batch included) that returns the axis on which the layer expects
-            the channels. `None`, also as its result, if any axis will do.
-        channel_arguments: Constructor arguments that may hold one number per
-            channel.
-        shape_argument: Constructor argument that holds the output's shape
-            without the batch.
-        pointwise: Whether every output value depends, at inference, on the one
-            input value at its place only, so that a constant stays one.
-        sums: Whether the output is the sum of the inputs, so that an input
-            that is constant can be left out and its value added instead.
-        holds: Function of the layer that returns why all its output channels
-            must stay, or `None`.
-        refuses: Function of the layer that returns why this rule does not fit
-            it, or `None`. The layer is then treated as one without a rule.
-    """
-
-    flow: Literal["produces", "carries", "joins", "concatenates", "moves"]
-    size_argument: str | None = None
-    in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    out_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    channel_axis: Callable | None = None
-    channel_arguments: tuple[str, ...] = ()
-    shape_argument: str | None = None
-    pointwise: bool = False
-    sums: bool = False
-    holds: Callable | None = None
-    refuses: Callable | None = None
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.layer_rule import (
+    CARRIES,
+    CONCATENATES,
+    JOINS,
+    MOVES,
+    PRODUCES,
+    LayerRule,
+    by_data_format,
+    held,
+)
+from keras_prunetrain.channels.operations import POINTWISE, operation_rules
 
 
 def rule_for(operation):
-    """Returns the `LayerRule` for the class of `operation`, or `None`.
+    """Returns the `LayerRule` for `operation`, or `None`.
 
     The very class counts: a subclass may do something else with its channels.
     """
-    return _RULES.get(type(operation))
+    rule = _RULES.get(type(operation))
+    if rule is not None and rule.variant is not None:
+        return rule.variant(operation) or rule
+    return rule
 
 
 def register_rule(layer_class, rule):
@@ -109,10 +75,6 @@ def register_rule(layer_class, rule):
     _RULES[layer_class] = rule
 
 
-def _by_data_format(layer, rank):
-    return rank - 1 if layer.data_format == "channels_last" else 1
-
-
 def _last(layer, rank):
     del layer
     return rank - 1
@@ -145,15 +107,75 @@ def _mixing_activation(layer):
 
 
 def _groups(layer):
-    return "its channels come in groups" if layer.groups > 1 else None
+    return layer.groups
+
+
+def _multiplier(layer):
+    return layer.depth_multiplier
+
+
+def _depthwise(layer):
+    """Returns the rule of a convolution in which no channels meet."""
+    if layer.groups == 1 or layer.kernel.shape[-2] > 1:
+        return None
+    return LayerRule(
+        CARRIES,
+        ("filters", "groups"),
+        out_axis={"kernel": -1, "bias": -1},
+        channel_axis=by_data_format,
+        repeats=lambda layer: layer.filters // layer.groups,
+        holds=_mixing_activation,
+    )
+
+
+def _einsum(layer):
+    """Returns the rule of a layer whose equation says where channels lie.
+
+    They are the last axis that it reads and the last one that it writes; the
+    other axes of a kernel, the heads of an attention, stay as they are.
+    """
+    read, axes, written = re.split(",|->", layer.equation.replace(" ", ""))
+    source, result = read[-1], written[-1]
+    if source not in axes or source in written or result in read:
+        return None
+    bias = {}
+    if layer.bias is not None:
+        kept = [axis for axis in written if axis in layer.bias_axes]
+        if result in kept:
+            bias = {"bias": kept.index(result)}
+    return LayerRule(
+        PRODUCES,
+        in_axis={"kernel": axes.index(source)},
+        out_axis={"kernel": axes.index(result), **bias},
+        channel_axis=_last,
+        shape_argument="output_shape",
+        holds=_mixing_activation,
+    )
+
+
+def _instance_norm(layer):
+    """Returns the rule of a normalization of each channel by itself."""
+    if layer.gamma is not None:
+        channels = layer.gamma.shape[0]
+    elif layer.beta is not None:
+        channels = layer.beta.shape[0]
+    else:
+        return None
+    if layer.groups != channels:
+        return None
+    return LayerRule(
+        CARRIES,
+        ("groups",),
+        out_axis={"gamma": -1, "beta": -1},
+        channel_axis=_by_axis,
+    )
 
 
 def _noise_shape(layer):
-    return "it has a noise_shape" if layer.noise_shape is not None else None
-
-
-def _held(reason):
-    return LayerRule(CARRIES, holds=lambda layer: reason)
+    # Of 1 and None only: the same mask for a whole axis, of whatever size.
+    if all(size in (None, 1) for size in layer.noise_shape or ()):
+        return None
+    return "it has a noise_shape"
 
 
 def _named(*names):
@@ -162,35 +184,68 @@ def _named(*names):
     return [getattr(layers, name) for name in names if hasattr(layers, name)]
 
 
-# Softmax, log_softmax, sparsemax and glu are missing: they mix channels.
 _ELEMENTWISE = {
     getattr(module, name)
-    for module in (keras.activations, keras.ops)
+    for module in (keras.activations, ops)
     for name in (
-        *("celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid"),
-        *("hard_silu", "hard_swish", "hard_tanh", "leaky_relu", "linear"),
-        *("log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu"),
-        *("soft_shrink", "softplus", "softsign", "sparse_plus"),
-        *("sparse_sigmoid", "squareplus", "swish", "tanh", "tanh_shrink"),
-        "threshold",
+        *POINTWISE.split(),
+        "exponential",
+        "linear",
+        "swish",
+        "hard_swish",
     )
     if hasattr(module, name)
-}
+} | {ops.threshold, keras.activations.threshold}
 
 _CONVOLUTION = LayerRule(
     PRODUCES,
-    "filters",
+    ("filters",),
     in_axis={"kernel": -2},
     out_axis={"kernel": -1, "bias": -1},
-    channel_axis=_by_data_format,
+    channel_axis=by_data_format,
     holds=_mixing_activation,
-    refuses=_groups,
 )
 
 _RULES = {
-    **dict.fromkeys(_named("Conv1D Conv2D Conv3D"), _CONVOLUTION),
+    **operation_rules(),
+    **dict.fromkeys(
+        _named("Conv1D Conv2D Conv3D"),
+        dataclasses.replace(_CONVOLUTION, groups=_groups, variant=_depthwise),
+    ),
+    **dict.fromkeys(
+        _named("Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
+        dataclasses.replace(
+            _CONVOLUTION,
+            in_axis={"kernel": -1},
+            out_axis={"kernel": -2, "bias": -1},
+        ),
+    ),
+    **dict.fromkeys(
+        _named("DepthwiseConv1D DepthwiseConv2D"),
+        LayerRule(
+            CARRIES,
+            in_axis={"kernel": -2},
+            out_axis={"bias": -1},
+            channel_axis=by_data_format,
+            repeats=_multiplier,
+            holds=_mixing_activation,
+        ),
+    ),
+    **dict.fromkeys(
+        _named("SeparableConv1D SeparableConv2D"),
+        dataclasses.replace(
+            _CONVOLUTION,
+            in_axis={"depthwise_kernel": -2, "pointwise_kernel": -2},
+            out_axis={"pointwise_kernel": -1, "bias": -1},
+            repeats=_multiplier,
+        ),
+    ),
     layers.Dense: dataclasses.replace(
-        _CONVOLUTION, size_argument="units", channel_axis=_last, refuses=None
+        _CONVOLUTION, size_arguments=("units",), channel_axis=_last
+    ),
+    layers.EinsumDense: dataclasses.replace(
+        held("its equation says of no axis that it is that of the channels"),
+        variant=_einsum,
     ),
     layers.BatchNormalization: LayerRule(
         CARRIES,
@@ -200,8 +255,15 @@ _RULES = {
         channel_axis=_by_axis,
         pointwise=True,
     ),
-    layers.LayerNormalization: _held("it normalizes across channels"),
-    layers.Normalization: _held("its statistics belong to these very channels"),
+    layers.GroupNormalization: dataclasses.replace(
+        held("it normalizes groups of channels together"),
+        variant=_instance_norm,
+    ),
+    **dict.fromkeys(
+        _named("LayerNormalization RMSNormalization UnitNormalization"),
+        held("it normalizes across channels"),
+    ),
+    layers.Normalization: held("its statistics belong to these very channels"),
     layers.Rescaling: LayerRule(
         CARRIES,
         channel_axis=_rescaled_axis,
@@ -212,10 +274,8 @@ _RULES = {
     layers.Activation: LayerRule(
         CARRIES, pointwise=True, holds=_mixing_activation
     ),
-    layers.PReLU: LayerRule(
-        CARRIES, out_axis={"alpha": -1}, channel_axis=_last
-    ),
-    layers.Softmax: _held("it mixes channels"),
+    layers.PReLU: LayerRule(CARRIES, out_axis={"alpha": None}),
+    layers.Softmax: held("it mixes channels"),
     **dict.fromkeys(
         _named("Dropout AlphaDropout"),
         LayerRule(CARRIES, pointwise=True, holds=_noise_shape),
@@ -245,7 +305,7 @@ _RULES = {
             "RandomPerspective RandomElasticTransform RandomErasing "
             "RandomTranslation RandomZoom RandomGaussianBlur Resizing",
         ),
-        LayerRule(CARRIES, channel_axis=_by_data_format),
+        LayerRule(CARRIES, channel_axis=by_data_format),
     ),
     **dict.fromkeys(
         _named("ZeroPadding1D Cropping1D UpSampling1D"),
@@ -258,7 +318,7 @@ _RULES = {
             "RandomPosterization RandomSaturation RandomSharpness AugMix "
             "AutoContrast CutMix Equalization MixUp RandAugment Solarization"
         ),
-        _held("it mixes colours"),
+        held("it mixes colours"),
     ),
     **dict.fromkeys(
         _named("Subtract Multiply Average Maximum Minimum"), LayerRule(JOINS)
@@ -267,4 +327,24 @@ _RULES = {
     layers.Concatenate: LayerRule(CONCATENATES),
     **dict.fromkeys(_named("Flatten Permute"), LayerRule(MOVES)),
     layers.Reshape: LayerRule(MOVES, shape_argument="target_shape"),
+    # The layers that some of `keras.applications` define for themselves.
+    **{
+        layer_class: rule
+        for module, name, rule in (
+            (
+                "convnext",
+                "LayerScale",
+                LayerRule(
+                    CARRIES,
+                    ("projection_dim",),
+                    out_axis={"variable": -1},  # Keras gave it no name.
+                    channel_axis=_last,
+                    pointwise=True,
+                ),
+            ),
+            ("convnext", "StochasticDepth", LayerRule(CARRIES, pointwise=True)),
+            ("inception_resnet_v2", "CustomScaleLayer", LayerRule(JOINS)),
+        )
+        if (layer_class := keras_internals.application_layer(module, name))
+    },
 }

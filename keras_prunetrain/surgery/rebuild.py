@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels import rules
 from keras_prunetrain.channels.branches import needed_calls
+from keras_prunetrain.channels.rules import rule_for
 
 
 class Cut(NamedTuple):
@@ -128,7 +128,33 @@ class _Builder:
             return self._without_branch(call, prefix, inputs, branch)
         inputs = [values[id(x)] for x in call.inputs]
         args, kwargs = keras_internals.arguments_with(call, values)
+        rule = rule_for(call.operation)
+        if rule is not None and rule.indexes:
+            args, kwargs = self._reindexed(call, prefix, *args, **kwargs)
         return self._clone(call.operation, prefix, inputs)(*args, **kwargs)
+
+    def _reindexed(self, call, prefix, x, key):
+        """Returns the arguments of `x[key]` for what is left of the channels.
+
+        Where those do not lie evenly any more, they are first taken out of `x`.
+        """
+        read = self._plan.numbering.inputs[prefix + call.operation.name][0]
+        alive = self._plan.alive[read.numbers]
+        if alive.all():
+            return (x, key), {}
+        key = _key_per_axis(key, len(read.shape))
+        place = [i for i, k in enumerate(key) if k is not None][read.axis]
+        new_places = np.cumsum(alive) - 1
+        if isinstance(key[place], int):
+            key[place] = int(new_places[key[place]])
+            return (x, tuple(key)), {}
+        wanted = np.arange(len(alive))[key[place]]
+        wanted = new_places[wanted[alive[wanted]]]
+        key[place] = _as_slice(wanted)
+        if key[place] is None:
+            x = ops.take(x, wanted.tolist(), axis=read.axis)
+            key[place] = slice(None)
+        return (x, tuple(key)), {}
 
     def _without_branch(self, call, prefix, inputs, branch):
         layer = call.operation
@@ -143,9 +169,8 @@ class _Builder:
             if len(inputs) > 1:
                 name = self._free_name(f"{name}_constant")
             # As an array: Keras makes float32 of a list, also in float64.
-            x = keras.layers.Rescaling(
-                1.0, constant, name=name, dtype=layer.dtype_policy
-            )(x)
+            dtype = getattr(layer, "dtype_policy", x.dtype)  # `x + y` has none.
+            x = keras.layers.Rescaling(1.0, constant, name=name, dtype=dtype)(x)
         return x
 
     def _free_name(self, name):
@@ -170,16 +195,14 @@ class _Builder:
         return self.clones[id(layer)]
 
     def _leaf(self, layer, key):
-        rule = rules.rule_for(layer)
+        rule = rule_for(layer)
         try:
             with warnings.catch_warnings():
                 # Of lambdas that could not be loaded. Nothing is saved here.
                 warnings.simplefilter("ignore")
                 config = layer.get_config()
-            for channels in self._plan.numbering.outputs[key] if rule else []:
-                keep = self._plan.keep(channels.numbers)
-                if len(keep) < len(channels.numbers):
-                    _cut_config(config, layer, rule, channels, keep)
+            if rule is not None:
+                self._cut_config(config, layer, rule, key)
             clone = _from_config(layer, config)
         except Exception as error:
             raise ValueError(
@@ -192,6 +215,39 @@ class _Builder:
             if isinstance(value, keras.regularizers.Regularizer):
                 setattr(clone, name, value)
         return clone
+
+    def _cut_config(self, config, layer, rule, key):
+        """Writes the sizes that are left into the `config` of a layer."""
+        outputs = self._plan.numbering.outputs[key]
+        keeps = [self._plan.keep(x.numbers) for x in outputs]
+        channels, keep = outputs[0], keeps[0]
+        total = len(channels.numbers)
+        if all(
+            len(kept) == len(x.numbers)
+            for kept, x in zip(keeps, outputs, strict=True)
+        ):
+            return
+        if rule.cuts_argument is not None and (
+            layer.axis % len(channels.shape) == channels.axis
+        ):
+            cuts = np.cumsum([len(kept) for kept in keeps])[:-1]
+            config[rule.cuts_argument] = cuts.tolist()
+        for name in rule.size_arguments:
+            config[name] = config[name] * len(keep) // total
+        if rule.shape_argument is not None:
+            shape = config[rule.shape_argument]
+            shape = [shape] if isinstance(shape, int) else list(shape)
+            place = channels.axis - len(channels.shape)
+            if shape[place] != -1:  # -1: inferred anyway.
+                shape[place] = len(keep)
+            config[rule.shape_argument] = shape
+        for name in rule.channel_arguments:
+            value = getattr(layer, name)
+            if np.shape(value) == channels.numbers.shape:
+                value = np.asarray(value)[keep]
+                if isinstance(config[name], list):
+                    value = value.tolist()
+                config[name] = keras.saving.serialize_keras_object(value)
 
 
 def _from_config(layer, config):
@@ -211,21 +267,27 @@ def _from_config(layer, config):
         return type(layer)(**config)
 
 
-def _cut_config(config, layer, rule, channels, keep):
-    if rule.size_argument is not None:
-        config[rule.size_argument] = len(keep)
-    if rule.shape_argument is not None:
-        shape = list(config[rule.shape_argument])
-        if shape[channels.axis - 1] != -1:  # -1: inferred anyway.
-            shape[channels.axis - 1] = len(keep)
-        config[rule.shape_argument] = shape
-    for name in rule.channel_arguments:
-        value = getattr(layer, name)
-        if np.shape(value) == channels.numbers.shape:
-            value = np.asarray(value)[keep]
-            if isinstance(config[name], list):
-                value = value.tolist()
-            config[name] = keras.saving.serialize_keras_object(value)
+def _key_per_axis(key, rank):
+    """Returns an index as a list, an entry for each of `rank` axes.
+
+    Beside these, `None` stands for each new axis.
+    """
+    key = list(key) if isinstance(key, tuple | list) else [key]
+    if Ellipsis not in key:
+        key.append(Ellipsis)
+    place = key.index(Ellipsis)
+    missing = rank - sum(k is not None and k is not Ellipsis for k in key)
+    return key[:place] + [slice(None)] * missing + key[place + 1 :]
+
+
+def _as_slice(positions):
+    """Returns the slice that has these `positions`, `None` if none has."""
+    steps = np.unique(np.diff(positions))
+    if len(steps) > 1:
+        return None
+    step = int(steps[0]) if len(steps) else 1
+    stop = int(positions[-1]) + step
+    return slice(int(positions[0]), stop if stop >= 0 else None, step)
 
 
 def _clone_input(layer, shape):

@@ -1,0 +1,101 @@
+"""What is known of each operation of `keras.ops` in a functional graph.
+
+`x + y`, `x[..., :8]` and `ops.relu(x)` are nodes of their own there, beside the
+layers. Their classes are private, the functions that make them are public: so
+each function is asked for the class of what it makes.
+"""
+
+import keras
+from keras import ops
+
+from keras_prunetrain.channels.layer_rule import (
+    CARRIES,
+    CONCATENATES,
+    JOINS,
+    MOVES,
+    REDUCES,
+    LayerRule,
+    by_data_format,
+    held,
+)
+from keras_prunetrain.keras_internals import operation_class
+
+# Softmax, log_softmax, sparsemax and glu are missing: they mix channels.
+POINTWISE = """
+    abs arccos arccosh arcsin arcsinh arctan arctanh cbrt ceil celu copy cos
+    cosh elu erf erfinv exp exp2 expm1 floor gelu hard_shrink hard_sigmoid
+    hard_silu hard_tanh leaky_relu log log10 log1p log2 log_sigmoid logical_not
+    nan_to_num negative reciprocal relu relu6 round rsqrt selu sigmoid sign silu
+    sin sinh soft_shrink softplus softsign sparse_plus sparse_sigmoid sqrt
+    square squareplus stop_gradient tan tanh tanh_shrink trunc
+"""
+_JOINING = """
+    divide divide_no_nan equal fmax fmin greater greater_equal less less_equal
+    logical_and logical_or maximum minimum multiply not_equal power subtract
+    true_divide
+"""
+
+
+def operation_rules():
+    """Returns a dict from the class of each operation to its `LayerRule`."""
+    elementwise = LayerRule(CARRIES, pointwise=True)
+    move = LayerRule(MOVES)
+    rules = {
+        **_of(POINTWISE, elementwise),
+        **_of(
+            "glu log_softmax normalize softmax sparsemax",
+            held("it mixes channels"),
+        ),
+        **_of(
+            "all amax amin any max mean min prod std sum var",
+            LayerRule(REDUCES),
+            1,
+        ),
+        **_of(
+            "average_pool max_pool",
+            LayerRule(CARRIES, channel_axis=by_data_format),
+            2,
+        ),
+        **_of("clip", elementwise, 0, 1),
+        **_of("cast", elementwise, "float16"),
+        **_of("flip transpose", move),
+        **_of("expand_dims", move, 1),
+        **_of("moveaxis swapaxes", move, 1, 2),
+        **_of("pad tile", move, 1),
+        **_of("repeat", move, 1, 1),
+        **_of("squeeze", LayerRule(MOVES, refuses=_squeezes_any)),
+        **_of("reshape", LayerRule(MOVES, shape_argument="newshape"), -1),
+        **_of(
+            "split", LayerRule(MOVES, cuts_argument="indices_or_sections"), 2
+        ),
+    }
+    x = _tensor()
+    rules[operation_class(x[0])] = LayerRule(MOVES, indexes=True)
+    rules[operation_class(ops.concatenate([x, x]))] = LayerRule(CONCATENATES)
+    rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, sums=True)
+    rules[operation_class(ops.where(x, x, x))] = LayerRule(JOINS)
+    for name in _JOINING.split():
+        if hasattr(ops, name):
+            joined = getattr(ops, name)(x, x)
+            rules[operation_class(joined)] = LayerRule(JOINS)
+    return rules
+
+
+def _of(names, rule, *arguments):
+    """Returns `rule` for those functions of one tensor that this Keras has."""
+    return {
+        operation_class(getattr(ops, name)(_tensor(), *arguments)): rule
+        for name in names.split()
+        if hasattr(ops, name)
+    }
+
+
+def _tensor():
+    # Every size is even and above 1: to be split, pooled, and not squeezed.
+    return keras.KerasTensor((2, 4, 4, 4))
+
+
+def _squeezes_any(operation):
+    if operation.axis is None:
+        return "without an axis it also squeezes channels when one is left"
+    return None
