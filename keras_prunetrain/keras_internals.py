@@ -242,15 +242,33 @@ def _adopt_optimizer(optimizer, smaller):
     Callbacks and users hold the object, and those of the optimizers that it
     wraps.
     """
-    inner = {
+    inner = inner_optimizers(optimizer)
+    for name, counterpart in inner_optimizers(smaller).items():
+        _adopt_optimizer(inner[name], counterpart)
+    kept = {
         name: value
         for name, value in vars(optimizer).items()
         if isinstance(value, keras.optimizers.Optimizer)
+        # Of `MultiOptimizer`: its members, and which weight is whose.
+        or name in ("_inner_optimizers", "_optimizer_map")
     }
-    for name, value in inner.items():
-        _adopt_optimizer(value, vars(smaller)[name])
     vars(optimizer).update(vars(smaller))
-    vars(optimizer).update(inner)
+    vars(optimizer).update(kept)
+
+
+def inner_optimizers(optimizer):
+    """Returns the optimizers that `optimizer` wraps, a dict.
+
+    `LossScaleOptimizer` has an attribute of its own for it, `MultiOptimizer` a
+    list; nothing public names both.
+    """
+    inner = {}
+    for name, value in vars(optimizer).items():
+        members = value if isinstance(value, list) else [value]
+        for i, member in enumerate(members):
+            if isinstance(member, keras.optimizers.Optimizer):
+                inner[f"{name}[{i}]"] = member
+    return inner
 
 
 def copy_optimizer(optimizer):
@@ -312,26 +330,23 @@ def optimizer_variables(optimizer):
 
     Returns:
         The list of the variables that it updates; a dict from attribute name
-        to a list of slots, in the same order, each a variable or `None`; a
-        dict from attribute name to a single variable; and a dict from
-        attribute name to a wrapped optimizer.
+        to a list of slots, in the same order, each a variable or `None`; and
+        a dict from attribute name to a single variable.
     """
     updated = list(optimizer._trainable_variables)
-    slots, singles, inner = {}, {}, {}
+    slots, singles = {}, {}
     for name, value in vars(optimizer).items():
         if name in ("_variables", "_trainable_variables"):
             continue
         if isinstance(value, keras.Variable):
             singles[name] = value
-        elif isinstance(value, keras.optimizers.Optimizer):
-            inner[name] = value
         elif (
             isinstance(value, list)
             and len(value) == len(updated)
             and any(isinstance(slot, keras.Variable) for slot in value)
         ):
             slots[name] = value
-    return updated, slots, singles, inner
+    return updated, slots, singles
 
 
 def example_count(model):

@@ -38,3 +38,12 @@ def float64():
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--graphs",
+        type=int,
+        default=100,
+        help="How many random networks to cut and compare.",
+    )

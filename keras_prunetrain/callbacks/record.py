@@ -29,7 +29,8 @@ class Reconfiguration:
             model's inputs have no fixed size.
         cost_after: The same afterwards.
         batch_size: Global, in examples; `None` if it is not known.
-        learning_rate: Of the optimizer at that moment.
+        learning_rate: Of the optimizer at that moment; `None` if it has
+            several.
         penalty_ratio: Share of the lasso in (task loss + lasso): its value
             after the epoch, and the mean loss over it.
         seconds: Of the surgery.
@@ -47,7 +48,7 @@ class Reconfiguration:
     cost_before: Cost | None
     cost_after: Cost | None
     batch_size: int | None
-    learning_rate: float
+    learning_rate: float | None
     penalty_ratio: float
     seconds: float = 0.0
     first_step_seconds: float = 0.0
@@ -110,8 +111,11 @@ def record_of(plan, model, *, epoch, loss, costs, batch_size):
         cost_before=before,
         cost_after=after,
         batch_size=batch_size,
-        learning_rate=float(
-            ops.convert_to_numpy(model.optimizer.learning_rate)
-        ),
+        learning_rate=_learning_rate(model.optimizer),
         penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
     )
+
+
+def _learning_rate(optimizer):
+    rate = getattr(optimizer, "learning_rate", None)  # `MultiOptimizer`'s not.
+    return None if rate is None else float(ops.convert_to_numpy(rate))

@@ -38,7 +38,7 @@ def carry_optimizer(optimizer, cuts):
 
 def _carry(old, new, by_old):
     """Fills the variables of `new`; returns the `id`s of those it filled."""
-    updated, slots, _, inner = keras_internals.optimizer_variables(old)
+    updated, slots, _ = keras_internals.optimizer_variables(old)
     filled = _carry_singles(old, new)
     stay = [i for i, weight in enumerate(updated) if id(weight) in by_old]
     for name, old_slots in slots.items():
@@ -48,26 +48,28 @@ def _carry(old, new, by_old):
                 cut = by_old[id(updated[i])]
                 _assign(new_slot, old_slots[i], cut, old)
                 filled.add(id(new_slot))
-    for name, optimizer in inner.items():
-        filled |= _carry(optimizer, vars(new)[name], by_old)
+    inner = keras_internals.inner_optimizers(new)
+    for name, optimizer in keras_internals.inner_optimizers(old).items():
+        filled |= _carry(optimizer, inner[name], by_old)
     return filled
 
 
 def _carry_exclusions(old, new, pairs):
     keras_internals.carry_exclusions(old, new, pairs)
-    inner = keras_internals.optimizer_variables(old)[3]
-    for name, optimizer in inner.items():
-        _carry_exclusions(optimizer, vars(new)[name], pairs)
+    inner = keras_internals.inner_optimizers(new)
+    for name, optimizer in keras_internals.inner_optimizers(old).items():
+        _carry_exclusions(optimizer, inner[name], pairs)
 
 
 def _carry_singles(old, new):
     """Copies step count, learning rate and the like."""
-    _, _, singles, inner = keras_internals.optimizer_variables(old)
+    singles = keras_internals.optimizer_variables(old)[2]
     for name, variable in singles.items():
         vars(new)[name].assign(variable)
     filled = {id(vars(new)[name]) for name in singles}
-    for name, optimizer in inner.items():
-        filled |= _carry_singles(optimizer, vars(new)[name])
+    inner = keras_internals.inner_optimizers(new)
+    for name, optimizer in keras_internals.inner_optimizers(old).items():
+        filled |= _carry_singles(optimizer, inner[name])
     return filled
 
 

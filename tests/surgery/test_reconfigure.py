@@ -396,6 +396,13 @@ def halving():
         lambda: keras.optimizers.Nadam(0.01),
         lambda: keras.optimizers.Ftrl(0.01),
         lambda: keras.optimizers.Lion(0.01),
+        lambda: keras.optimizers.ScheduleFreeAdamW(0.01),
+        lambda: keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(
+                keras.optimizers.SGD(0.1, momentum=0.9),
+                {"a/.*": keras.optimizers.Adam(0.01)},
+            )
+        ),
         lambda: keras.optimizers.LossScaleOptimizer(
             keras.optimizers.SGD(0.1, momentum=0.9), initial_scale=8.0
         ),
@@ -413,6 +420,8 @@ def halving():
         "nadam",
         "ftrl",
         "lion",
+        "schedule_free",
+        "multi",
         "loss_scale",
     ],
 )
@@ -428,6 +437,28 @@ def test_every_optimizer_goes_on_where_it_was(optimizer):
         m.train_on_batch(images(), targets())
     assert_same(model, smaller, keep)
     assert int(smaller.optimizer.iterations) == int(model.optimizer.iterations)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Lamb(0.01),
+        lambda: keras.optimizers.Muon(0.01),
+        lambda: keras.optimizers.Adam(0.01, clipnorm=0.1),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
+    ],
+    ids=["lamb", "muon", "clipnorm", "global_clipnorm"],
+)
+def test_an_optimizer_that_looks_at_whole_weights_keeps_its_state(optimizer):
+    # Its next step is that of the smaller weight, whose norm or shape differs.
+    network = networks.plain()
+    model = compiled(network, optimizer())
+    smaller = reconfigure(model)
+    kill_all(network)
+    assert_same(model, smaller, networks.surviving(network))
+    smaller.train_on_batch(images(), targets())
+    assert int(smaller.optimizer.iterations) == 2
 
 
 def test_a_schedule_is_carried_as_an_object():

@@ -1,0 +1,148 @@
+"""Random networks, random dead channels: the cut network is the same one.
+
+`make fuzz` runs thousands of them; a seed that fails once stays in `FAILED`.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_prunetrain import reconfigure
+from keras_prunetrain.channels.numbering import number_channels
+from tests.networks import shake
+from tests.random_graphs import SIZE, random_model
+
+FAILED = []  # Seeds that once found a bug.
+
+
+def pytest_generate_tests(metafunc):
+    if "seed" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--graphs")
+        metafunc.parametrize("seed", [*FAILED, *range(count)])
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_random_network_is_the_same_after_the_cut(seed):
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    model = random_model(seed)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        ["mse"] * len(model.outputs),
+        run_eagerly=True,
+    )
+    shake(model, seed)
+    x = rng.normal(size=(5, SIZE, SIZE, 2))
+    y = [rng.normal(size=(5, out.shape[-1])) for out in model.outputs]
+    y = y if len(y) > 1 else y[0]
+    model.train_on_batch(x, y)
+    shake(model, seed)
+    numbering = number_channels(model)
+    alive = some_alive(numbering, rng)
+    silence(numbering, alive)
+
+    smaller = reconfigure(model)
+
+    if alive.all():
+        assert smaller is model
+        return
+    assert cut_shapes(numbering, alive) == {
+        place: tuple(weight.shape) for place, weight in places(smaller).items()
+    }
+    for a, b in zip(results(smaller, x), results(model, x), strict=True):
+        assert np.ptp(b, axis=0).max() > 1e-3, "hardly depends on x"
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(model, smaller, numbering, alive, x, y)
+    for m in (model, smaller):
+        m.train_on_batch(x, y)
+    silence(numbering, alive)  # Momentum moves what is dead.
+    for a, b in zip(results(smaller, x), results(model, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7)
+
+
+def some_alive(numbering, rng):
+    """Half of the channels that may go are dead, but no tensor is empty."""
+    alive = rng.random(numbering.size) < 0.5
+    alive[list(numbering.frozen)] = True
+    for outputs in numbering.outputs.values():
+        for channels in outputs:
+            if not alive[channels.numbers].any():
+                alive[channels.numbers[:1]] = True
+    return alive
+
+
+def silence(numbering, alive):
+    for label in numbering.labels:
+        if label.is_kernel:
+            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+            kernel[~alive[label.numbers]] = 0.0
+            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+
+
+def leaves(model):
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def places(model):
+    """Weights by layer and index: paths of weights need not be unique."""
+    return {
+        (layer.name, i): weight
+        for layer in leaves(model)
+        for i, weight in enumerate(layer.weights)
+    }
+
+
+def kept(numbering, alive):
+    """Dict from the id of a weight to its axes and what stays on them."""
+    keep = {}
+    for label in numbering.labels:
+        positions = np.flatnonzero(alive[label.numbers])
+        keep.setdefault(id(label.weight), {})[label.axis] = positions
+    return keep
+
+
+def cut_shapes(numbering, alive):
+    keep = kept(numbering, alive)
+    shapes = {}
+    for key, layer in numbering.layers.items():
+        for i, weight in enumerate(getattr(layer, "weights", ())):
+            shape = list(weight.shape)
+            for axis, positions in keep.get(id(weight), {}).items():
+                shape[axis] = len(positions)
+            if not hasattr(layer, "layers"):
+                shapes[key.rpartition("/")[2], i] = tuple(shape)
+    return shapes
+
+
+def results(model, x):
+    return [np.asarray(y) for y in keras.tree.flatten(model(x))]
+
+
+def gradients(model, x, y):
+    weights = {k: w for k, w in places(model).items() if w.trainable}
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x, training=True), training=True)
+    values = tape.gradient(
+        loss,
+        {k: w.value for k, w in weights.items()},
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return {k: value.numpy() for k, value in values.items()}
+
+
+def assert_same_gradients(model, smaller, numbering, alive, x, y):
+    keep = kept(numbering, alive)
+    weights = places(model)
+    old, new = gradients(model, x, y), gradients(smaller, x, y)
+    for place, gradient in new.items():
+        expected = old[place]
+        for axis, positions in keep.get(id(weights[place]), {}).items():
+            expected = np.take(expected, positions, axis)
+        np.testing.assert_allclose(
+            gradient, expected, rtol=1e-7, atol=1e-9, err_msg=str(place)
+        )

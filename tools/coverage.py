@@ -1,0 +1,291 @@
+"""Reconfigures every model of `keras.applications` and checks the result.
+
+    python tools/coverage.py                     # all, into docs/coverage.md
+    python tools/coverage.py MobileNetV2 VGG16   # these, to the terminal
+
+Each model gets random weights that carry a signal: kernels of unit gain, batch
+statistics of a forward pass, all of it shaken, logits instead of a softmax.
+Then a random half of its removable channels is made dead on both sides, and in
+float64 the smaller model must be the same function as the one with the zeros:
+outputs, gradients, the next step of SGD with momentum, and a `.keras` file of
+it that is loaded again. That the comparison can fail is a column: how far the
+output moves when a single living channel is cut as well.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_prunetrain as kpt
+from keras_prunetrain.channels.numbering import number_channels
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+SEED = 0
+TOLERANCE = 1e-6  # Of the outputs' standard deviation.
+# Smallest inputs, in pixels, where they are larger than 32.
+SIZES = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
+
+
+def names():
+    """Returns the names of all functions of `keras.applications`."""
+    return sorted(
+        name
+        for name, value in vars(keras.applications).items()
+        if callable(value) and name[0].isupper()
+    )
+
+
+def check(name):
+    """Returns a row of the table, a dict."""
+    keras.config.set_floatx("float64")
+    keras.utils.set_random_seed(SEED)
+    rng = np.random.default_rng(SEED)
+    size = SIZES.get(name, 32)
+    model = getattr(keras.applications, name)(
+        weights=None,
+        input_shape=(size, size, 3),
+        classes=10,
+        classifier_activation=None,
+    )
+    images = rng.uniform(0.0, 255.0, (4, size, size, 3))
+    labels = rng.integers(0, 10, 4)
+    give_signal(model, images, rng)
+    model.compile(
+        keras.optimizers.SGD(1e-3, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    model.optimizer.build(model.trainable_variables)
+    for slot in model.optimizer.variables[2:]:
+        slot.assign(rng.normal(size=slot.shape) * 1e-3)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    free = np.setdiff1d(np.arange(numbering.size), list(numbering.frozen))
+    alive[rng.choice(free, len(free) // 2, replace=False)] = False
+    revive_one_of_each(numbering, alive)
+
+    # Dead where they are written only: nothing may go, nothing may change.
+    weights = model.get_weights()
+    cut(numbering, alive, sides=("out",))
+    written = kpt.channel_report(model)
+    removable_when_unread = sum(row.removable for row in written)
+    half = kpt.reconfigure(model)
+    one_sided = difference(half(images), model(images))
+    model.set_weights(weights)
+
+    cut(numbering, alive)
+    expected = model(images).numpy()
+    started = time.perf_counter()
+    smaller = kpt.reconfigure(model)
+    seconds = time.perf_counter() - started
+    outputs = difference(smaller(images), expected)
+    row = {
+        "model": name,
+        "parameters": model.count_params(),
+        "parameters_after": smaller.count_params(),
+        "layers": len(model.operations),
+        "seconds": seconds,
+        "output_difference": outputs,
+        "one_sided_output_difference": one_sided,
+        "one_sided_removable": removable_when_unread,
+        "signal": float(np.ptp(expected, axis=0).max() / expected.std()),
+        "flops_agree": flops_by_hand(smaller)
+        == kpt.model_cost(smaller).forward_flops,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        smaller.save(path)
+        loaded = keras.saving.load_model(path, compile=False)
+    row["loaded_difference"] = difference(loaded(images), expected)
+    del loaded
+    row["gradient_difference"] = gradient_difference(
+        model, smaller, numbering, alive, images, labels
+    )
+    # The same step for both; then they are still the same function.
+    tf.random.set_seed(SEED)
+    model.train_on_batch(images, labels)
+    cut(numbering, alive)  # Weight decay and momentum move dead weights.
+    smaller.train_on_batch(images, labels)
+    row["next_step_difference"] = difference(
+        smaller(images), model(images).numpy()
+    )
+    living = np.setdiff1d(free, np.flatnonzero(~alive))
+    before = model(images).numpy()
+    alive[rng.choice(living)] = False
+    cut(numbering, alive)
+    row["living_channel_difference"] = difference(model(images), before)
+    return row
+
+
+def leaves(model):
+    """Yields the layers of a model, those of nested models among them."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def give_signal(model, images, rng):
+    """Draws all weights so that outputs depend on inputs, and BN is awake."""
+    for layer in leaves(model):
+        # Fewer channels would draw other masks: no randomness in the check.
+        for name in ("rate", "drop_path_rate"):
+            if hasattr(layer, name):
+                setattr(layer, name, 0.0)
+        if isinstance(layer, keras.layers.Normalization):
+            continue  # Its weights are the mean and variance of the data.
+        for weight in layer.weights:
+            value = rng.normal(size=weight.shape)
+            if "kernel" in weight.name:
+                fan_in = np.prod(weight.shape[:-1])
+                if isinstance(layer, keras.layers.DepthwiseConv2D) or (
+                    weight.name == "depthwise_kernel"
+                ):
+                    fan_in = np.prod(weight.shape[:-2])
+                value *= np.sqrt(2.0 / fan_in)
+            elif weight.name in ("gamma", "moving_variance", "variable"):
+                value = rng.uniform(0.5, 1.5, weight.shape)
+            else:
+                value *= 0.2
+            if "int" not in weight.dtype:  # The state of a seed generator.
+                weight.assign(value)
+    norms = [
+        layer
+        for layer in leaves(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(images, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+        variance = layer.moving_variance.numpy()
+        shift = 0.2 * rng.normal(size=variance.shape) * np.sqrt(variance)
+        layer.moving_mean.assign_add(shift)
+        layer.moving_variance.assign(
+            variance * rng.uniform(0.7, 1.4, variance.shape)
+        )
+
+
+def revive_one_of_each(numbering, alive):
+    for outputs in numbering.outputs.values():
+        for channels in outputs:
+            if len(channels.numbers) and not alive[channels.numbers].any():
+                alive[channels.numbers[0]] = True
+
+
+def cut(numbering, alive, sides=("in", "out")):
+    """Sets the weights of channels that are not `alive` to zero."""
+    for label in numbering.labels:
+        if label.is_kernel and label.side in sides:
+            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+            kernel[~alive[label.numbers]] = 0.0
+            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+
+
+def difference(found, expected):
+    """Largest difference, in standard deviations of what is expected."""
+    expected = np.asarray(expected)
+    return float(np.abs(np.asarray(found) - expected).max() / expected.std())
+
+
+def gradient_difference(model, smaller, numbering, alive, images, labels):
+    """Compares the gradients of all weights, at the channels that are left.
+
+    Relative to the norm of the whole gradient.
+    """
+    keep = {}
+    for label in numbering.labels:
+        places = np.flatnonzero(alive[label.numbers])
+        keep.setdefault(id(label.weight), {})[label.axis] = places
+    keep = {
+        (layer.name, i): keep.get(id(weight), {})
+        for layer in leaves(model)
+        for i, weight in enumerate(layer.weights)
+    }
+    old, new = (gradients(m, images, labels) for m in (model, smaller))
+    scale = np.sqrt(sum((gradient**2).sum() for gradient in new.values()))
+    worst = 0.0
+    for place, gradient in new.items():
+        expected = old[place]
+        for axis, places in keep[place].items():
+            expected = np.take(expected, places, axis)
+        worst = max(worst, np.abs(gradient - expected).max() / scale)
+    return float(worst)
+
+
+def gradients(model, images, labels):
+    """Returns a dict from the place of each weight to its gradient."""
+    # Paths of weights are not unique in all models.
+    weights = {
+        (layer.name, i): weight.value
+        for layer in leaves(model)
+        for i, weight in enumerate(layer.weights)
+        if weight.trainable
+    }
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(images, labels, model(images), training=False)
+    values = tape.gradient(
+        loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return {place: value.numpy() for place, value in values.items()}
+
+
+def flops_by_hand(model):
+    """Counts 2 x multiplications with kernels, from shapes, once more."""
+    total = 0
+    for layer in leaves(model):
+        for weight in layer.weights:
+            if "kernel" in weight.name:
+                places = int(np.prod(layer.output.shape[1:-1], dtype=int))
+                total += 2 * int(np.prod(weight.shape)) * places
+    return total
+
+
+def is_right(row):
+    """Whether a row has all that is claimed."""
+    return (
+        max(
+            row[k]
+            for k in row
+            if k.endswith("difference") and "living" not in k
+        )
+        < TOLERANCE
+        and row["living_channel_difference"] > 1000 * TOLERANCE
+        and row["parameters_after"] <= 0.7 * row["parameters"]
+        and row["flops_agree"]
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(check(sys.argv[2])))
+    else:
+        rows = []
+        for name in sys.argv[1:] or names():
+            # A process each: memory, and the names of layers, start afresh.
+            process = subprocess.run(
+                [sys.executable, __file__, "--one", name],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if process.returncode:
+                row = {"model": name, "error": process.stderr[-2000:]}
+            else:
+                row = json.loads(process.stdout.splitlines()[-1])
+                row["right"] = is_right(row)
+            rows.append(row)
+            print(json.dumps(row, indent=1), flush=True)
