@@ -34,7 +34,8 @@ def reconfigure(
             ones never go to reach it. Defaults to `1`.
         min_channels: Integer. Each layer keeps at least so many. Defaults to
             `1`.
-        skip: Layers, or names or patterns of names (`"stage1_*"`), whose
+        skip: Layers, or names or patterns of names (`"stage1_*"`), or
+            functions of a layer that return whether it is meant: their
             channels all stay, those that they read as well as those that they
             write.
 

@@ -697,6 +697,27 @@ def test_user_keeps_an_optimizer_inside_a_loss_scale():
     )
 
 
+def test_user_keeps_the_optimizers_of_a_multi_optimizer():
+    members = keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam()
+    both = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(members[0], {"inner/.*": members[1]})
+    )
+    model = network(compiled=TRACED | {"optimizer": both})
+    pruning = callback()
+    fit(model, pruning, Kill(DEATHS), validation_data=VALIDATION)
+    assert len(pruning.reports) == 2
+    assert pruning.reports[0].learning_rate is None
+    assert model.optimizer is both
+    assert {id(x) for x in both.optimizers} == {id(x) for x in members}
+    assert members[1].iterations == both.iterations == 3 * EPOCHS
+    members[1].learning_rate = 0.0
+    kernel = model.get_layer("inner").get_weights()[0]
+    fit(model, None, epochs=1)
+    np.testing.assert_array_equal(
+        model.get_layer("inner").get_weights()[0], kernel
+    )
+
+
 def test_random_states_go_on():
     # That they do in the runs above as well shows only in their numbers.
     model = network()

@@ -1,6 +1,8 @@
 """Measures the step of each architecture that a recorded run went through.
 
     python tools/benchmarks/replay.py tools/results/RUN.json
+    python tools/benchmarks/replay.py tools/results/RUN.json \\
+        --dtype_policy=float32
 
 The seconds in a run's records depend on what else the machine did meanwhile.
 Here the dense network and all architectures of the run, rebuilt from the
@@ -30,6 +32,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from apps.environment import ROOT, environment  # noqa: E402
 
 _TURNS = flags.DEFINE_integer("turns", 10, "Turns of each architecture.")
+_DTYPE_POLICY = flags.DEFINE_string(
+    "dtype_policy", None, "What layers compute in. Default: as in the run."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
 
 SEED = 0
@@ -41,7 +46,8 @@ def main(argv):
     path = pathlib.Path(argv[1])
     run = json.loads(path.read_text())
     recipe, reports = run["recipe"], run["reconfigurations"]
-    keras.config.set_dtype_policy(recipe["dtype_policy"])
+    policy = _DTYPE_POLICY.value or recipe["dtype_policy"]
+    keras.config.set_dtype_policy(policy)
     stages, first_steps = [first_architecture(recipe)], []
     surgeries = []
     for report in reports:
@@ -62,6 +68,7 @@ def main(argv):
     epochs = np.diff(begins).tolist()
     record = environment([SEED]) | {
         "run": path.stem,
+        "dtype_policy": policy,
         "dense_step_seconds": statistics.median(dense),
         "architectures": [
             {
@@ -80,7 +87,8 @@ def main(argv):
         "first_step_seconds": first_steps,
     }
     output = pathlib.Path(
-        _OUTPUT.value or ROOT / "tools" / "results" / f"replay_{path.stem}.json"
+        _OUTPUT.value
+        or ROOT / "tools" / "results" / f"replay_{path.stem}_{policy}.json"
     )
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
