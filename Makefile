@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup train test lint bench
+.PHONY: help setup train test lint bench fuzz coverage
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
@@ -10,6 +10,8 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   check format and style"
 	@echo "make bench  run all benchmarks"
+	@echo "make fuzz   cut thousands of random networks and compare them"
+	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 
 setup: $(STAMP)
 
@@ -33,3 +35,9 @@ bench: setup
 	$(BIN)/python tools/benchmarks/input_pipeline.py
 	$(BIN)/python tools/benchmarks/step_overhead.py
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
+
+fuzz: setup
+	$(BIN)/python -m pytest tests/surgery/test_random_graphs.py --graphs=3000
+
+coverage: setup
+	$(BIN)/python tools/coverage.py
