@@ -401,11 +401,11 @@ def _checked_arguments(threshold, reconfigure):
         )
     arguments = dict(reconfigure or {})
     limits = arguments.keys() & {"channel_multiple", "min_channels"}
-    unknown = arguments.keys() - limits - {"skip"}
+    unknown = arguments.keys() - limits - {"skip", "fold"}
     if unknown:
         raise ValueError(
-            "`reconfigure` takes 'channel_multiple', 'min_channels' and "
-            f"'skip'. Received: {', '.join(sorted(map(repr, unknown)))}"
+            "`reconfigure` takes 'channel_multiple', 'min_channels', 'skip' "
+            f"and 'fold'. Received: {', '.join(sorted(map(repr, unknown)))}"
         )
     check_limits(threshold, **{k: arguments[k] for k in limits})
     return arguments

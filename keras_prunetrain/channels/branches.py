@@ -9,9 +9,9 @@ import collections
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.constants import follow_constants
 from keras_prunetrain.channels.rules import rule_for
 
 
@@ -51,8 +51,7 @@ def constant_branches(model, numbering, alive, skip=()):
     }
     if not dead:
         return {}, frozenset()
-    search = _Search(numbering, dead, set(map(id, model.outputs)))
-    search.run(model, [None] * len(model.inputs), "")
+    found = _constant_summands(model, numbering, dead)
     skipped = {
         key
         for key in numbering.layers
@@ -60,7 +59,7 @@ def constant_branches(model, numbering, alive, skip=()):
     }
     branches = {
         output: branch
-        for output, branch in search.branches().items()
+        for output, branch in found.items()
         if skipped.isdisjoint(_unneeded(model, numbering, {output: branch}))
     }
     return branches, _unneeded(model, numbering, branches)
@@ -96,92 +95,43 @@ def _needed_layers(model, branches, prefix):
             yield from _needed_layers(call.operation, branches, f"{key}/")
 
 
-class _Search:
-    """Runs the graph on constants: arrays `(1, ..., channels, ...)` or None."""
+def _constant_summands(model, numbering, dead):
+    """Returns a dict from the `id` of an addition's output to its `Branch`.
 
-    def __init__(self, numbering, dead, outputs):
-        self._found = {}  # Output's id -> the addition's id, and its `Branch`.
-        self._visits = collections.Counter()  # By the id of the layer.
-        self._outputs = outputs  # Whose layers give the outputs their names.
-        self._numbering = numbering
-        self._dead = dead
-
-    def branches(self):
-        # What is called twice may not lose a branch in both of its calls.
-        return {
-            output: branch
-            for output, (layer, branch) in self._found.items()
-            if self._visits[layer] == 1
-        }
-
-    def run(self, model, values, prefix):
-        def visit(call, values):
-            return self._visit(call, values, prefix)
-
-        return keras_internals.run_graph(model, values, visit)
-
-    def _visit(self, call, values, prefix):
-        layer = call.operation
-        key = prefix + layer.name
-        if keras_internals.is_graph(layer):
-            return self.run(layer, values, f"{key}/")
-        self._visits[id(layer)] += 1
-        rule = rule_for(layer)
-        # Calling a layer with an activity regularizer would add to its losses.
-        active = getattr(layer, "activity_regularizer", None) is not None
-        if rule is None or active or len(call.outputs) != 1:
-            return [None] * len(call.outputs)
-        constant = None
-        if key in self._dead:
-            axis = self._numbering.outputs[key][0].axis
-            constant = _of_dead_layer(layer, call, axis)
-        elif all(value is not None for value in values):
-            if (rule.pointwise or rule.sums) and not _in_training(call):
-                constant = _call(call, values)
-        elif rule.sums and id(call.outputs[0]) not in self._outputs:
-            self._remember(key, call, values)
-        return [constant]
-
-    def _remember(self, key, call, values):
-        stay = tuple(i for i, value in enumerate(values) if value is None)
-        shapes = {x.shape for x in (*call.inputs, *call.outputs)}
-        axis = self._numbering.outputs[key][0].axis
-        if len(stay) < len(values) and len(shapes) == 1:
-            constant = sum(value for value in values if value is not None)
-            # An offset per channel can be added on the last axis only.
-            if axis == constant.ndim - 1 or not constant.any():
-                branch = Branch(key, stay, constant.reshape(-1))
-                self._found[id(call.outputs[0])] = id(call.operation), branch
-
-
-def _in_training(call):
-    """Whether `call` behaves as in training, always: Monte Carlo dropout."""
-    stand_ins = dict.fromkeys(map(id, call.inputs))
-    _, kwargs = keras_internals.arguments_with(call, stand_ins)
-    return bool(kwargs.get("training"))
-
-
-def _of_dead_layer(layer, call, axis):
-    """Returns what a layer with a kernel of zeros makes of any input.
-
-    That is what it makes of zeros: its bias, behind its activation.
+    Only of additions that an input can leave.
     """
-    shape = call.inputs[0].shape[1:]
-    if None in shape:
-        return None
-    output = _call(call, [np.zeros((1, *shape))])
-    place = [slice(0, 1)] * output.ndim
-    place[axis] = slice(None)
-    return output[tuple(place)]
-
-
-def _call(call, values):
-    """Returns, as an array, what the layer of `call` makes of `values`."""
-    dtype = getattr(call.operation, "compute_dtype", None)
-    tensors = {
-        id(x): ops.convert_to_tensor(value, dtype)
-        for x, value in zip(call.inputs, values, strict=True)
+    still = {
+        key: np.ones(len(numbering.outputs[key][0].numbers), bool)
+        for key in dead
     }
-    args, kwargs = keras_internals.arguments_with(call, tensors)
-    output = call.operation(*args, **kwargs)
-    return ops.convert_to_numpy(output).astype("float64")
+    visits = follow_constants(model, numbering, still)
+    # What is called twice may not lose a branch in both of its calls.
+    times = collections.Counter(id(visit.call.operation) for visit in visits)
+    outputs = set(map(id, model.outputs))  # Their layers give them names.
+    found = {}
+    for key, call, inputs in visits:
+        rule = rule_for(call.operation)
+        output = call.outputs[0]
+        shapes = {x.shape for x in (*call.inputs, output)}
+        constants = [x is not None and bool(x.known.all()) for x in inputs]
+        if (
+            rule is None
+            or not rule.sums
+            or not any(constants)
+            or all(constants)
+            or len(shapes) > 1
+            or id(output) in outputs
+            or times[id(call.operation)] > 1
+        ):
+            continue
+        constant = sum(
+            x.values
+            for x, is_constant in zip(inputs, constants, strict=True)
+            if is_constant
+        )
+        # An offset per channel can be added on the last axis only.
+        axis = numbering.outputs[key][0].axis
+        if axis == len(output.shape) - 1 or not constant.any():
+            stay = tuple(i for i, x in enumerate(constants) if not x)
+            found[id(output)] = Branch(key, stay, constant)
+    return found

@@ -45,6 +45,9 @@ class LayerRule:
             same place in each group go together. `None` for one.
         pointwise: Whether every output value depends, at inference, on the one
             input value at its place only, so that a constant stays one.
+        keeps: `"constants"` if a channel that has one value everywhere still
+            has that value behind the layer, as behind a pooling; `"zeros"` if
+            only a zero stays one, as behind a padding.
         sums: Whether the output is the sum of the inputs, so that an input
             that is constant can be left out and its value added instead.
         holds: Function of the layer that returns why all its output channels
@@ -69,6 +72,7 @@ class LayerRule:
     repeats: Callable | None = None
     groups: Callable | None = None
     pointwise: bool = False
+    keeps: Literal["constants", "zeros"] | None = None
     sums: bool = False
     holds: Callable | None = None
     refuses: Callable | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain.channels.branches import constant_branches
+from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.numbering import Numbering, number_channels
 
 
@@ -30,6 +31,8 @@ class Plan:
         removed: Keys of the layers that leave the graph with them.
         kept: Dict from a number that is dead and stays all the same to the
             reason, a string.
+        offsets: Dict from the `id` of a variable to a float array of its
+            shape: what it takes over from channels that are folded.
     """
 
     numbering: Numbering
@@ -39,6 +42,7 @@ class Plan:
     branches: dict
     removed: frozenset
     kept: dict
+    offsets: dict = dataclasses.field(default_factory=dict)
 
     @property
     def removes_nothing(self):
@@ -50,7 +54,12 @@ class Plan:
 
 
 def plan_cut(
-    model, threshold=1e-4, channel_multiple=1, min_channels=1, skip=()
+    model,
+    threshold=1e-4,
+    channel_multiple=1,
+    min_channels=1,
+    skip=(),
+    fold=False,
 ):
     """Returns the `Plan` for `model`; arguments as in `reconfigure`."""
     check_limits(threshold, channel_multiple, min_channels)
@@ -71,6 +80,11 @@ def plan_cut(
         if found == removed:
             break
         removed = found
+    folding, unfolded = None, alive.copy()
+    if fold:
+        folding = Folding(model, numbering, threshold)
+        folding.foldable[list(reasons)] = False
+        alive &= ~folding.foldable
     limits = [
         *(
             (numbers, channel_multiple, min_channels)
@@ -82,8 +96,12 @@ def plan_cut(
     # Until nothing changes: what one layer revives may upset another's count.
     while any(_round_up(*x, strength, alive, kept) for x in limits):
         pass
+    offsets = folding.offsets(unfolded & ~alive) if fold else {}
     alive &= ~_vanished(numbering, removed)
-    return Plan(numbering, alive, strength, threshold, branches, removed, kept)
+    return Plan(
+        *(numbering, alive, strength, threshold),
+        *(branches, removed, kept, offsets),
+    )
 
 
 def trial_plan(model, skip=()):

@@ -5,6 +5,8 @@ layers. Their classes are private, the functions that make them are public: so
 each function is asked for the class of what it makes.
 """
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -39,7 +41,7 @@ _JOINING = """
 def operation_rules():
     """Returns a dict from the class of each operation to its `LayerRule`."""
     elementwise = LayerRule(CARRIES, pointwise=True)
-    move = LayerRule(MOVES)
+    move = LayerRule(MOVES, keeps="constants")
     rules = {
         **_of(POINTWISE, elementwise),
         **_of(
@@ -47,13 +49,12 @@ def operation_rules():
             held("it mixes channels"),
         ),
         **_of(
-            "all amax amin any max mean min prod std sum var",
-            LayerRule(REDUCES),
-            1,
+            "amax amin max mean min", LayerRule(REDUCES, keeps="constants"), 1
         ),
+        **_of("all any prod std sum var", LayerRule(REDUCES), 1),
         **_of(
             "average_pool max_pool",
-            LayerRule(CARRIES, channel_axis=by_data_format),
+            LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
             2,
         ),
         **_of("clip", elementwise, 0, 1),
@@ -61,16 +62,21 @@ def operation_rules():
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
-        **_of("pad tile", move, 1),
+        **_of("pad", LayerRule(MOVES, keeps="zeros"), 1),
+        **_of("tile", move, 1),
         **_of("repeat", move, 1, 1),
-        **_of("squeeze", LayerRule(MOVES, refuses=_squeezes_any)),
-        **_of("reshape", LayerRule(MOVES, shape_argument="newshape"), -1),
+        **_of("squeeze", dataclasses.replace(move, refuses=_squeezes_any)),
         **_of(
-            "split", LayerRule(MOVES, cuts_argument="indices_or_sections"), 2
+            "reshape", dataclasses.replace(move, shape_argument="newshape"), -1
+        ),
+        **_of(
+            "split",
+            dataclasses.replace(move, cuts_argument="indices_or_sections"),
+            2,
         ),
     }
     x = _tensor()
-    rules[operation_class(x[0])] = LayerRule(MOVES, indexes=True)
+    rules[operation_class(x[0])] = dataclasses.replace(move, indexes=True)
     rules[operation_class(ops.concatenate([x, x]))] = LayerRule(CONCATENATES)
     rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, sums=True)
     rules[operation_class(ops.where(x, x, x))] = LayerRule(JOINS)

@@ -298,19 +298,25 @@ _RULES = {
                     *("GlobalMax", "GlobalAverage"),
                 )
             ),
-            "ZeroPadding2D ZeroPadding3D Cropping2D Cropping3D "
-            "UpSampling2D UpSampling3D",
+            "Cropping2D Cropping3D UpSampling2D UpSampling3D",
+        ),
+        LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+    ),
+    **dict.fromkeys(
+        _named(
+            "ZeroPadding2D ZeroPadding3D",
             # Augmentation that works on places and not on colours.
             "CenterCrop RandomCrop RandomFlip RandomRotation RandomShear "
             "RandomPerspective RandomElasticTransform RandomErasing "
             "RandomTranslation RandomZoom RandomGaussianBlur Resizing",
         ),
-        LayerRule(CARRIES, channel_axis=by_data_format),
+        LayerRule(CARRIES, channel_axis=by_data_format, keeps="zeros"),
     ),
     **dict.fromkeys(
-        _named("ZeroPadding1D Cropping1D UpSampling1D"),
-        LayerRule(CARRIES, channel_axis=_last),
+        _named("Cropping1D UpSampling1D"),
+        LayerRule(CARRIES, channel_axis=_last, keeps="constants"),
     ),
+    layers.ZeroPadding1D: LayerRule(CARRIES, channel_axis=_last, keeps="zeros"),
     **dict.fromkeys(
         _named(
             "RandomBrightness RandomColorDegeneration RandomColorJitter "
@@ -325,8 +331,12 @@ _RULES = {
     ),
     layers.Add: LayerRule(JOINS, sums=True),
     layers.Concatenate: LayerRule(CONCATENATES),
-    **dict.fromkeys(_named("Flatten Permute"), LayerRule(MOVES)),
-    layers.Reshape: LayerRule(MOVES, shape_argument="target_shape"),
+    **dict.fromkeys(
+        _named("Flatten Permute"), LayerRule(MOVES, keeps="constants")
+    ),
+    layers.Reshape: LayerRule(
+        MOVES, shape_argument="target_shape", keeps="constants"
+    ),
     # The layers that some of `keras.applications` define for themselves.
     **{
         layer_class: rule

@@ -46,7 +46,11 @@ def rebuild(model, plan):
     builder.carry_flags()
     cuts = builder.cuts()
     for cut in cuts:
-        cut.new.assign(sliced(cut.old, cut.keep))
+        value = sliced(cut.old, cut.keep)
+        offset = plan.offsets.get(id(cut.old))
+        if offset is not None:
+            value = ops.convert_to_numpy(value) + sliced(offset, cut.keep)
+        cut.new.assign(value)
         # Not in any config: flag and regularizer of the variable itself.
         if cut.new.trainable != cut.old.trainable:
             cut.new.trainable = cut.old.trainable

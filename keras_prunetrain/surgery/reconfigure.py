@@ -10,7 +10,12 @@ from keras_prunetrain.surgery.slots import carry_optimizer
 
 
 def reconfigure(
-    model, threshold=1e-4, channel_multiple=1, min_channels=1, skip=()
+    model,
+    threshold=1e-4,
+    channel_multiple=1,
+    min_channels=1,
+    skip=(),
+    fold=False,
 ):
     """Returns `model` without the channels that training has driven to zero.
 
@@ -38,6 +43,13 @@ def reconfigure(
             functions of a layer that return whether it is meant: their
             channels all stay, those that they read as well as those that they
             write.
+        fold: Boolean. Whether channels also go that are dead only where they
+            are computed, if what reads them can take their constant value
+            over: zero, or a value that a kernel without padding reads, which
+            then goes into its bias or into the moving mean of the
+            `BatchNormalization` behind it. The model stays the same function;
+            its training does not, as the constants are trained no further.
+            Beyond the paper. Defaults to `False`.
 
     Returns:
         A new `keras.Model` of the same class; or `model` itself if nothing is
@@ -60,7 +72,9 @@ def reconfigure(
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
     """
-    plan = plan_cut(model, threshold, channel_multiple, min_channels, skip)
+    plan = plan_cut(
+        model, threshold, channel_multiple, min_channels, skip, fold
+    )
     return carry_out(model, plan)
 
 

@@ -61,6 +61,24 @@ def test_a_random_network_is_the_same_after_the_cut(seed):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.usefixtures("float64")
+def test_folding_leaves_a_random_network_the_function_that_it_is(seed):
+    keras.utils.set_random_seed(seed)
+    model = random_model(seed)
+    model.compile("sgd", ["mse"] * len(model.outputs))
+    shake(model, seed)
+    numbering = number_channels(model)
+    alive = some_alive(numbering, np.random.default_rng(seed))
+    silence(numbering, alive, sides=("out",))
+    x = np.random.default_rng(seed).normal(size=(5, SIZE, SIZE, 2))
+
+    smaller = reconfigure(model, fold=True)
+
+    for a, b in zip(results(smaller, x), results(model, x), strict=True):
+        assert np.ptp(b, axis=0).max() > 1e-3, "hardly depends on x"
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
 def some_alive(numbering, rng):
     """Half of the channels that may go are dead, but no tensor is empty."""
     alive = rng.random(numbering.size) < 0.5
@@ -72,9 +90,9 @@ def some_alive(numbering, rng):
     return alive
 
 
-def silence(numbering, alive):
+def silence(numbering, alive, sides=("in", "out")):
     for label in numbering.labels:
-        if label.is_kernel:
+        if label.is_kernel and label.side in sides:
             kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
             kernel[~alive[label.numbers]] = 0.0
             label.weight.assign(np.moveaxis(kernel, 0, label.axis))

@@ -1,0 +1,197 @@
+"""Which channels are constants: one value, at every pixel of every image.
+
+What computes a channel may have died while its bias, or the batch
+normalization behind it, still gives it a value. That value is followed through
+the graph, as far as it stays the same at every pixel.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels import layer_rule
+from keras_prunetrain.channels.rules import rule_for
+
+
+class Constant(NamedTuple):
+    """What is known of the channels of a tensor, at inference.
+
+    Attributes:
+        values: Float array, shape `(channels,)`; 0 where nothing is known.
+        known: Bool array, same shape: which channels are constants.
+    """
+
+    values: np.ndarray
+    known: np.ndarray
+
+
+class Visit(NamedTuple):
+    """A call in the graph, and what is known of what it reads.
+
+    Attributes:
+        key: Key of the layer, as in `Numbering.layers`.
+        call: The `keras_internals.Call`.
+        inputs: List of a `Constant`, or `None`, for each input.
+    """
+
+    key: str
+    call: Any
+    inputs: list
+
+
+def follow_constants(model, numbering, still):
+    """Runs the graph of `model` on the constants in it.
+
+    Args:
+        model: A functional model.
+        numbering: Its `Numbering`.
+        still: Dict from the key of a layer to a bool array, shape
+            `(output channels,)`: which of its channels its kernel, for all that
+            counts, multiplies everything by zero for.
+
+    Returns:
+        List of `Visit`s, in running order.
+    """
+    walk = _Walk(numbering, still)
+    walk.run(model, [None] * len(model.inputs), "")
+    return walk.visits
+
+
+class _Walk:
+    def __init__(self, numbering, still):
+        self.visits = []
+        self._numbering = numbering
+        self._still = still
+
+    def run(self, model, values, prefix):
+        def visit(call, values):
+            return self._visit(call, values, prefix)
+
+        return keras_internals.run_graph(model, values, visit)
+
+    def _visit(self, call, values, prefix):
+        layer = call.operation
+        key = prefix + layer.name
+        if keras_internals.is_graph(layer):
+            return self.run(layer, values, f"{key}/")
+        self.visits.append(Visit(key, call, values))
+        rule = rule_for(layer)
+        # Calling a layer with an activity regularizer would add to its losses.
+        active = getattr(layer, "activity_regularizer", None) is not None
+        if rule is None or active or _in_training(call):
+            return [None] * len(call.outputs)
+        outputs = self._numbering.outputs[key]
+        read = self._numbering.inputs[key]
+        if rule.flow == layer_rule.MOVES:
+            value = _kept(rule, values[0])
+            return [_moved(value, read[0].numbers, x.numbers) for x in outputs]
+        if key in self._still:
+            found = _known(_of_zeros(call, outputs[0]), self._still[key])
+        else:
+            found = _passed_on(call, rule, values, read)
+        if found is None or len(found.values) != len(outputs[0].numbers):
+            return [None] * len(call.outputs)
+        return [found]
+
+
+def _known(values, known):
+    if values is None or not known.any():
+        return None
+    return Constant(np.where(known, values, 0.0), known)
+
+
+def _passed_on(call, rule, values, read):
+    """Returns what a call makes of the constants that it reads, or `None`."""
+    missing = sum(value is None for value in values)
+    if missing == len(values):
+        return None
+    if rule.flow == layer_rule.CONCATENATES:
+        return _lined_up(call, values, read)
+    if missing:
+        return None
+    if rule.keeps is not None:
+        return _kept(rule, values[0])
+    if rule.repeats is not None and rule.flow == layer_rule.CARRIES:
+        # Padded with zeros, a depthwise kernel leaves only a zero as it is.
+        known = values[0].known & (values[0].values == 0.0)
+        repeats = rule.repeats(call.operation)
+        return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
+    if rule.pointwise or rule.flow == layer_rule.JOINS:
+        arrays = []
+        for value, channels in zip(values, read, strict=True):
+            place = [1] * len(channels.shape)
+            place[channels.axis] = -1
+            arrays.append(value.values.reshape(place))
+        known = np.logical_and.reduce(
+            np.broadcast_arrays(*(value.known for value in values))
+        )
+        return _known(_call(call, arrays).reshape(-1), known)
+    return None
+
+
+def _kept(rule, value):
+    if value is None or rule.keeps is None:
+        return None
+    if rule.keeps == "constants":
+        return value
+    return _known(value.values, value.known & (value.values == 0.0))
+
+
+def _lined_up(call, values, read):
+    axis = getattr(call.operation, "axis", -1) % len(read[0].shape)
+    if axis != read[0].axis:
+        return None
+    parts = [
+        Constant(*np.zeros((2, len(x.numbers)))) if value is None else value
+        for value, x in zip(values, read, strict=True)
+    ]
+    return Constant(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.known for part in parts]).astype(bool),
+    )
+
+
+def _moved(value, numbers, moved):
+    """Returns a `Constant` for the channels `moved`, out of those `numbers`."""
+    if value is None:
+        return None
+    values = np.full(max(numbers.max(), moved.max()) + 1, np.nan)
+    for number, one, known in zip(numbers, *value, strict=True):
+        first = values[number]
+        same = known and (np.isnan(first) or first == one)
+        values[number] = one if same else np.inf  # Not the same everywhere.
+    known = np.isfinite(values[moved])
+    return _known(np.where(known, values[moved], 0.0), known)
+
+
+def _in_training(call):
+    """Whether `call` behaves as in training, always: Monte Carlo dropout."""
+    stand_ins = dict.fromkeys(map(id, call.inputs))
+    _, kwargs = keras_internals.arguments_with(call, stand_ins)
+    return bool(kwargs.get("training"))
+
+
+def _of_zeros(call, channels):
+    """Returns what a layer makes of zeros: its bias, behind its activation."""
+    shape = call.inputs[0].shape[1:]
+    if None in shape:
+        return None
+    output = _call(call, [np.zeros((1, *shape))])
+    output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
+    output = output.reshape(-1, output.shape[-1])
+    # The bias of an `EinsumDense` may differ from head to head.
+    return None if np.ptp(output, axis=0).any() else output[0]
+
+
+def _call(call, values):
+    """Returns, as an array, what the layer of `call` makes of `values`."""
+    dtype = getattr(call.operation, "compute_dtype", None)
+    tensors = {
+        id(x): ops.convert_to_tensor(value, dtype)
+        for x, value in zip(call.inputs, values, strict=True)
+    }
+    args, kwargs = keras_internals.arguments_with(call, tensors)
+    output = call.operation(*args, **kwargs)
+    return ops.convert_to_numpy(output).astype("float64")

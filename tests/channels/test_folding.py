@@ -1,0 +1,147 @@
+"""A channel that is a constant goes if its readers can take it over."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_prunetrain import reconfigure
+from tests.networks import conv, conv_bn, head, images, kill, outputs, shake
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def folded(image, x, dead, positive=(), negative=()):
+    """Kills output channels only; returns model and folded model.
+
+    Args:
+        image: Input of the model.
+        x: What its head reads.
+        dead: Dict from a layer to its dead output channels.
+        positive: Names of BNs whose channels shall be above zero.
+        negative: The same below zero.
+    """
+    model = keras.Model(image, head(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    for names, sign in ((positive, 1.0), (negative, -1.0)):
+        for name in names:
+            norm = model.get_layer(name)
+            norm.moving_mean.assign(0.0 * norm.moving_mean)
+            norm.beta.assign(sign * (0.5 + np.abs(norm.beta)))
+    kill(model, dead)
+    assert reconfigure(model) is model
+    smaller = reconfigure(model, fold=True)
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )
+    return model, smaller
+
+
+def test_a_zero_behind_relu_goes_even_where_padding_is_read():
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 6, "a"), 5, "b", activation="relu")
+    _, smaller = folded(image, x, {"a": [1, 4]}, negative=["a_bn"])
+    assert smaller.get_layer("a").filters == 4
+
+
+def test_what_reads_padding_cannot_take_another_constant_over():
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 6, "a"), 5, "b", activation="relu")
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller is model
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda: layers.Conv2D(5, 1, padding="same", name="b"),
+        lambda: layers.Conv2D(5, 3, name="b"),
+        lambda: layers.Dense(5, name="b"),
+    ],
+    ids=["one pixel", "no padding", "dense"],
+)
+def test_a_bias_takes_a_constant_over(reader):
+    image = keras.Input((6, 6, 2))
+    x = layers.ReLU()(reader()(conv_bn(image, 6, "a")))
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller.get_layer("a").filters == 4
+    kernel = model.get_layer("b").get_weights()[0]
+    norm = model.get_layer("a_bn")
+    made = (
+        norm.beta.numpy()[[1, 4]]
+        @ kernel.sum(axis=tuple(range(kernel.ndim - 2)))[[1, 4]]
+    )
+    np.testing.assert_allclose(
+        smaller.get_layer("b").bias, model.get_layer("b").bias + made
+    )
+
+
+def test_a_moving_mean_takes_it_over_where_there_is_no_bias():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(conv_bn(image, 6, "a"), 5, "b", size=1)
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller.get_layer("a").filters == 4
+    # In training the batch's own mean takes it off.
+    np.testing.assert_allclose(
+        outputs(smaller, images(), training=True),
+        outputs(model, images(), training=True),
+        atol=1e-12,
+    )
+
+
+def test_without_bias_and_with_a_second_reader_it_stays():
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 6, "a"), 5, "b", size=1, use_bias=False)
+    x = layers.Concatenate()([x, layers.BatchNormalization()(x)])
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller is model
+
+
+def test_summands_that_are_both_constants_go_and_others_stay():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem", relu=False)
+    y = conv_bn(x, 6, "y", relu=False)
+    x = layers.Dense(4, name="b")(ops.relu(x + y))
+    _, smaller = folded(
+        image, x, {"stem": [1, 2], "y": [2, 3]}, negative=["stem_bn"]
+    )
+    # `y` itself reads what `stem` computes, at a border.
+    assert smaller.get_layer("stem").filters == 6
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "x", relu=False)
+    y = conv_bn(image, 6, "y", relu=False)
+    x = layers.Dense(4, name="b")(ops.relu(x + y))
+    _, smaller = folded(image, x, {"x": [1, 2], "y": [2, 3]})
+    assert smaller.get_layer("x").filters == 5
+
+
+def test_pieces_poolings_and_depthwise_kernels_pass_a_zero_on():
+    image = keras.Input((6, 6, 2))
+    x = layers.Concatenate()([conv_bn(image, 3, "a"), conv_bn(image, 3, "b")])
+    x = layers.ZeroPadding2D()(layers.MaxPooling2D()(x))
+    x = layers.DepthwiseConv2D(3, use_bias=False)(x)
+    left, right = ops.split(x, 2, axis=-1)
+    x = ops.concatenate([right, left], axis=-1)
+    x = conv(x, 4, "c", activation="tanh")
+    x = layers.Rescaling(20.0)(x)
+    _, smaller = folded(
+        image, x, {"a": [1], "b": [0, 2]}, negative=["a_bn", "b_bn"]
+    )
+    assert smaller.get_layer("a").filters == 2
+    assert smaller.get_layer("b").filters == 1
+
+
+def test_a_layer_that_is_dead_as_a_whole_keeps_its_strongest_channel():
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 3, "a"), 5, "b", activation="relu")
+    x = layers.Concatenate()([x, conv(image, 5, "c", activation="relu")])
+    _, smaller = folded(image, x, {"a": [0, 1, 2]}, negative=["a_bn"])
+    assert smaller.get_layer("a").filters == 1
+
+
+def test_skipped_channels_are_not_folded():
+    image = keras.Input((6, 6, 2))
+    x = layers.Dense(5, name="b")(conv_bn(image, 6, "a"))
+    model, _ = folded(image, x, {"a": [1, 4]})
+    assert reconfigure(model, fold=True, skip="a") is model
