@@ -184,7 +184,8 @@ class _Walk:
             reason = self._label(key, layer, rule, inputs, outputs)
         if reason is not None:
             reason = f"{key} ({type(layer).__name__}): {reason}"
-            for channels in inputs:
+            # Also what it would have computed: those numbers are out.
+            for channels in (*inputs, *(outputs or ())):
                 self.freeze(channels, reason)
             outputs = [
                 self.frozen_channels(x.shape, reason) for x in call.outputs
