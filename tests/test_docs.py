@@ -5,10 +5,9 @@ import re
 
 import keras
 import numpy as np
-import pytest
 from keras import layers
 
-from keras_prunetrain import channel_report, reconfigure
+from keras_prunetrain import reconfigure
 from keras_prunetrain.channels import rules
 from tests.networks import kill, outputs, shake
 
@@ -41,21 +40,3 @@ def test_the_rule_for_your_own_layer_works(monkeypatch):
     np.testing.assert_allclose(
         outputs(smaller, x), outputs(model, x), atol=1e-6
     )
-
-
-@pytest.mark.parametrize("change", ["lora", "quantize"])
-def test_a_layer_with_lora_or_quantized_weights_holds_its_channels(change):
-    image = keras.Input((6, 6, 2))
-    x = layers.Conv2D(4, 3, name="a")(image)
-    x = layers.GlobalMaxPooling2D()(x)
-    x = layers.Dense(5, name="b")(x)
-    model = keras.Model(image, layers.Dense(3, name="c")(x))
-    model.compile("sgd", "mse")
-    kill(model, {"a": [2]}, {"b": [2]})
-    if change == "lora":
-        model.get_layer("b").enable_lora(2)
-    else:
-        model.get_layer("b").quantize("int8")
-    assert reconfigure(model) is model
-    held = channel_report(model)[0].held_by[0]
-    assert held.startswith("b (Dense): its rule does not say where")

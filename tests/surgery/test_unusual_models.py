@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prunetrain import PruneTrainCallback, reconfigure
+from keras_prunetrain import PruneTrainCallback, channel_report, reconfigure
 from tests import networks
 from tests.callbacks.fits import Kill, examples, graph, network, widths
 from tests.networks import images, kill, outputs, shake
@@ -318,3 +318,32 @@ def test_density_in_the_history_counts_the_cut_after_an_early_stop():
     ).history
     assert widths(model)["inner"] == 5
     assert history["density"][-1] < 1.0
+
+
+@pytest.mark.parametrize("change", ["lora", "quantize"])
+def test_lora_and_quantized_layers_hold_their_channels_and_stay(change):
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="a", activation="relu")(image)
+    x = layers.Conv2D(4, 3, name="b")(x)
+    x = layers.GlobalMaxPooling2D()(x)
+    x = layers.Dense(5, name="changed")(x)
+    model = keras.Model(image, layers.Dense(3, name="c")(x))
+    shake(model)
+    kill(model, {"a": [2], "b": [1]}, {"b": [2], "changed": [1]})
+    if change == "lora":
+        model.get_layer("changed").enable_lora(2)
+        model.get_layer("changed").lora_kernel_b.assign(np.ones((2, 5)))
+    else:
+        model.get_layer("changed").quantize("int8")
+    model.compile("sgd", "mse")
+
+    smaller = reconfigure(model)
+
+    assert smaller.get_layer("a").filters == 3
+    assert smaller.get_layer("b").filters == 4
+    held = channel_report(model)[1].held_by[0]
+    assert held.startswith("changed (Dense): its rule does not say where")
+    x = images().astype("float32")
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-5
+    )
