@@ -336,9 +336,13 @@ class _Walk:
         Where the channels lie on several axes at once (between the reshapings
         of a channel shuffle), they are tied until they lie on one.
         """
-        if moved.ndim != len(shape) or any(
-            size not in (None, found)
-            for size, found in zip(shape[1:], moved.shape[1:], strict=True)
+        if (
+            not moved.size
+            or moved.ndim != len(shape)
+            or any(
+                size not in (None, found)
+                for size, found in zip(shape[1:], moved.shape[1:], strict=True)
+            )
         ):
             return None
         best, most = None, 0

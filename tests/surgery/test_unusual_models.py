@@ -347,3 +347,64 @@ def test_lora_and_quantized_layers_hold_their_channels_and_stay(change):
     np.testing.assert_allclose(
         outputs(smaller, x), outputs(model, x), atol=1e-5
     )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fold", [False, True])
+def test_images_of_any_size(fold):
+    """With operations that are asked on a stand-in for the unknown size."""
+    image = keras.Input((None, None, 2))
+    x = layers.Conv2D(6, 3, padding="same", name="a")(image)
+    x = layers.ZeroPadding2D()(layers.UpSampling2D()(x))
+    left, right = keras.ops.split(x, 2, axis=-1)
+    x = keras.ops.concatenate([left * right, x[..., 1:5]], axis=-1)
+    x = layers.Conv2D(4, 3, name="b")(keras.ops.flip(x, axis=1))
+    x = keras.ops.max(x, axis=(1, 2))
+    model = compiled(keras.Model(image, layers.Dense(3, name="c")(x)))
+    # 1 and 4 are multiplied with each other: 0 3, 1 4, 2 5, and 1 2 3 4.
+    kill(model, {"a": [1, 4], "b": [2]}, {"b": [1, 3, 6], "c": [2]})
+
+    smaller = reconfigure(model, fold=fold)
+
+    assert smaller.input_shape == (None, None, None, 2)
+    assert (smaller.get_layer("a").filters, smaller.get_layer("b").filters) == (
+        *(4, 3),
+    )
+    for size in (5, 8):
+        x = images(shape=(size, size + 1, 2))
+        np.testing.assert_allclose(
+            outputs(smaller, x), outputs(model, x), atol=1e-12
+        )
+
+
+def test_a_sparse_input_stays_sparse():
+    words = keras.Input((6,), sparse=True)
+    x = layers.Dense(4, activation="relu", name="a")(words)
+    model = compiled(keras.Model(words, layers.Dense(3, name="b")(x)))
+    kill(model, {"a": [1]}, {"b": [1]})
+
+    smaller = reconfigure(model)
+
+    assert smaller.inputs[0].sparse
+    x = np.eye(6, dtype="float32")
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-6
+    )
+
+
+def test_a_tensor_without_channels_is_left_alone():
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    nothing = keras.ops.split(x, [0], axis=-1)[0]
+    x = layers.Concatenate()([nothing, layers.Conv2D(3, 1, name="b")(x)])
+    x = layers.GlobalMaxPooling2D()(x)
+    model = compiled(keras.Model(image, layers.Dense(3, name="c")(x)))
+    kill(model, {"a": [1], "b": [2]}, {"b": [1], "c": [2]})
+
+    smaller = reconfigure(model)
+
+    assert smaller.get_layer("b").filters == 2
+    x = images().astype("float32")
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-6
+    )
