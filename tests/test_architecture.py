@@ -11,7 +11,9 @@ PACKAGE = ROOT / "keras_prunetrain"
 LAYERS = [  # A module may import only from the layers above its own.
     {"keras_internals", "regularizers", "channels.layer_rule", "models.parts"},
     {"channels.operations", "models.resnet", "models.vgg"},
+    {"channels.layers"},
     {"channels.rules"},
+    {"channels.flows"},
     {"models", "cost", "calibration", "channels.numbering"},
     {"channels.constants"},
     {"channels.branches", "channels.folding"},

@@ -13,10 +13,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops, tree
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels import layer_rule
+from keras_prunetrain.channels.flows import FLOWS, Channels, merge, repeats
 from keras_prunetrain.channels.rules import rule_for
 
 
@@ -38,23 +37,6 @@ class Label(NamedTuple):
     numbers: np.ndarray
     side: str
     is_kernel: bool
-
-
-class Channels(NamedTuple):
-    """The channel numbers of a tensor.
-
-    Attributes:
-        numbers: Int array, shape `(channels,)`.
-        axis: Int, where the channels lie; the batch is axis 0.
-        shape: The tensor's shape, batch first, `None` where unknown.
-        fixed: Whether these are the numbers of a tensor of unknown layout,
-            which all stay: any axis may be read as that of the channels.
-    """
-
-    numbers: np.ndarray
-    axis: int
-    shape: tuple
-    fixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +92,13 @@ class _Walk:
     """Follows the channels; the one place with state."""
 
     def __init__(self):
-        self._count = 0
-        self._ties = []  # Pairs of arrays whose numbers are equal.
+        self.count = 0
+        self.ties = []  # Pairs of arrays whose numbers are equal.
         self._frozen = []  # Pairs of numbers and the reason why they stay.
         self._labels = {}
         self._layers = {}
         self._inputs = {}
-        self._outputs = {}
+        self.outputs = {}
 
     def run(self, model, inputs, prefix):
         def visit(call, values):
@@ -125,7 +107,7 @@ class _Walk:
         return keras_internals.run_graph(model, inputs, visit)
 
     def result(self):
-        numbers = _merge(self._count, self._ties)
+        numbers = merge(self.count, self.ties)
 
         def merged(vectors):
             return {
@@ -145,13 +127,13 @@ class _Walk:
                 for label in self._labels.values()
             ],
             inputs=merged(self._inputs),
-            outputs=merged(self._outputs),
+            outputs=merged(self.outputs),
             frozen=frozen,
         )
 
     def new_numbers(self, size):
-        self._count += size
-        return np.arange(self._count - size, self._count)
+        self.count += size
+        return np.arange(self.count - size, self.count)
 
     def freeze(self, channels, reason):
         self._frozen.append((channels.numbers, reason))
@@ -194,7 +176,7 @@ class _Walk:
             reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
             for channels in outputs:
                 self.freeze(channels, reason)
-        known = self._outputs.setdefault(key, outputs)
+        known = self.outputs.setdefault(key, outputs)
         if rule is not None and (
             rule.shape_argument
             or rule.channel_arguments
@@ -209,7 +191,7 @@ class _Walk:
         """Ties the channels of two calls of a layer that has one config."""
         for a, b in zip(known, outputs, strict=True):
             if len(a.numbers) == len(b.numbers):
-                self._ties.append((a.numbers, b.numbers))
+                self.ties.append((a.numbers, b.numbers))
 
     def _on_expected_axis(self, layer, rule, inputs):
         """Returns `inputs` as `layer` reads them, and why it can't, if so."""
@@ -232,139 +214,12 @@ class _Walk:
             return None, "an array of fixed size is among its arguments"
         if rule.refuses is not None and rule.refuses(layer) is not None:
             return None, rule.refuses(layer)
-        outputs = _FLOWS[rule.flow](self, call, rule, inputs, key)
+        outputs = FLOWS[rule.flow](self, call, rule, inputs, key)
         if outputs is None or len(outputs) != len(call.outputs):
             return None, "its channels could not be followed"
         if any(x.shape[x.axis] != len(x.numbers) for x in outputs):
             return None, "its rule gives a wrong number of output channels"
         return outputs, None
-
-    def _produces(self, call, rule, inputs, key):
-        shape = tuple(call.outputs[0].shape)
-        axis = inputs[0].axis - len(inputs[0].shape) + len(shape)
-        if key in self._outputs:  # A layer called twice computes the same.
-            numbers = self._outputs[key][0].numbers
-        else:
-            numbers = self.new_numbers(shape[axis])
-        if rule.groups is not None:
-            groups = rule.groups(call.operation)
-            self._tie_groups(inputs[0].numbers, groups)
-            self._tie_groups(numbers, groups)
-        return [Channels(numbers, axis, shape)]
-
-    def _tie_groups(self, numbers, groups):
-        first, *others = numbers.reshape(groups, -1)
-        self._ties += [(first, other) for other in others]
-
-    def _carries(self, call, rule, inputs, key):
-        x = inputs[0]
-        shape = tuple(call.outputs[0].shape)
-        # What pools a whole image drops its axes and leaves the channels.
-        axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
-        numbers = np.repeat(x.numbers, _repeats(rule, call.operation))
-        return [x._replace(numbers=numbers, axis=axis, shape=shape)]
-
-    def _reduces(self, call, rule, inputs, key):
-        x, operation = inputs[0], call.operation
-        if operation.axis is None:
-            return None
-        dropped = {axis % len(x.shape) for axis in np.ravel(operation.axis)}
-        if dropped & {0, x.axis}:
-            return None
-        axis = x.axis
-        if not operation.keepdims:
-            axis -= sum(i < x.axis for i in dropped)
-        return [x._replace(axis=axis, shape=tuple(call.outputs[0].shape))]
-
-    def _joins(self, call, rule, inputs, key):
-        # Inputs of different rank meet at their last axes, as in NumPy.
-        from_end = {x.axis - len(x.shape) for x in inputs}
-        if len(from_end) > 1:
-            return None
-        size = max(len(x.numbers) for x in inputs)
-        whole = [x.numbers for x in inputs if len(x.numbers) == size]
-        for numbers in whole[1:]:
-            self._ties.append((whole[0], numbers))
-        for x in inputs:
-            if len(x.numbers) != size:  # One channel, spread over all.
-                self.freeze(x, "spread over all channels")
-        shape = tuple(call.outputs[0].shape)
-        return [Channels(whole[0], from_end.pop() + len(shape), shape)]
-
-    def _concatenates(self, call, rule, inputs, key):
-        shape = tuple(call.outputs[0].shape)
-        axes = {x.axis for x in inputs}
-        if len(axes) > 1:
-            return None
-        axis = axes.pop()
-        if getattr(call.operation, "axis", axis) % len(shape) != axis:
-            return self._joins(call, rule, inputs, key)
-        numbers = np.concatenate([x.numbers for x in inputs])
-        return [Channels(numbers, axis, shape)]
-
-    def _moves(self, call, rule, inputs, key):
-        x = inputs[0]
-        place = [1] * len(x.shape)
-        place[x.axis] = -1
-        numbers = np.broadcast_to(
-            # From 1 on: 0 is what pads an image.
-            x.numbers.astype("int32").reshape(place) + 1,
-            [1, *(size or _ANY_SIZE for size in x.shape[1:])],
-        )
-        known = {id(call.inputs[0]): ops.convert_to_tensor(numbers)}
-        args, kwargs = keras_internals.arguments_with(call, known)
-        if kwargs.get("constant_values"):  # Of `pad`, taken for a number here.
-            return None
-        try:
-            moved = call.operation(*args, **kwargs)
-        except Exception:  # Not of that size.
-            return None
-        outputs = []
-        for tensor, moved_numbers in zip(
-            call.outputs, tree.flatten(moved), strict=True
-        ):
-            shape = tuple(tensor.shape)
-            found = self._vector_in(ops.convert_to_numpy(moved_numbers), shape)
-            if found is None:
-                return None
-            outputs.append(found)
-        return outputs
-
-    def _vector_in(self, moved, shape):
-        """Returns the `Channels` of a tensor in which each place has a number.
-
-        Where the channels lie on several axes at once (between the reshapings
-        of a channel shuffle), they are tied until they lie on one.
-        """
-        if (
-            not moved.size
-            or moved.ndim != len(shape)
-            or any(
-                size not in (None, found)
-                for size, found in zip(shape[1:], moved.shape[1:], strict=True)
-            )
-        ):
-            return None
-        best, most = None, 0
-        for axis in range(moved.ndim - 1, 0, -1):
-            rows = np.moveaxis(moved, axis, -1).reshape(-1, moved.shape[axis])
-            rows = np.unique(rows, axis=0)
-            vector = rows.max(axis=0, initial=0)
-            if shape[axis] is None or not vector.all():
-                continue
-            ties = [
-                (vector[row > 0] - 1, row[row > 0] - 1)
-                for row in rows
-                if (row[row > 0] != vector[row > 0]).any()
-            ]
-            left = len(np.unique(_merge(self._count, ties)[vector - 1]))
-            if left > most:
-                best, most = (vector - 1, axis, ties), left
-        if best is None:
-            return None
-        vector, axis, ties = best
-        self._ties += ties
-        return Channels(vector.astype(int), axis, shape)
 
     def _label(self, key, layer, rule, inputs, outputs):
         """Labels the axes of the layer's weights; returns why not, if not."""
@@ -410,12 +265,8 @@ class _Walk:
             place = (id(label.weight), label.axis)
             known = self._labels.setdefault(place, label)
             # A weight that is used twice has one channel for both uses.
-            self._ties.append((known.numbers, label.numbers))
+            self.ties.append((known.numbers, label.numbers))
         return None
-
-
-def _repeats(rule, layer):
-    return 1 if rule.repeats is None else rule.repeats(layer)
 
 
 def _as_read(numbers, layer, rule, size):
@@ -423,36 +274,5 @@ def _as_read(numbers, layer, rule, size):
     if rule.groups is not None:  # All groups read what the first one reads.
         return numbers[: len(numbers) // rule.groups(layer)]
     if len(numbers) != size:  # Behind a depthwise kernel, of its outputs.
-        return np.repeat(numbers, _repeats(rule, layer))
+        return np.repeat(numbers, repeats(rule, layer))
     return numbers
-
-
-# What runs on numbers in the place of an image of unknown size.
-_ANY_SIZE = 8
-
-_FLOWS = {
-    layer_rule.PRODUCES: _Walk._produces,
-    layer_rule.CARRIES: _Walk._carries,
-    layer_rule.JOINS: _Walk._joins,
-    layer_rule.CONCATENATES: _Walk._concatenates,
-    layer_rule.MOVES: _Walk._moves,
-    layer_rule.REDUCES: _Walk._reduces,
-}
-
-
-def _merge(count, ties):
-    """Returns, for each of `count` numbers, its number after all `ties`.
-
-    Tied numbers get the same one, and the results are 0, 1, 2, ...
-    """
-    lowest = np.arange(count)
-    if ties:
-        left, right = (np.concatenate(side) for side in zip(*ties, strict=True))
-        while True:
-            a, b = lowest[left], lowest[right]
-            if np.array_equal(a, b):
-                break
-            np.minimum.at(lowest, np.maximum(a, b), np.minimum(a, b))
-            while not np.array_equal(lowest, lowest[lowest]):
-                lowest = lowest[lowest]
-    return np.unique(lowest, return_inverse=True)[1]

@@ -1,0 +1,309 @@
+"""What is known of each layer class: one row in one table.
+
+A rule says how channels pass through a layer and on which axes of its weights
+they lie.
+"""
+
+import dataclasses
+import re
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.layer_rule import (
+    CARRIES,
+    CONCATENATES,
+    JOINS,
+    MOVES,
+    PRODUCES,
+    LayerRule,
+    by_data_format,
+    held,
+)
+from keras_prunetrain.channels.operations import POINTWISE
+
+
+def _last(layer, rank):
+    del layer
+    return rank - 1
+
+
+def _by_axis(layer, rank):
+    # A list of axes has no single channel axis: -1 equals none.
+    axis = layer.axis
+    return axis % rank if isinstance(axis, int) else -1
+
+
+def _rescaled_by_array(layer):
+    if max(np.ndim(layer.scale), np.ndim(layer.offset)) > 1:
+        return "its scale or offset is neither a number nor a list"
+    return None
+
+
+def _rescaled_axis(layer, rank):
+    if np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
+        return None
+    return rank - 1
+
+
+def _mixing_activation(layer):
+    """Names an activation that is not known to work value by value."""
+    if layer.activation in _ELEMENTWISE:
+        return None
+    name = getattr(layer.activation, "__name__", repr(layer.activation))
+    return f"its activation {name} may mix channels"
+
+
+def _groups(layer):
+    return layer.groups
+
+
+def _multiplier(layer):
+    return layer.depth_multiplier
+
+
+def _depthwise(layer):
+    """Returns the rule of a convolution in which no channels meet."""
+    if layer.groups == 1 or layer.kernel.shape[-2] > 1:
+        return None
+    return LayerRule(
+        CARRIES,
+        ("filters", "groups"),
+        out_axis={"kernel": -1, "bias": -1},
+        channel_axis=by_data_format,
+        repeats=lambda layer: layer.filters // layer.groups,
+        holds=_mixing_activation,
+    )
+
+
+def _einsum(layer):
+    """Returns the rule of a layer whose equation says where channels lie.
+
+    They are the last axis that it reads and the last one that it writes; the
+    other axes of a kernel, the heads of an attention, stay as they are.
+    """
+    read, axes, written = re.split(",|->", layer.equation.replace(" ", ""))
+    source, result = read[-1], written[-1]
+    if source not in axes or source in written or result in read:
+        return None
+    bias = {}
+    if layer.bias is not None:
+        kept = [axis for axis in written if axis in layer.bias_axes]
+        if result in kept:
+            bias = {"bias": kept.index(result)}
+    return LayerRule(
+        PRODUCES,
+        in_axis={"kernel": axes.index(source)},
+        out_axis={"kernel": axes.index(result), **bias},
+        channel_axis=_last,
+        shape_argument="output_shape",
+        holds=_mixing_activation,
+    )
+
+
+def _instance_norm(layer):
+    """Returns the rule of a normalization of each channel by itself."""
+    if layer.gamma is not None:
+        channels = layer.gamma.shape[0]
+    elif layer.beta is not None:
+        channels = layer.beta.shape[0]
+    else:
+        return None
+    if layer.groups != channels:
+        return None
+    return LayerRule(
+        CARRIES,
+        ("groups",),
+        out_axis={"gamma": -1, "beta": -1},
+        channel_axis=_by_axis,
+    )
+
+
+def _noise_shape(layer):
+    # Of 1 and None only: the same mask for a whole axis, of whatever size.
+    if all(size in (None, 1) for size in layer.noise_shape or ()):
+        return None
+    return "it has a noise_shape"
+
+
+def _named(*names):
+    # By name: some of the layers are younger than the oldest Keras supported.
+    names = " ".join(names).split()
+    return [getattr(layers, name) for name in names if hasattr(layers, name)]
+
+
+_ELEMENTWISE = {
+    getattr(module, name)
+    for module in (keras.activations, ops)
+    for name in (
+        *POINTWISE.split(),
+        "exponential",
+        "linear",
+        "swish",
+        "hard_swish",
+    )
+    if hasattr(module, name)
+} | {ops.threshold, keras.activations.threshold}
+
+_CONVOLUTION = LayerRule(
+    PRODUCES,
+    ("filters",),
+    in_axis={"kernel": -2},
+    out_axis={"kernel": -1, "bias": -1},
+    channel_axis=by_data_format,
+    holds=_mixing_activation,
+)
+
+LAYER_RULES = {
+    **dict.fromkeys(
+        _named("Conv1D Conv2D Conv3D"),
+        dataclasses.replace(_CONVOLUTION, groups=_groups, variant=_depthwise),
+    ),
+    **dict.fromkeys(
+        _named("Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
+        dataclasses.replace(
+            _CONVOLUTION,
+            in_axis={"kernel": -1},
+            out_axis={"kernel": -2, "bias": -1},
+        ),
+    ),
+    **dict.fromkeys(
+        _named("DepthwiseConv1D DepthwiseConv2D"),
+        LayerRule(
+            CARRIES,
+            in_axis={"kernel": -2},
+            out_axis={"bias": -1},
+            channel_axis=by_data_format,
+            repeats=_multiplier,
+            holds=_mixing_activation,
+        ),
+    ),
+    **dict.fromkeys(
+        _named("SeparableConv1D SeparableConv2D"),
+        dataclasses.replace(
+            _CONVOLUTION,
+            in_axis={"depthwise_kernel": -2, "pointwise_kernel": -2},
+            out_axis={"pointwise_kernel": -1, "bias": -1},
+            repeats=_multiplier,
+        ),
+    ),
+    layers.Dense: dataclasses.replace(
+        _CONVOLUTION, size_arguments=("units",), channel_axis=_last
+    ),
+    layers.EinsumDense: dataclasses.replace(
+        held("its equation says of no axis that it is that of the channels"),
+        variant=_einsum,
+    ),
+    layers.BatchNormalization: LayerRule(
+        CARRIES,
+        out_axis=dict.fromkeys(
+            ("gamma", "beta", "moving_mean", "moving_variance"), -1
+        ),
+        channel_axis=_by_axis,
+        pointwise=True,
+    ),
+    layers.GroupNormalization: dataclasses.replace(
+        held("it normalizes groups of channels together"),
+        variant=_instance_norm,
+    ),
+    **dict.fromkeys(
+        _named("LayerNormalization RMSNormalization UnitNormalization"),
+        held("it normalizes across channels"),
+    ),
+    layers.Normalization: held("its statistics belong to these very channels"),
+    layers.Rescaling: LayerRule(
+        CARRIES,
+        channel_axis=_rescaled_axis,
+        channel_arguments=("scale", "offset"),
+        pointwise=True,
+        holds=_rescaled_by_array,
+    ),
+    layers.Activation: LayerRule(
+        CARRIES, pointwise=True, holds=_mixing_activation
+    ),
+    layers.PReLU: LayerRule(CARRIES, out_axis={"alpha": None}),
+    layers.Softmax: held("it mixes channels"),
+    **dict.fromkeys(
+        _named("Dropout AlphaDropout"),
+        LayerRule(CARRIES, pointwise=True, holds=_noise_shape),
+    ),
+    **dict.fromkeys(
+        _named(
+            "ReLU LeakyReLU ELU ActivityRegularization Identity "
+            "GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D "
+            "SpatialDropout3D"
+        ),
+        LayerRule(CARRIES, pointwise=True),
+    ),
+    **dict.fromkeys(
+        _named(
+            *(
+                f"{kind}Pooling{n}D"
+                for n in (1, 2, 3)
+                for kind in (
+                    *("Max", "Average", "AdaptiveMax", "AdaptiveAverage"),
+                    *("GlobalMax", "GlobalAverage"),
+                )
+            ),
+            "Cropping2D Cropping3D UpSampling2D UpSampling3D",
+        ),
+        LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+    ),
+    **dict.fromkeys(
+        _named(
+            "ZeroPadding2D ZeroPadding3D",
+            # Augmentation that works on places and not on colours.
+            "CenterCrop RandomCrop RandomFlip RandomRotation RandomShear "
+            "RandomPerspective RandomElasticTransform RandomErasing "
+            "RandomTranslation RandomZoom RandomGaussianBlur Resizing",
+        ),
+        LayerRule(CARRIES, channel_axis=by_data_format, keeps="zeros"),
+    ),
+    **dict.fromkeys(
+        _named("Cropping1D UpSampling1D"),
+        LayerRule(CARRIES, channel_axis=_last, keeps="constants"),
+    ),
+    layers.ZeroPadding1D: LayerRule(CARRIES, channel_axis=_last, keeps="zeros"),
+    **dict.fromkeys(
+        _named(
+            "RandomBrightness RandomColorDegeneration RandomColorJitter "
+            "RandomContrast RandomGrayscale RandomHue RandomInvert "
+            "RandomPosterization RandomSaturation RandomSharpness AugMix "
+            "AutoContrast CutMix Equalization MixUp RandAugment Solarization"
+        ),
+        held("it mixes colours"),
+    ),
+    **dict.fromkeys(
+        _named("Subtract Multiply Average Maximum Minimum"), LayerRule(JOINS)
+    ),
+    layers.Add: LayerRule(JOINS, sums=True),
+    layers.Concatenate: LayerRule(CONCATENATES),
+    **dict.fromkeys(
+        _named("Flatten Permute"), LayerRule(MOVES, keeps="constants")
+    ),
+    layers.Reshape: LayerRule(
+        MOVES, shape_argument="target_shape", keeps="constants"
+    ),
+    # The layers that some of `keras.applications` define for themselves.
+    **{
+        layer_class: rule
+        for module, name, rule in (
+            (
+                "convnext",
+                "LayerScale",
+                LayerRule(
+                    CARRIES,
+                    ("projection_dim",),
+                    out_axis={"variable": -1},  # Keras gave it no name.
+                    channel_axis=_last,
+                    pointwise=True,
+                ),
+            ),
+            ("convnext", "StochasticDepth", LayerRule(CARRIES, pointwise=True)),
+            ("inception_resnet_v2", "CustomScaleLayer", LayerRule(JOINS)),
+        )
+        if (layer_class := keras_internals.application_layer(module, name))
+    },
+}
