@@ -74,7 +74,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         threshold: Float, at least 0. A channel is dead if no weight of it
             reaches this magnitude.
         reconfigure: Dict of further arguments for `reconfigure`:
-            `channel_multiple`, `min_channels`, `skip`.
+            `channel_multiple`, `min_channels`, `skip`, `fold`.
         finetune_epochs: Integer. So many epochs at the end run without lasso
             (paper, table 1). Defaults to `0`.
 
