@@ -153,6 +153,12 @@ def test_reshape_that_mixes_channels_and_pixels_ties_the_channels():
     assert found["mixed"] == [2, 2]
 
 
+def test_channels_at_the_same_place_in_each_group_are_one():
+    found = numbers(networks.grouped().model)
+    assert found["stem"] == [2, 3, 2, 3, 2, 3]
+    assert found["groups"] == [4, 5, 6, 4, 5, 6, 4, 5, 6]
+
+
 def test_multiply_with_a_factor_per_channel():
     model = networks.squeezing().model
     found = numbers(model)
