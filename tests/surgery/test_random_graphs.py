@@ -19,6 +19,8 @@ FAILED = []  # Seeds that once found a bug.
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         count = metafunc.config.getoption("--graphs")
+        if "folding" in metafunc.function.__name__:
+            count //= 4
         metafunc.parametrize("seed", [*FAILED, *range(count)])
 
 
@@ -50,9 +52,7 @@ def test_a_random_network_is_the_same_after_the_cut(seed):
     assert cut_shapes(numbering, alive) == {
         place: tuple(weight.shape) for place, weight in places(smaller).items()
     }
-    for a, b in zip(results(smaller, x), results(model, x), strict=True):
-        assert np.ptp(b, axis=0).max() > 1e-3, "hardly depends on x"
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert_same_results(smaller, model, x)
     assert_same_gradients(model, smaller, numbering, alive, x, y)
     for m in (model, smaller):
         m.train_on_batch(x, y)
@@ -74,9 +74,7 @@ def test_folding_leaves_a_random_network_the_function_that_it_is(seed):
 
     smaller = reconfigure(model, fold=True)
 
-    for a, b in zip(results(smaller, x), results(model, x), strict=True):
-        assert np.ptp(b, axis=0).max() > 1e-3, "hardly depends on x"
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert_same_results(smaller, model, x)
 
 
 def some_alive(numbering, rng):
@@ -139,6 +137,14 @@ def cut_shapes(numbering, alive):
 
 def results(model, x):
     return [np.asarray(y) for y in keras.tree.flatten(model(x))]
+
+
+def assert_same_results(smaller, model, x):
+    expected = results(model, x)
+    # One of several outputs may be that of a piece that makes a constant.
+    assert max(np.ptp(y, axis=0).max() for y in expected) > 1e-3
+    for a, b in zip(results(smaller, x), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def gradients(model, x, y):
