@@ -113,7 +113,7 @@ class BesideLasso(keras.regularizers.Regularizer):
 
 def _sum_of_norms(kernel, axes):
     """Returns the sum of the L2 norms of all slices along each of `axes`."""
-    norms = [_norms(axis, kernel) for axis in axes]
+    norms = _norms(kernel, [axis % len(kernel.shape) for axis in axes])
 
     # The gradient is written out, because what is derived from sums and roots
     # spreads a tensor of the kernel's size several times for each axis.
@@ -121,22 +121,33 @@ def _sum_of_norms(kernel, axes):
     def sum_of_norms(kernel):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            return upstream * kernel * sum(1.0 / norm for norm in norms)
+            # In this order, only one product has the size of the kernel.
+            return kernel * (upstream * sum(1.0 / norm for norm in norms))
 
         return sum(ops.sum(norm) for norm in norms), gradient
 
     return sum_of_norms(kernel)
 
 
-def _norms(axis, kernel):
-    """Returns the norms, shape 1 on all axes but the channels' `axis`."""
-    ndim = len(kernel.shape)
-    others = [other for other in range(ndim) if other != axis % ndim]
-    squares = ops.sum(ops.square(kernel), axis=others, keepdims=True)
+def _norms(kernel, axes):
+    """Returns a list, for each of `axes`, of the norms of its slices.
+
+    Their shape is 1 on all other axes.
+    """
+    # First over what no norm keeps apart: the pixels of a convolution's kernel.
+    squares = _sum_over(
+        ops.square(kernel), set(range(len(kernel.shape))) - set(axes)
+    )
     # The authors' 1e-8: without it the slope at 0 is infinite (NaN gradients
     # where removed channels sit), and with it a channel comes to rest below
     # the threshold of 1e-4 instead of jumping to and fro across zero.
-    return ops.sqrt(squares + 1e-8)
+    return [
+        ops.sqrt(_sum_over(squares, set(axes) - {axis}) + 1e-8) for axis in axes
+    ]
+
+
+def _sum_over(x, axes):
+    return ops.sum(x, axis=sorted(axes), keepdims=True) if axes else x
 
 
 def _checked_factor(factor):
