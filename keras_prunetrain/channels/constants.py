@@ -84,6 +84,8 @@ class _Walk:
             return [None] * len(call.outputs)
         outputs = self._numbering.outputs[key]
         read = self._numbering.inputs[key]
+        if outputs[0].fixed:  # Its channels could not be followed, either.
+            return [None] * len(call.outputs)
         if rule.flow == layer_rule.MOVES:
             value = _kept(rule, values[0])
             return [_moved(value, read[0].numbers, x.numbers) for x in outputs]

@@ -31,7 +31,8 @@ class Folding:
         self._visits = collections.defaultdict(list)
         self._readers = collections.defaultdict(list)
         for visit in visits:
-            self._visits[visit.key].append(visit)
+            # By the layer: one that is in two models has two keys.
+            self._visits[id(visit.call.operation)].append(visit)
             for x in visit.call.inputs:
                 self._readers[id(x)].append(visit)
         self._outputs = set(map(id, model.outputs))
@@ -73,9 +74,12 @@ class Folding:
             if label.is_kernel and label.side == "in":
                 yield label
 
+    def _visits_of(self, label):
+        return self._visits[id(self._numbering.layers[label.layer])]
+
     def _constant(self, label):
         """Returns what is known of the channels that a kernel reads."""
-        (first, *others) = self._visits[label.layer]
+        (first, *others) = self._visits_of(label)
         constant = first.inputs[0]
         same = constant is not None and all(
             visit.inputs[0] is not None
@@ -111,7 +115,7 @@ class Folding:
             return None, 0
         if layer.bias is not None:
             return layer.bias, 1
-        (visit, *others) = self._visits[label.layer]
+        (visit, *others) = self._visits_of(label)
         output = visit.call.outputs[0]
         readers = self._readers[id(output)]
         if others or len(readers) != 1 or id(output) in self._outputs:
@@ -119,7 +123,7 @@ class Folding:
         norm = readers[0].call.operation
         if (
             type(norm) is keras.layers.BatchNormalization
-            and len(self._visits[readers[0].key]) == 1
+            and len(self._visits[id(norm)]) == 1
             and layer.activation is keras.activations.linear
         ):
             return norm.moving_mean, -1

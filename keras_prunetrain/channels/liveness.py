@@ -94,7 +94,7 @@ def plan_cut(
         *((numbers, 1, 1) for numbers in _passed_on(numbering, removed)),
     ]
     # Until nothing changes: what one layer revives may upset another's count.
-    while any(_round_up(*x, strength, alive, kept) for x in limits):
+    while sum(_round_up(*x, strength, alive, kept) for x in limits):
         pass
     offsets = folding.offsets(unfolded & ~alive) if fold else {}
     alive &= ~_vanished(numbering, removed)

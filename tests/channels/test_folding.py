@@ -145,3 +145,24 @@ def test_skipped_channels_are_not_folded():
     x = layers.Dense(5, name="b")(conv_bn(image, 6, "a"))
     model, _ = folded(image, x, {"a": [1, 4]})
     assert reconfigure(model, fold=True, skip="a") is model
+
+
+def test_a_reader_that_is_in_two_models_must_find_the_same_in_both():
+    reader = layers.Dense(4, name="reader")
+    inside = keras.Input((6, 6, 5))
+    inner = keras.Model(inside, reader(layers.ReLU()(inside)), name="inner")
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 5, "a", activation="relu")
+    y = conv(image, 5, "b")
+    x = layers.Concatenate()([reader(x), inner(y)])
+    model, smaller = folded(image, x, {"a": [1, 2]})
+    assert smaller is model
+
+
+def test_constants_end_where_channels_cannot_be_followed():
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 6, "a", activation="relu")
+    y = layers.Permute((3, 1, 2))(conv(image, 6, "b", activation="relu"))
+    x = layers.Concatenate()([layers.Add()([x, y]), conv(x, 3, "c")])
+    model, smaller = folded(image, x, {"a": [1], "b": [2]})
+    assert smaller is model
