@@ -484,7 +484,9 @@ def operating():
     x = ops.relu(conv(image, 5, "stem"))
     x = x + 0.5 * conv(x, 5, "a")
     scale = ops.mean(x, axis=[1, 2], keepdims=True)
-    x = x * ops.sigmoid(conv(scale, 5, "b", size=1)) - ops.max(scale, axis=1)
+    x = x * ops.sigmoid(conv(scale, 5, "b", size=1)) - ops.max(
+        scale, axis=1, keepdims=True
+    )
     x = ops.pad(x, [(0, 0), (1, 0), (0, 1), (0, 0)])
     x = ops.transpose(x, (0, 3, 1, 2))
     x = ops.reshape(x, (-1, 5, 49))

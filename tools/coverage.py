@@ -26,10 +26,16 @@ import tensorflow as tf
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
 
-# `apps` is not part of the installed package.
+# `apps` and `tests` are not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from apps.environment import ROOT, environment  # noqa: E402
+from tests.masked import (  # noqa: E402
+    gradient_pairs,
+    leaves,
+    silence,
+    some_alive,
+)
 
 SEED = 0
 TOLERANCE = 1e-6  # Of the outputs' standard deviation.
@@ -70,14 +76,11 @@ def check(name):
     for slot in model.optimizer.variables[2:]:
         slot.assign(rng.normal(size=slot.shape) * 1e-3)
     numbering = number_channels(model)
-    alive = np.ones(numbering.size, bool)
-    free = np.setdiff1d(np.arange(numbering.size), list(numbering.frozen))
-    alive[rng.choice(free, len(free) // 2, replace=False)] = False
-    revive_one_of_each(numbering, alive)
+    alive = some_alive(numbering, rng)
 
     # Dead where they are written only: what reads them holds them.
     weights = model.get_weights()
-    cut(numbering, alive, sides=("out",))
+    silence(numbering, alive, sides=("out",))
     expected = model(images).numpy()
     one_sided = difference(kpt.reconfigure(model)(images), expected)
     folded = kpt.reconfigure(model, fold=True)
@@ -86,7 +89,7 @@ def check(name):
     del folded
     model.set_weights(weights)
 
-    cut(numbering, alive)
+    silence(numbering, alive)
     expected = model(images).numpy()
     started = time.perf_counter()
     smaller = kpt.reconfigure(model)
@@ -118,26 +121,17 @@ def check(name):
     # The same step for both; then they are still the same function.
     tf.random.set_seed(SEED)
     model.train_on_batch(images, labels)
-    cut(numbering, alive)  # Weight decay and momentum move dead weights.
+    silence(numbering, alive)  # Weight decay and momentum move dead weights.
     smaller.train_on_batch(images, labels)
     row["next_step_difference"] = difference(
         smaller(images), model(images).numpy()
     )
-    living = np.setdiff1d(free, np.flatnonzero(~alive))
+    living = np.setdiff1d(np.flatnonzero(alive), list(numbering.frozen))
     before = model(images).numpy()
     alive[rng.choice(living)] = False
-    cut(numbering, alive)
+    silence(numbering, alive)
     row["living_channel_difference"] = difference(model(images), before)
     return row
-
-
-def leaves(model):
-    """Yields the layers of a model, those of nested models among them."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from leaves(layer)
-        else:
-            yield layer
 
 
 def give_signal(model, images, rng):
@@ -183,22 +177,6 @@ def give_signal(model, images, rng):
         )
 
 
-def revive_one_of_each(numbering, alive):
-    for outputs in numbering.outputs.values():
-        for channels in outputs:
-            if len(channels.numbers) and not alive[channels.numbers].any():
-                alive[channels.numbers[0]] = True
-
-
-def cut(numbering, alive, sides=("in", "out")):
-    """Sets the weights of channels that are not `alive` to zero."""
-    for label in numbering.labels:
-        if label.is_kernel and label.side in sides:
-            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
-            kernel[~alive[label.numbers]] = 0.0
-            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
-
-
 def difference(found, expected):
     """Largest difference, in standard deviations of what is expected."""
     expected = np.asarray(expected)
@@ -210,41 +188,14 @@ def gradient_difference(model, smaller, numbering, alive, images, labels):
 
     Relative to the norm of the whole gradient.
     """
-    keep = {}
-    for label in numbering.labels:
-        places = np.flatnonzero(alive[label.numbers])
-        keep.setdefault(id(label.weight), {})[label.axis] = places
-    keep = {
-        (layer.name, i): keep.get(id(weight), {})
-        for layer in leaves(model)
-        for i, weight in enumerate(layer.weights)
-    }
-    old, new = (gradients(m, images, labels) for m in (model, smaller))
-    scale = np.sqrt(sum((gradient**2).sum() for gradient in new.values()))
-    worst = 0.0
-    for place, gradient in new.items():
-        expected = old[place]
-        for axis, places in keep[place].items():
-            expected = np.take(expected, places, axis)
-        worst = max(worst, np.abs(gradient - expected).max() / scale)
-    return float(worst)
-
-
-def gradients(model, images, labels):
-    """Returns a dict from the place of each weight to its gradient."""
-    # Paths of weights are not unique in all models.
-    weights = {
-        (layer.name, i): weight.value
-        for layer in leaves(model)
-        for i, weight in enumerate(layer.weights)
-        if weight.trainable
-    }
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(images, labels, model(images), training=False)
-    values = tape.gradient(
-        loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
-    return {place: value.numpy() for place, value in values.items()}
+    pairs = [
+        (found, expected)
+        for _, found, expected in gradient_pairs(
+            model, smaller, numbering, alive, images, labels, training=False
+        )
+    ]
+    scale = np.sqrt(sum((expected**2).sum() for _, expected in pairs))
+    return float(max(np.abs(a - b).max() for a, b in pairs) / scale)
 
 
 def flops_by_hand(model):

@@ -6,10 +6,10 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_prunetrain import reconfigure
 from keras_prunetrain.channels.numbering import number_channels
+from tests.masked import gradient_pairs, kept, places, silence, some_alive
 from tests.networks import shake
 from tests.random_graphs import SIZE, random_model
 
@@ -77,51 +77,6 @@ def test_folding_leaves_a_random_network_the_function_that_it_is(seed):
     assert_same_results(smaller, model, x)
 
 
-def some_alive(numbering, rng):
-    """Half of the channels that may go are dead, but no tensor is empty."""
-    alive = rng.random(numbering.size) < 0.5
-    alive[list(numbering.frozen)] = True
-    for outputs in numbering.outputs.values():
-        for channels in outputs:
-            if not alive[channels.numbers].any():
-                alive[channels.numbers[:1]] = True
-    return alive
-
-
-def silence(numbering, alive, sides=("in", "out")):
-    for label in numbering.labels:
-        if label.is_kernel and label.side in sides:
-            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
-            kernel[~alive[label.numbers]] = 0.0
-            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
-
-
-def leaves(model):
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from leaves(layer)
-        else:
-            yield layer
-
-
-def places(model):
-    """Weights by layer and index: paths of weights need not be unique."""
-    return {
-        (layer.name, i): weight
-        for layer in leaves(model)
-        for i, weight in enumerate(layer.weights)
-    }
-
-
-def kept(numbering, alive):
-    """Dict from the id of a weight to its axes and what stays on them."""
-    keep = {}
-    for label in numbering.labels:
-        positions = np.flatnonzero(alive[label.numbers])
-        keep.setdefault(id(label.weight), {})[label.axis] = positions
-    return keep
-
-
 def cut_shapes(numbering, alive):
     keep = kept(numbering, alive)
     shapes = {}
@@ -148,26 +103,10 @@ def assert_same_results(smaller, model, x):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-def gradients(model, x, y):
-    weights = {k: w for k, w in places(model).items() if w.trainable}
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(x, y, model(x, training=True), training=True)
-    values = tape.gradient(
-        loss,
-        {k: w.value for k, w in weights.items()},
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    return {k: value.numpy() for k, value in values.items()}
-
-
 def assert_same_gradients(model, smaller, numbering, alive, x, y):
-    keep = kept(numbering, alive)
-    weights = places(model)
-    old, new = gradients(model, x, y), gradients(smaller, x, y)
-    for place, gradient in new.items():
-        expected = old[place]
-        for axis, positions in keep.get(id(weights[place]), {}).items():
-            expected = np.take(expected, positions, axis)
+    for place, found, expected in gradient_pairs(
+        model, smaller, numbering, alive, x, y, training=True
+    ):
         np.testing.assert_allclose(
-            gradient, expected, rtol=1e-7, atol=1e-9, err_msg=str(place)
+            found, expected, rtol=1e-7, atol=1e-9, err_msg=str(place)
         )

@@ -12,6 +12,7 @@ from keras import layers
 
 from keras_prunetrain import GroupLasso, reconfigure
 from tests import networks
+from tests.masked import leaves
 from tests.networks import images, kill, kill_all, outputs, shake, take, targets
 
 
@@ -327,37 +328,50 @@ def test_operations_without_a_layer_are_rebuilt():
     )
 
 
-def test_mixed_precision_stays():
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("build", networks.ALL)
+def test_mixed_precision_stays(build, policy):
+    keras.config.set_dtype_policy(policy)
     try:
-        network = networks.residual()
+        network = build()
     finally:
         keras.config.set_dtype_policy("float32")
     model = compiled(network)
+    keep = networks.surviving(network)
 
     smaller = reconfigure(model)
 
+    dtypes = {p.name: p.dtype_policy.name for p in leaves(model)}
+    assert policy in dtypes.values()
+    for layer in leaves(smaller):
+        if not isinstance(layer, layers.InputLayer):  # Its own is of no use.
+            assert layer.dtype_policy.name == dtypes[layer.name], layer.name
+    assert {v.dtype for v in smaller.variables} == {"float32"}
+    scaled = isinstance(smaller.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
     kill_all(network)
-    assert smaller.get_layer("stem").compute_dtype == "bfloat16"
-    assert smaller.get_layer("stem").kernel.dtype == "float32"
-    np.testing.assert_allclose(
-        np.asarray(smaller(images())).astype("float32"),
-        np.asarray(model(images())).astype("float32"),
-        atol=0.05,
-    )
+    cut = assert_same(model, smaller, keep)
+    assert cut == len(cut_weights(network, keep))
+    # 8 bits of mantissa, one sum in another order.
+    expected = np.asarray(model(images())).astype("float32")
+    found = np.asarray(smaller(images())).astype("float32")
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.ptp(expected))
+    losses = [m.train_on_batch(images(), targets()) for m in (smaller, model)]
+    np.testing.assert_allclose(*losses, rtol=0.03)
 
 
+@pytest.mark.parametrize("build", networks.ALL)
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_a_distributed_model_stays_distributed(strategy):
+def test_a_distributed_model_stays_distributed(strategy, build):
     with strategy.scope():
-        network = networks.plain()
+        network = build()
         keep = networks.surviving(network)
-        model = compiled(network, run_eagerly=False, jit_compile=False)
+        model = compiled(network)
 
     smaller = reconfigure(model)  # Called outside the scope.
 
+    assert smaller.count_params() < model.count_params()
     variables = smaller.variables + smaller.optimizer.variables
-    assert len(variables) > 15
     for v in variables:
         assert isinstance(v.value, tf.distribute.DistributedValues), v.path
         assert len(v.value.values) == 2
@@ -368,10 +382,12 @@ def test_a_distributed_model_stays_distributed(strategy):
         for m in (smaller, model)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    for v, old in zip(smaller.variables, model.variables, strict=True):
-        for one, other in zip(v.value.values, old.value.values, strict=True):
+    old = {v.path: v for v in model.variables}
+    for v in smaller.variables:
+        pairs = zip(v.value.values, old[v.path].value.values, strict=True)
+        for one, other in pairs:
             expected = take(other, keep.get(v.path, {}))
-            np.testing.assert_allclose(one, expected, atol=1e-5)
+            np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
 def halving():

@@ -1,0 +1,83 @@
+"""Dead channels drawn at random, and what is left of each weight after a cut.
+
+The model whose dead weights are zero is what a reconfigured one must equal.
+Unlike `tests.networks`, this asks the package which channels belong together:
+it serves where no hand can write that out.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def some_alive(numbering, rng):
+    """Half of the channels that may go are dead, but no tensor is empty."""
+    alive = rng.random(numbering.size) < 0.5
+    alive[list(numbering.frozen)] = True
+    for outputs in numbering.outputs.values():
+        for channels in outputs:
+            if not alive[channels.numbers].any():
+                alive[channels.numbers[:1]] = True
+    return alive
+
+
+def silence(numbering, alive, sides=("in", "out")):
+    """Sets the kernels' weights of channels that are not `alive` to zero."""
+    for label in numbering.labels:
+        if label.is_kernel and label.side in sides:
+            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+            kernel[~alive[label.numbers]] = 0.0
+            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+
+
+def leaves(model):
+    """Yields the layers of a model, those of nested models among them."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def places(model):
+    """Weights by layer and index: paths of weights need not be unique."""
+    return {
+        (layer.name, i): weight
+        for layer in leaves(model)
+        for i, weight in enumerate(layer.weights)
+    }
+
+
+def kept(numbering, alive):
+    """Dict from the id of a weight to its axes and what stays on them."""
+    keep = {}
+    for label in numbering.labels:
+        positions = np.flatnonzero(alive[label.numbers])
+        keep.setdefault(id(label.weight), {})[label.axis] = positions
+    return keep
+
+
+def gradients(model, x, y, training):
+    """Returns a dict from the place of each weight to its gradient."""
+    weights = {k: w for k, w in places(model).items() if w.trainable}
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(
+            x, y, model(x, training=training), training=training
+        )
+    values = tape.gradient(
+        loss,
+        {k: w.value for k, w in weights.items()},
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    return {k: value.numpy() for k, value in values.items()}
+
+
+def gradient_pairs(model, smaller, numbering, alive, x, y, training):
+    """Yields place, new gradient, and what is left of the old one."""
+    keep = kept(numbering, alive)
+    weights = places(model)
+    old = gradients(model, x, y, training)
+    for place, gradient in gradients(smaller, x, y, training).items():
+        expected = old[place]
+        for axis, positions in keep.get(id(weights[place]), {}).items():
+            expected = np.take(expected, positions, axis)
+        yield place, gradient, expected
