@@ -499,7 +499,41 @@ def operating():
     )
 
 
+def wrapped():
+    """Convolutions of the lines of an image, each by itself, and by norm."""
+    each = layers.TimeDistributed
+    image = keras.Input((6, 6, 2))
+    x = each(layers.Conv1D(4, 3, name="kernel"), name="a")(image)
+    x = each(layers.BatchNormalization(), name="a_bn")(x)
+    x = each(layers.SeparableConv1D(5, 3, depth_multiplier=2), name="sep")(x)
+    norm = layers.SpectralNormalization
+    x = norm(layers.Conv2D(4, 2, activation="tanh"), name="b")(x)
+    x = norm(layers.Conv2DTranspose(6, 2), name="up")(x)
+    return Network(
+        keras.Model(image, head(x)),
+        writes={},
+        reads={"logits": [5]},
+        carries={"a_bn": [1]},
+        dies={
+            "a/kernel": {-1: [1]},
+            "sep/pointwise_kernel": {-2: [2, 3], -1: [0, 4]},
+            "b/kernel": {-2: [0, 4], -1: [1, 2]},
+            "up/kernel": {-2: [5], -1: [1, 2]},
+        },
+        goes={
+            "a/bias": {0: [1]},
+            "sep/depthwise_kernel": {-2: [1]},
+            "sep/bias": {0: [0, 4]},
+            "b/bias": {0: [1, 2]},
+            "b/vector_u": {-1: [1, 2]},
+            "up/bias": {0: [5]},
+            "up/vector_u": {-1: [1, 2]},
+        },
+    )
+
+
 ALL = [
+    wrapped,
     depthwise,
     separable,
     grouped,

@@ -84,6 +84,11 @@ def held(reason):
     return LayerRule(CARRIES, holds=lambda layer: reason)
 
 
+def refused(reason):
+    """Returns the rule of a layer that cannot be followed, for `reason`."""
+    return LayerRule(PRODUCES, refuses=lambda layer: reason)
+
+
 def by_data_format(layer, rank):
     """Returns the channel axis of a layer that has a `data_format`."""
     return rank - 1 if layer.data_format == "channels_last" else 1

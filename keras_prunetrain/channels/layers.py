@@ -21,6 +21,7 @@ from keras_prunetrain.channels.layer_rule import (
     LayerRule,
     by_data_format,
     held,
+    refused,
 )
 from keras_prunetrain.channels.operations import POINTWISE
 
@@ -285,6 +286,19 @@ LAYER_RULES = {
     ),
     layers.Reshape: LayerRule(
         MOVES, shape_argument="target_shape", keeps="constants"
+    ),
+    **dict.fromkeys(
+        _named(
+            "Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D GRU LSTM RNN "
+            "SimpleRNN"
+        ),
+        refused("it reads what it computes, in all its gates"),
+    ),
+    **dict.fromkeys(
+        _named(
+            "AdditiveAttention Attention GroupQueryAttention MultiHeadAttention"
+        ),
+        refused("attention mixes all channels"),
     ),
     # The layers that some of `keras.applications` define for themselves.
     **{

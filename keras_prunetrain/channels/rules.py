@@ -5,13 +5,87 @@ class. A layer without a rule is never guessed at: the channels that it touches
 stay.
 """
 
+import dataclasses
+import functools
+
 from keras import layers
 
-from keras_prunetrain.channels.layer_rule import LayerRule
+from keras_prunetrain.channels.layer_rule import (
+    CARRIES,
+    PRODUCES,
+    LayerRule,
+    refused,
+)
 from keras_prunetrain.channels.layers import LAYER_RULES
 from keras_prunetrain.channels.operations import operation_rules
 
-_RULES = {**operation_rules(), **LAYER_RULES}
+
+def _inner(wrapper, extra_axes):
+    """Returns the rule of the layer in a wrapper, for the wrapper, or `None`.
+
+    `extra_axes` of the wrapper's input, behind the batch, are none of the
+    layer's.
+    """
+    layer = wrapper.layer
+    rule = rule_for(layer)
+    if (
+        rule is None
+        or rule.flow not in (PRODUCES, CARRIES)
+        or None in rule.out_axis.values()  # Of the shape of a whole input.
+    ):
+        return None
+
+    def of_layer(function):
+        return function and (lambda wrapper: function(wrapper.layer))
+
+    def channel_axis(wrapper, rank):
+        axis = rule.channel_axis(wrapper.layer, rank - extra_axes)
+        return axis if axis is None else axis + extra_axes
+
+    return LayerRule(
+        rule.flow,
+        in_axis=rule.in_axis,
+        out_axis=rule.out_axis,
+        channel_axis=rule.channel_axis and channel_axis,
+        **{
+            name: of_layer(getattr(rule, name))
+            for name in ("repeats", "groups", "holds", "refuses")
+        },
+    )
+
+
+def _spectrally_normalized(wrapper):
+    """Returns the rule of the layer in it, which has one vector besides.
+
+    Rows and columns of zeros change no singular value but those that are zero,
+    so the norm by which it divides the kernel is the same without them.
+    """
+    rule = _inner(wrapper, 0)
+    if rule is None:
+        return None
+    ndim = len(wrapper.layer.kernel.shape)
+    sides = {
+        name: {**axes, "vector_u": -1}
+        for name in ("in_axis", "out_axis")
+        if "kernel" in (axes := getattr(rule, name))
+        and axes["kernel"] % ndim == ndim - 1
+    }
+    return dataclasses.replace(rule, **sides)
+
+
+_NOT_FOLLOWED = "the layer in it cannot be followed there"
+
+_RULES = {
+    **operation_rules(),
+    **LAYER_RULES,
+    layers.TimeDistributed: dataclasses.replace(
+        refused(_NOT_FOLLOWED),
+        variant=functools.partial(_inner, extra_axes=1),
+    ),
+    layers.SpectralNormalization: dataclasses.replace(
+        refused(_NOT_FOLLOWED), variant=_spectrally_normalized
+    ),
+}
 
 
 def rule_for(operation):

@@ -207,6 +207,10 @@ class _Builder:
                 config = layer.get_config()
             if rule is not None:
                 self._cut_config(config, layer, rule, key)
+            if isinstance(layer, keras.layers.Wrapper) and not (
+                keras_internals.is_graph(layer.layer)
+            ):
+                config["layer"] = self._leaf(layer.layer, key)
             clone = _from_config(layer, config)
         except Exception as error:
             raise ValueError(
@@ -265,9 +269,10 @@ def _from_config(layer, config):
         if callable(live) and not isinstance(live, keras.Operation):
             config[name] = live
     try:
-        return type(layer).from_config(config)
+        return type(layer).from_config(dict(config))
     except Exception:
-        # `Lambda.from_config` takes serialized functions only.
+        # `Lambda.from_config` takes serialized functions only, that of a
+        # wrapper a serialized layer.
         return type(layer)(**config)
 
 

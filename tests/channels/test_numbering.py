@@ -266,8 +266,26 @@ class Unknown(layers.Layer):
             "u (Activation): its activation softmax may mix channels",
         ),
         (
-            layers.SpectralNormalization(layers.Conv2D(4, 3), name="u"),
-            "u (SpectralNormalization): no rule for this class",
+            layers.TimeDistributed(layers.PReLU(), name="u"),
+            "u (TimeDistributed): the layer in it cannot be followed",
+        ),
+        (
+            layers.TimeDistributed(layers.Reshape((6, 4)), name="u"),
+            "u (TimeDistributed): the layer in it cannot be followed",
+        ),
+        (
+            layers.TimeDistributed(layers.LayerNormalization(), name="u"),
+            "u (TimeDistributed): it normalizes across channels",
+        ),
+        (
+            layers.ConvLSTM1D(4, 3, return_sequences=True, name="u"),
+            "u (ConvLSTM1D): it reads what it computes",
+        ),
+        (
+            layers.Bidirectional(
+                layers.ConvLSTM1D(4, 3, return_sequences=True), name="u"
+            ),
+            "u (Bidirectional): it reads what it computes",
         ),
         (layers.Dropout(0.5, (None, 1, 1, 4), name="u"), "u (Dropout): it has"),
         (

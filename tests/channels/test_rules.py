@@ -60,9 +60,36 @@ ARGUMENTS = {
     "LayerScale": (0.5, 5),
     "StochasticDepth": (0.5,),
     "CustomScaleLayer": (0.5,),
+    "TimeDistributed": (layers.Rescaling(2.0),),
+    "SpectralNormalization": (layers.Dense(4),),
+}
+# What cannot be followed, as a function of the channels that it reads.
+REFUSED = {
+    "Bidirectional": layers.Bidirectional(layers.GRU(4), name="layer"),
+    "GRU": layers.GRU(4, name="layer"),
+    "LSTM": layers.LSTM(4, name="layer"),
+    "RNN": layers.RNN(layers.LSTMCell(4), name="layer"),
+    "SimpleRNN": layers.SimpleRNN(4, name="layer"),
+    "ConvLSTM1D": layers.ConvLSTM1D(4, 2, name="layer"),
+    "ConvLSTM2D": layers.ConvLSTM2D(4, 2, name="layer"),
+    "ConvLSTM3D": layers.ConvLSTM3D(4, 2, name="layer"),
+    "AdditiveAttention": lambda x: layers.AdditiveAttention(name="layer")(
+        [x, x]
+    ),
+    "Attention": lambda x: layers.Attention(name="layer")([x, x]),
+    "GroupedQueryAttention": lambda x: layers.GroupQueryAttention(
+        2, 2, 1, name="layer"
+    )(x, x),
+    "MultiHeadAttention": lambda x: layers.MultiHeadAttention(
+        2, 2, name="layer"
+    )(x, x),
 }
 BY_CLASS = sorted(
-    (c for c in rules._RULES if issubclass(c, layers.Layer)),
+    (
+        c
+        for c in rules._RULES
+        if issubclass(c, layers.Layer) and c.__name__ not in REFUSED
+    ),
     key=lambda c: c.__name__,
 )
 KERNELS = {"kernel", "pointwise_kernel"}
@@ -133,6 +160,19 @@ def test_cutting_a_channel_around_it_changes_nothing(layer_class, request):
     np.testing.assert_allclose(
         outputs(smaller, x), outputs(model, x), atol=1e-12 if n < 3 else 1e-6
     )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_followed_holds_its_channels_and_says_why(name):
+    n = {"ConvLSTM1D": 2, "ConvLSTM2D": 3, "ConvLSTM3D": 4}.get(name, 1)
+    image = keras.Input((*(6, 6, 4, 4)[:n], 2))
+    x = layers.Dense(5, name="before")(image)
+    x = REFUSED[name](x)
+    model = keras.Model(image, layers.Dense(3, name="after")(x))
+    held = {row.layer: row.held_by for row in channel_report(model)}
+    (why,) = held["before"]
+    assert why.startswith(f"layer ({name}): ")
+    assert "attention" in why or "it reads what it computes" in why
 
 
 class Scale(layers.Layer):
