@@ -4,6 +4,7 @@ from keras_prunetrain import models
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.record import Reconfiguration
 from keras_prunetrain.channels.layer_rule import LayerRule
+from keras_prunetrain.channels.picture import plot_channels
 from keras_prunetrain.channels.report import channel_report
 from keras_prunetrain.channels.rules import register_rule
 from keras_prunetrain.cost import Cost, model_cost
@@ -19,6 +20,7 @@ __all__ = [
     "channel_report",
     "model_cost",
     "models",
+    "plot_channels",
     "reconfigure",
     "register_rule",
 ]
