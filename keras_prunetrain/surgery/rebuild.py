@@ -43,6 +43,7 @@ def rebuild(model, plan):
     """
     builder = _Builder(plan)
     smaller = builder.graph(model, "", [x.shape for x in model.inputs])
+    builder.restore_initializers()
     builder.carry_flags()
     cuts = builder.cuts()
     for cut in cuts:
@@ -76,6 +77,11 @@ class _Builder:
         self._plan = plan
         self._leaves = []  # Pairs of layers that are no graphs.
         self._graphs = []  # Pairs of the others, nested ones first.
+        self._initializers = []  # Their owner, name, and they themselves.
+
+    def restore_initializers(self):
+        for clone, name, initializer in self._initializers:
+            setattr(clone, name, initializer)
 
     def carry_flags(self):
         # Outer models first: a model's flag spreads to all that is in it.
@@ -218,10 +224,14 @@ class _Builder:
                 f"`get_config` of {type(layer).__name__} returns all that its "
                 f"`__init__` takes. Keras says: {error}"
             ) from error
-        # The objects themselves: a lasso's factor is not to be held twice.
-        for name, value in vars(layer).items():
+        for name, value in list(vars(clone).items()):
             if isinstance(value, keras.regularizers.Regularizer):
-                setattr(clone, name, value)
+                # The object itself: a lasso's factor is not to be held twice.
+                setattr(clone, name, getattr(layer, name))
+            elif isinstance(value, keras.initializers.Initializer):
+                # No time for random weights that are then overwritten.
+                self._initializers.append((clone, name, value))
+                setattr(clone, name, keras.initializers.Zeros())
         return clone
 
     def _cut_config(self, config, layer, rule, key):

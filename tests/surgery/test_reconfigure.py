@@ -207,6 +207,41 @@ def test_a_regularizer_set_on_the_variable_stays():
 
 
 @keras.saving.register_keras_serializable("kpt_tests")
+class Drawn(keras.initializers.RandomNormal):
+    """Random weights that take a long time."""
+
+    times = 0
+
+    def __call__(self, shape, dtype=None):
+        Drawn.times += 1
+        return super().__call__(shape, dtype)
+
+
+def test_no_random_weights_are_drawn_only_to_be_overwritten():
+    image = keras.Input((6, 6, 2))
+    x = networks.conv(image, 4, "a", kernel_initializer=Drawn(seed=3))
+    network = networks.Network(
+        keras.Model(image, networks.head(x)), {"a": [1]}, {"logits": [1]}, {}
+    )
+    model = compiled(network)
+    times = Drawn.times
+
+    smaller = reconfigure(model)
+
+    assert Drawn.times == times == 1
+    assert smaller.get_layer("a").get_config() == {
+        **model.get_layer("a").get_config(),
+        "filters": 3,
+    }
+    for layer, old in zip(smaller.layers, model.layers, strict=True):
+        kinds = [
+            {k: type(v) for k, v in vars(x).items() if "initializer" in k}
+            for x in (layer, old)
+        ]
+        assert kinds[0] == kinds[1]
+
+
+@keras.saving.register_keras_serializable("kpt_tests")
 class Trainer(keras.Model):
     """A user's subclass, whose `__init__` takes what only the user knows."""
 
