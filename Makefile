@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/input_pipeline.py
 	$(BIN)/python tools/benchmarks/step_overhead.py
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
+	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/surgery/test_random_graphs.py --graphs=3000

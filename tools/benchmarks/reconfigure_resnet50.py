@@ -23,10 +23,11 @@ from absl import app, flags
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
 
-# `apps` is not part of the installed package.
+# `apps` and `tests` are not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from apps.environment import ROOT, environment  # noqa: E402
+from tests.masked import silence, some_alive  # noqa: E402
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Reconfigurations to time.")
 _OUTPUT = flags.DEFINE_string(
@@ -44,7 +45,8 @@ def main(argv):
     model = keras.applications.ResNet50(weights=None)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.optimizer.build(model.trainable_variables)
-    kill_half(model)
+    numbering = number_channels(model)
+    silence(numbering, some_alive(numbering, np.random.default_rng(SEED)))
     gc.collect()
     held = megabytes(model)
     before = peak_megabytes()
@@ -76,18 +78,6 @@ def main(argv):
     output = pathlib.Path(_OUTPUT.value)
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
-
-
-def kill_half(model):
-    """Zeroes a random half of the removable channels, on both sides."""
-    numbering = number_channels(model)
-    dead = np.random.default_rng(SEED).random(numbering.size) < 0.5
-    dead[list(numbering.frozen)] = False
-    for label in numbering.labels:
-        if label.is_kernel:
-            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
-            kernel[dead[label.numbers]] = 0.0
-            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
 
 
 def megabytes(model):
