@@ -68,16 +68,15 @@ def gradients(model, x, y, training):
         {k: w.value for k, w in weights.items()},
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
-    return {k: value.numpy() for k, value in values.items()}
+    return {k: np.asarray(value) for k, value in values.items()}
 
 
 def gradient_pairs(model, smaller, numbering, alive, x, y, training):
     """Yields place, new gradient, and what is left of the old one."""
     keep = kept(numbering, alive)
     weights = places(model)
-    old = gradients(model, x, y, training)
-    for place, gradient in gradients(smaller, x, y, training).items():
-        expected = old[place]
+    new = gradients(smaller, x, y, training)
+    for place, expected in gradients(model, x, y, training).items():
         for axis, positions in keep.get(id(weights[place]), {}).items():
             expected = np.take(expected, positions, axis)
-        yield place, gradient, expected
+        yield place, new[place], expected
