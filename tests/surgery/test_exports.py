@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from keras_prunetrain import reconfigure
 from tests import networks
-from tests.networks import images, outputs, shake
+from tests.networks import images, outputs, shake, targets
 
 
 @pytest.fixture(scope="module")
 def shrunk():
-    """A reconfigured network with shortcut, projection and depthwise kernel."""
+    """A reconfigured network, with a projection at its shortcut."""
     network = networks.projection()
     model = network.model
     shake(model)
@@ -25,11 +25,29 @@ def shrunk():
     return smaller, x, outputs(smaller, x)
 
 
-def test_keras_file(shrunk, tmp_path):
-    model, x, expected = shrunk
-    model.save(tmp_path / "model.keras")
+@pytest.mark.parametrize("build", networks.ALL)
+def test_keras_file(build, tmp_path):
+    network = build()
+    model = network.model
+    model.compile("adam", "mse", run_eagerly=True)
+    shake(model)
+    x, y = images().astype("float32"), targets().astype("float32")
+    model.train_on_batch(x, y)
+    networks.kill_all(network)
+    smaller = reconfigure(model)
+    assert smaller.count_params() < model.count_params()
+
+    smaller.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(loaded(x), expected, atol=1e-6)
+
+    np.testing.assert_allclose(loaded(x), outputs(smaller, x), atol=1e-6)
+    pairs = zip(
+        loaded.optimizer.variables, smaller.optimizer.variables, strict=True
+    )
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other, err_msg=other.path)
+    losses = [m.train_on_batch(x, y) for m in (loaded, smaller)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
 def test_weights_file(shrunk, tmp_path):
