@@ -103,12 +103,13 @@ def check(name):
     )
     numbering = number_channels(model)
     alive = some_alive(numbering, rng)
+    run = tf.function(model)  # Traced once; the weights may change.
 
     # Dead where they are written only: what reads them holds them.
     weights = model.get_weights()
     silence(numbering, alive, sides=("out",))
     awaken(model, images, rng)
-    expected = model(images).numpy()
+    expected = run(images).numpy()
     one_sided = difference(kpt.reconfigure(model)(images), expected)
     folded = kpt.reconfigure(model, fold=True)
     parameters_folded = folded.count_params()
@@ -122,7 +123,7 @@ def check(name):
         slot.assign(rng.normal(size=slot.shape) * 1e-3)
     silence(numbering, alive)
     awaken(model, images, rng)
-    expected = model(images).numpy()
+    expected = run(images).numpy()
     smaller = kpt.reconfigure(model)
     outputs = difference(smaller(images), expected)
     row = {
@@ -152,12 +153,12 @@ def check(name):
     silence(numbering, alive)  # Weight decay and momentum move dead weights.
     smaller.train_on_batch(images, labels)
     row["next_step_difference"] = difference(
-        smaller(images), model(images).numpy()
+        smaller(images), run(images).numpy()
     )
     living = np.setdiff1d(np.flatnonzero(alive), list(numbering.frozen))
-    before = model(images).numpy()
+    before = run(images).numpy()
     row["living_channel_difference"] = statistics.median(
-        difference(without(model, numbering, number, images), before)
+        difference(without(number, numbering, run, images), before)
         for number in rng.choice(living, 5, replace=False)
     )
     return row
@@ -217,8 +218,8 @@ def awaken(model, images, rng):
         )
 
 
-def without(model, numbering, number, images):
-    """Returns the outputs of `model` without the channel `number`."""
+def without(number, numbering, run, images):
+    """Returns what `run` computes without the channel `number`."""
     cut = {}
     for label in numbering.labels:
         if label.is_kernel and number in label.numbers:
@@ -226,7 +227,7 @@ def without(model, numbering, number, images):
             cut.setdefault(id(label.weight), (label.weight, kernel.copy()))
             np.moveaxis(kernel, label.axis, 0)[label.numbers == number] = 0.0
             label.weight.assign(kernel)
-    outputs = model(images)
+    outputs = run(images)
     for weight, kernel in cut.values():
         weight.assign(kernel)
     return outputs
