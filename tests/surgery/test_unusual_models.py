@@ -392,6 +392,20 @@ def test_a_sparse_input_stays_sparse():
     )
 
 
+def test_a_ragged_input_stays_ragged():
+    # Keras 3.15 builds such a model, but fails when it runs a layer of it.
+    lines = keras.Input((None, 4), ragged=True)
+    x = layers.Dense(4, name="a")(lines)
+    x = layers.GlobalAveragePooling1D()(x)
+    model = compiled(keras.Model(lines, layers.Dense(3, name="b")(x)))
+    kill(model, {"a": [1]}, {"b": [1]})
+
+    smaller = reconfigure(model)
+
+    assert smaller.inputs[0].ragged
+    assert smaller.get_layer("a").units == 3
+
+
 def test_a_tensor_without_channels_is_left_alone():
     image = keras.Input((6, 6, 2))
     x = layers.Conv2D(4, 3, name="a")(image)
