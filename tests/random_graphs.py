@@ -122,12 +122,14 @@ class Grower:
         return layers.Concatenate()([x, y, self.convolution(x)])
 
     def split(self, x):
+        if x.shape[-1] < 2:
+            return self.convolution(x)
         at = int(self.rng.integers(1, x.shape[-1]))
         left, right = ops.split(x, [at], axis=-1)
         return ops.concatenate([self.convolution(left), right], axis=-1)
 
     def sliced(self, x):
-        start = int(self.rng.integers(0, x.shape[-1] - 1))
+        start = int(self.rng.integers(0, max(x.shape[-1] - 1, 1)))
         step = int(self.rng.choice([1, 1, 2]))
         return x[:, :, :, start::step] * 2.0
 
