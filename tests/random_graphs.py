@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 SIZE = 6
+BLOCK = "block"  # How the names of convolutions inside a residual branch begin.
 
 
 class Grower:
@@ -13,6 +14,9 @@ class Grower:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
         self.tensors = []
+        self.models = []  # Nested ones: to be called again.
+        self.blocks = 0
+        self.flatten = layers.Flatten()
 
     def model(self, pieces):
         image = keras.Input((SIZE, SIZE, 2))
@@ -41,7 +45,7 @@ class Grower:
 
     def flat(self, x):
         if self.rng.random() < 0.2 and x.shape[1] * x.shape[2] <= 9:
-            return layers.Flatten()(x)
+            return self.flatten(x)
         kinds = (
             layers.GlobalAveragePooling2D(),
             layers.GlobalMaxPooling2D(),
@@ -105,7 +109,14 @@ class Grower:
         return kinds[self.rng.integers(len(kinds))](x, self.like(x))
 
     def residual(self, x):
-        y = layers.Conv2D(self.channels(), 3, padding="same", use_bias=False)(x)
+        self.blocks += 1
+        y = layers.Conv2D(
+            self.channels(),
+            3,
+            padding="same",
+            use_bias=False,
+            name=f"{BLOCK}{self.blocks}",
+        )(x)
         y = layers.ReLU()(layers.BatchNormalization()(y))
         y = layers.Conv2D(x.shape[-1], 1, use_bias=False)(y)
         return layers.Add()([x, layers.BatchNormalization()(y)])
@@ -146,12 +157,30 @@ class Grower:
         return ops.tanh(layer(ops.relu(layer(x))))
 
     def nested(self, x):
+        known = [m for m in self.models if m.input_shape == x.shape]
+        if known and self.rng.random() < 0.5:
+            return known[0](x)
         inside = keras.Input(x.shape[1:])
-        y = layers.Conv2D(x.shape[-1], 3, padding="same")(inside)
-        y = layers.LeakyReLU()(layers.BatchNormalization()(y))
-        inner = keras.Model(inside, layers.Add()([inside, y]))
+        y = layers.LeakyReLU()(inside)
+        if self.rng.random() < 0.7:
+            y = layers.Conv2D(x.shape[-1], 3, padding="same")(y)
+            y = layers.Add()([inside, layers.BatchNormalization()(y)])
+        if self.models and self.models[-1].input_shape == y.shape:
+            y = self.models[-1](y)
+        inner = keras.Model(inside, y)
+        self.models.append(inner)
         y = inner(x)
         return inner(y) if self.rng.random() < 0.3 else y
+
+    def wrapped(self, x):
+        channels = self.channels()
+        kinds = (
+            layers.TimeDistributed(layers.Conv1D(channels, 3, padding="same")),
+            layers.TimeDistributed(layers.BatchNormalization()),
+            layers.SpectralNormalization(layers.Conv2D(channels, 1)),
+            layers.EinsumDense("abcd,de->abce", (*x.shape[1:3], channels)),
+        )
+        return kinds[self.rng.integers(len(kinds))](x)
 
     def normalized(self, x):
         kinds = (
@@ -172,6 +201,7 @@ _PIECES = [
     *("transposed", "dense", "pooling", "joined", "residual", "excited"),
     *("concatenated", "split", "sliced", "shuffled", "shared", "nested"),
     *("normalized", "unknown", "convolution", "batch_norm", "joined"),
+    *("wrapped", "nested"),
 ]
 
 

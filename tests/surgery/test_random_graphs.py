@@ -11,7 +11,7 @@ from keras_prunetrain import keras_internals, reconfigure
 from keras_prunetrain.channels.numbering import number_channels
 from tests.masked import kept, places, silence, some_alive
 from tests.networks import shake, take
-from tests.random_graphs import SIZE, random_model
+from tests.random_graphs import BLOCK, SIZE, random_model
 
 FAILED = []  # Seeds that once found a bug.
 
@@ -19,13 +19,13 @@ FAILED = []  # Seeds that once found a bug.
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         count = metafunc.config.getoption("--graphs")
-        if "folding" in metafunc.function.__name__:
+        if "state" not in metafunc.function.__name__:
             count //= 4
         metafunc.parametrize("seed", [*FAILED, *range(count)])
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_random_network_is_the_same_after_the_cut(seed):
+def test_a_random_network_and_its_state_are_the_same_after_the_cut(seed):
     rng = np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
     model = random_model(seed)
@@ -71,6 +71,28 @@ def test_folding_leaves_a_random_network_the_function_that_it_is(seed):
     x = np.random.default_rng(seed).normal(size=(5, SIZE, SIZE, 2))
 
     smaller = reconfigure(model, fold=True)
+
+    assert_same_results(smaller, model, x)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fold", [False, True])
+def test_dead_branches_leave_a_random_network_the_function_it_is(seed, fold):
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    model = random_model(seed)
+    model.compile("sgd", ["mse"] * len(model.outputs))
+    shake(model, seed)
+    numbering = number_channels(model)
+    alive = some_alive(numbering, rng)
+    for key, (channels, *_) in numbering.outputs.items():
+        if key.startswith(BLOCK) and rng.random() < 0.7:
+            alive[channels.numbers] = False
+    alive[list(numbering.frozen)] = True
+    silence(numbering, alive)
+    x = rng.normal(size=(5, SIZE, SIZE, 2))
+
+    smaller = reconfigure(model, fold=fold)
 
     assert_same_results(smaller, model, x)
 
