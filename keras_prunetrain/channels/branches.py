@@ -83,8 +83,10 @@ def needed_calls(model, branches):
 
 
 def _unneeded(model, numbering, branches):
-    needed = set(_needed_layers(model, branches, ""))
-    return frozenset(numbering.layers) - needed
+    layers = numbering.layers
+    # By the layer: one that also stands in another model has two keys.
+    needed = {id(layers[key]) for key in _needed_layers(model, branches, "")}
+    return frozenset(key for key in layers if id(layers[key]) not in needed)
 
 
 def _needed_layers(model, branches, prefix):

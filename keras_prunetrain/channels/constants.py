@@ -14,6 +14,9 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
 from keras_prunetrain.channels.rules import rule_for
 
+# In the place of an unknown size: larger than a kernel is.
+_ANY_SIZE = 64
+
 
 class Constant(NamedTuple):
     """What is known of the channels of a tensor, at inference.
@@ -28,7 +31,7 @@ class Constant(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """A call in the graph, and what is known of what it reads.
+    """A call in the graph, or of a nested one, and what it reads.
 
     Attributes:
         key: Key of the layer, as in `Numbering.layers`.
@@ -62,8 +65,9 @@ def follow_constants(model, numbering, still):
 class _Walk:
     def __init__(self, numbering, still):
         self.visits = []
-        self._numbering = numbering
+        self._channels = iter(numbering.calls)
         self._still = still
+        self._in_training = False
 
     def run(self, model, values, prefix):
         def visit(call, values):
@@ -74,16 +78,19 @@ class _Walk:
     def _visit(self, call, values, prefix):
         layer = call.operation
         key = prefix + layer.name
-        if keras_internals.is_graph(layer):
-            return self.run(layer, values, f"{key}/")
         self.visits.append(Visit(key, call, values))
+        if keras_internals.is_graph(layer):
+            outside = self._in_training
+            self._in_training = outside or _in_training(call)
+            outputs = self.run(layer, values, f"{key}/")
+            self._in_training = outside
+            return outputs
+        read, outputs = next(self._channels)
         rule = rule_for(layer)
         # Calling a layer with an activity regularizer would add to its losses.
         active = getattr(layer, "activity_regularizer", None) is not None
-        if rule is None or active or _in_training(call):
+        if rule is None or active or self._in_training or _in_training(call):
             return [None] * len(call.outputs)
-        outputs = self._numbering.outputs[key]
-        read = self._numbering.inputs[key]
         if outputs[0].fixed:  # Its channels could not be followed, either.
             return [None] * len(call.outputs)
         if rule.flow == layer_rule.MOVES:
@@ -177,9 +184,7 @@ def _in_training(call):
 
 def _of_zeros(call, channels):
     """Returns what a layer makes of zeros: its bias, behind its activation."""
-    shape = call.inputs[0].shape[1:]
-    if None in shape:
-        return None
+    shape = [size or _ANY_SIZE for size in call.inputs[0].shape[1:]]
     output = _call(call, [np.zeros((1, *shape))])
     output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
     output = output.reshape(-1, output.shape[-1])

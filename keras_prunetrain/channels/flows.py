@@ -103,6 +103,8 @@ def _concatenates(walk, call, rule, inputs, key):
 
 def _moves(walk, call, rule, inputs, key):
     x = inputs[0]
+    if len(x.shape) < 2:  # One number for each example: no channels.
+        return None
     place = [1] * len(x.shape)
     place[x.axis] = -1
     numbers = np.broadcast_to(

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.constants import follow_constants
 
 
@@ -35,7 +36,12 @@ class Folding:
             self._visits[id(visit.call.operation)].append(visit)
             for x in visit.call.inputs:
                 self._readers[id(x)].append(visit)
-        self._outputs = set(map(id, model.outputs))
+        graphs = (visit.call.operation for visit in visits)
+        self._outputs = {
+            id(x)
+            for graph in (model, *filter(keras_internals.is_graph, graphs))
+            for x in graph.outputs
+        }
         read = np.zeros(numbering.size, bool)
         self.foldable = np.ones(numbering.size, bool)
         self.foldable[list(numbering.frozen)] = False
@@ -137,7 +143,8 @@ def _still(numbering, threshold):
         if label.is_kernel and label.side == "out":
             weight = np.abs(ops.convert_to_numpy(label.weight))
             others = tuple(i for i in range(weight.ndim) if i != label.axis)
-            still[label.layer] = weight.max(axis=others) < threshold
+            zero = weight.max(axis=others) < threshold
+            still[label.layer] = zero & still.get(label.layer, True)
     return still
 
 

@@ -254,12 +254,15 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(
         _named(
-            "ZeroPadding2D ZeroPadding3D",
             # Augmentation that works on places and not on colours.
             "CenterCrop RandomCrop RandomFlip RandomRotation RandomShear "
             "RandomPerspective RandomElasticTransform RandomErasing "
             "RandomTranslation RandomZoom RandomGaussianBlur Resizing",
         ),
+        LayerRule(CARRIES, channel_axis=by_data_format),
+    ),
+    **dict.fromkeys(
+        _named("ZeroPadding2D ZeroPadding3D"),
         LayerRule(CARRIES, channel_axis=by_data_format, keeps="zeros"),
     ),
     **dict.fromkeys(

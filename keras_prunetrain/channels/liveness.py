@@ -99,8 +99,14 @@ def plan_cut(
     offsets = folding.offsets(unfolded & ~alive) if fold else {}
     alive &= ~_vanished(numbering, removed)
     return Plan(
-        *(numbering, alive, strength, threshold),
-        *(branches, removed, kept, offsets),
+        numbering=numbering,
+        alive=alive,
+        strength=strength,
+        threshold=threshold,
+        branches=branches,
+        removed=removed,
+        kept=kept,
+        offsets=offsets,
     )
 
 
@@ -187,7 +193,7 @@ def slice_magnitudes(label):
 def _written(numbering, removed=()):
     """Returns the numbers that each layer writes that stays in the graph."""
     return [
-        np.unique(label.numbers)
+        label.numbers
         for label in numbering.labels
         if label.is_kernel
         and label.side == "out"
@@ -233,21 +239,22 @@ def _vanished(numbering, removed):
 
 
 def _round_up(numbers, channel_multiple, min_channels, strength, alive, kept):
-    """Revives the strongest dead `numbers`, if too few are alive.
+    """Revives the strongest dead `numbers`, until there are enough of them.
 
-    Returns whether it did.
+    A number that stands at several positions, being tied, counts as often.
+
+    Returns whether it revived any.
     """
     living = int(alive[numbers].sum())
-    wanted = max(living, min_channels)
-    wanted = math.ceil(wanted / channel_multiple) * channel_multiple
-    missing = min(wanted, len(numbers)) - living
-    if missing > 0:
-        dead = numbers[~alive[numbers]]
-        revived = dead[np.argsort(-strength[dead], kind="stable")[:missing]]
-        alive[revived] = True
-        reason = "min_channels" if living < min_channels else "channel_multiple"
-        kept.update(dict.fromkeys(map(int, revived), reason))
-    return missing > 0
+    reason = "min_channels" if living < min_channels else "channel_multiple"
+    dead = np.unique(numbers[~alive[numbers]])
+    for number in dead[np.argsort(-strength[dead], kind="stable")].tolist():
+        if living >= min_channels and living % channel_multiple == 0:
+            break
+        alive[number] = True
+        kept[number] = reason
+        living += int((numbers == number).sum())
+    return len(dead) > int((~alive[dead]).sum())
 
 
 def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
@@ -261,7 +268,7 @@ def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
         ("channel_multiple", channel_multiple),
         ("min_channels", min_channels),
     ):
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:  # Nor a bool.
             raise ValueError(
                 f"`{name}` must be an integer, at least 1. "
                 f"Received: {name}={value}"

@@ -53,6 +53,8 @@ class Numbering:
         inputs: Dict from a layer's key to the `Channels` that it reads, a
             list, the first time it is called.
         outputs: The same for what it writes.
+        calls: List with the `Channels` that each call reads, a list, and those
+            that it writes, in running order; nested models are taken apart.
         frozen: Dict from a number that must stay to the reason, a string.
     """
 
@@ -61,6 +63,7 @@ class Numbering:
     labels: list
     inputs: dict
     outputs: dict
+    calls: list
     frozen: dict
 
 
@@ -99,6 +102,8 @@ class _Walk:
         self._layers = {}
         self._inputs = {}
         self.outputs = {}
+        self._calls = []
+        self._first_calls = {}  # id of a layer -> what its first call passes.
 
     def run(self, model, inputs, prefix):
         def visit(call, values):
@@ -109,11 +114,8 @@ class _Walk:
     def result(self):
         numbers = merge(self.count, self.ties)
 
-        def merged(vectors):
-            return {
-                key: [x._replace(numbers=numbers[x.numbers]) for x in channels]
-                for key, channels in vectors.items()
-            }
+        def merged(channels):
+            return [x._replace(numbers=numbers[x.numbers]) for x in channels]
 
         frozen = {}
         for vector, reason in self._frozen:
@@ -126,8 +128,9 @@ class _Walk:
                 label._replace(numbers=numbers[label.numbers])
                 for label in self._labels.values()
             ],
-            inputs=merged(self._inputs),
-            outputs=merged(self.outputs),
+            inputs={key: merged(x) for key, x in self._inputs.items()},
+            outputs={key: merged(x) for key, x in self.outputs.items()},
+            calls=[tuple(map(merged, call)) for call in self._calls],
             frozen=frozen,
         )
 
@@ -151,10 +154,10 @@ class _Walk:
         layer = call.operation
         key = prefix + layer.name
         self._layers[key] = layer
-        read = self._inputs.setdefault(key, inputs)
+        self._inputs.setdefault(key, inputs)
         if keras_internals.is_graph(layer):
             # Called twice, it has one set of inputs for both calls.
-            self._tie_calls(read, inputs)
+            self._tie_calls(layer, inputs)
             return self.run(layer, inputs, f"{key}/")
         rule = rule_for(layer)
         outputs, reason = None, "no rule for this class, see register_rule"
@@ -176,20 +179,22 @@ class _Walk:
             reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
             for channels in outputs:
                 self.freeze(channels, reason)
-        known = self.outputs.setdefault(key, outputs)
+        self.outputs.setdefault(key, outputs)
+        self._calls.append((inputs, outputs))
         if rule is not None and (
             rule.shape_argument
             or rule.channel_arguments
             or rule.cuts_argument
             or rule.indexes
         ):
-            self._tie_calls(read, inputs)
-            self._tie_calls(known, outputs)
+            self._tie_calls(layer, [*inputs, *outputs])
         return outputs
 
-    def _tie_calls(self, known, outputs):
-        """Ties the channels of two calls of a layer that has one config."""
-        for a, b in zip(known, outputs, strict=True):
+    def _tie_calls(self, layer, channels):
+        """Ties the channels of all calls of a layer that has one config."""
+        # By the layer: one that stands in two models has two keys.
+        first = self._first_calls.setdefault(id(layer), channels)
+        for a, b in zip(first, channels, strict=False):
             if len(a.numbers) == len(b.numbers):
                 self.ties.append((a.numbers, b.numbers))
 
@@ -202,7 +207,10 @@ class _Walk:
             axis = rule.channel_axis(layer, len(x.shape))
             if axis not in (None, x.axis):
                 if not x.fixed or not 0 < axis < len(x.shape):
-                    return inputs, "its channel axis is not that of its input"
+                    return inputs, (
+                        "its channel axis is not that of its input: "
+                        f"{axis}, not {x.axis}"
+                    )
                 x = self.frozen_channels(x.shape, "unknown layout", axis)
             read.append(x)
         return read, None

@@ -8,6 +8,7 @@ each function is asked for the class of what it makes.
 import dataclasses
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_prunetrain.channels.layer_rule import (
@@ -49,7 +50,9 @@ def operation_rules():
             held("it mixes channels"),
         ),
         **_of(
-            "amax amin max mean min", LayerRule(REDUCES, keeps="constants"), 1
+            "amax amin max mean min",
+            LayerRule(REDUCES, keeps="constants", variant=_with_initial),
+            1,
         ),
         **_of("all any prod std sum var", LayerRule(REDUCES), 1),
         **_of(
@@ -57,14 +60,16 @@ def operation_rules():
             LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
             2,
         ),
-        **_of("clip", elementwise, 0, 1),
+        **_of(
+            "clip", dataclasses.replace(elementwise, refuses=_by_array), 0, 1
+        ),
         **_of("cast", elementwise, "float16"),
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
         **_of("pad", LayerRule(MOVES, keeps="zeros"), 1),
         **_of("tile", move, 1),
-        **_of("repeat", move, 1, 1),
+        **_of("repeat", dataclasses.replace(move, refuses=_by_array), 1, 1),
         **_of("squeeze", dataclasses.replace(move, refuses=_squeezes_any)),
         **_of(
             "reshape", dataclasses.replace(move, shape_argument="newshape"), -1
@@ -99,6 +104,20 @@ def _of(names, rule, *arguments):
 def _tensor():
     # Every size is even and above 1: to be split, pooled, and not squeezed.
     return keras.KerasTensor((2, 4, 4, 4))
+
+
+def _with_initial(operation):
+    """Returns the rule of a reduction that also looks at one more value."""
+    if getattr(operation, "initial", None) is None:
+        return None
+    return LayerRule(REDUCES)
+
+
+def _by_array(operation):
+    for name in ("x_min", "x_max", "repeats"):
+        if np.ndim(getattr(operation, name, 0)):
+            return f"its `{name}` is an array of fixed size"
+    return None
 
 
 def _squeezes_any(operation):

@@ -58,10 +58,11 @@ def _spectrally_normalized(wrapper):
     """Returns the rule of the layer in it, which has one vector besides.
 
     Rows and columns of zeros change no singular value but those that are zero,
-    so the norm by which it divides the kernel is the same without them.
+    so the norm by which it divides the kernel is the same without them. Those
+    of a depthwise kernel need not be zero when they go.
     """
     rule = _inner(wrapper, 0)
-    if rule is None:
+    if rule is None or "kernel" not in rule.in_axis.keys() & rule.out_axis:
         return None
     ndim = len(wrapper.layer.kernel.shape)
     sides = {

@@ -217,7 +217,11 @@ class _Builder:
             if isinstance(layer, keras.layers.Wrapper) and not (
                 keras_internals.is_graph(layer.layer)
             ):
-                config["layer"] = self._leaf(layer.layer, key)
+                # It may also be called outside, or stand in two wrappers.
+                inner = layer.layer
+                if id(inner) not in self.clones:
+                    self.clones[id(inner)] = self._leaf(inner, key)
+                config["layer"] = self.clones[id(inner)]
             clone = _from_config(layer, config)
         except Exception as error:
             raise ValueError(

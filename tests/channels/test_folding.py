@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_prunetrain import reconfigure
+from keras_prunetrain import LayerRule, reconfigure, register_rule
+from keras_prunetrain.channels import rules
 from tests.networks import conv, conv_bn, head, images, kill, outputs, shake
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -166,3 +167,118 @@ def test_constants_end_where_channels_cannot_be_followed():
     x = layers.Concatenate()([layers.Add()([x, y]), conv(x, 3, "c")])
     model, smaller = folded(image, x, {"a": [1], "b": [2]})
     assert smaller is model
+
+
+def test_a_nested_model_is_a_second_reader():
+    inside = keras.Input((6, 6, 5))
+    inner = keras.Model(inside, layers.ReLU()(inside), name="inner")
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 6, "a"), 5, "b", size=1, use_bias=False)
+    x = layers.Add()([layers.BatchNormalization()(x), inner(x)])
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller is model
+
+
+def test_an_output_of_a_nested_model_is_read_outside():
+    inside = keras.Input((6, 6, 6))
+    y = conv(inside, 5, "b", size=1, use_bias=False)
+    inner = keras.Model(
+        inside, [layers.BatchNormalization()(y), y], name="inner"
+    )
+    image = keras.Input((6, 6, 2))
+    x = layers.Concatenate()(inner(conv_bn(image, 6, "a")))
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller is model
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_a_reduction_that_begins_with_a_value_makes_another_constant(name):
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "a", relu=False)
+    x = getattr(ops, name)(x, axis=(1, 2), initial=0.3)
+    model = keras.Model(image, layers.Dense(3, name="logits")(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"a": [1, 4]})
+    np.testing.assert_allclose(
+        outputs(reconfigure(model, fold=True), images()),
+        outputs(model, images()),
+        atol=1e-12,
+    )
+
+
+def test_what_a_model_called_as_in_training_computes_is_no_constant():
+    inside = keras.Input((6, 6, 6))
+    inner = keras.Model(inside, layers.BatchNormalization()(inside))
+    image = keras.Input((6, 6, 2))
+    x = inner(conv(image, 6, "a"), training=True)
+    model, smaller = folded(image, conv(x, 5, "b", size=1), {"a": [1, 4]})
+    assert smaller is model
+
+
+def test_a_channel_of_two_kernels_is_still_when_both_are(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(
+        TwoKernels,
+        LayerRule(
+            "produces",
+            ("units",),
+            in_axis={"a": 0, "b": 0},
+            out_axis={"a": 1, "b": 1},
+        ),
+    )
+    image = keras.Input((6, 6, 2))
+    x = conv(TwoKernels(6, name="two")(image), 5, "c", size=1)
+    model = keras.Model(image, head(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    for name, dead in (("a", [2]), ("b", [1, 2])):
+        kernel = getattr(model.get_layer("two"), name)
+        value = kernel.numpy()
+        value[:, dead] = 0.0
+        kernel.assign(value)
+    smaller = reconfigure(model, fold=True)
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )
+    assert smaller.get_layer("two").units == 5
+
+
+class TwoKernels(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.a = self.add_weight(shape=(shape[-1], self.units), name="a")
+        self.b = self.add_weight(shape=(shape[-1], self.units), name="b")
+
+    def call(self, x):
+        return ops.tanh(x) @ self.a + x @ self.b
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_one_layer_called_on_different_shapes_is_followed_call_by_call():
+    flatten, add = layers.Flatten(), layers.Add()
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 6, "a", activation="relu")
+    y = conv(image, 5, "b", activation="relu")
+    x = layers.Concatenate()([flatten(x), flatten(y)])
+    z = layers.Dense(4, activation="relu", name="z")(flatten(image))
+    x = layers.Dense(4, name="c")(x)
+    x = layers.Concatenate()([add([x, z]), add([x, x, z])])
+    model = keras.Model(image, layers.Dense(3, name="logits")(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"a": [1, 4], "b": [0], "z": [1]})
+    for name in "ab":  # A zero behind the activation.
+        layer = model.get_layer(name)
+        layer.bias.assign(-np.abs(layer.bias))
+    smaller = reconfigure(model, fold=True)
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(model, images()), atol=1e-12
+    )
+    assert smaller.get_layer("a").filters == 4
+    assert smaller.get_layer("b").filters == 4

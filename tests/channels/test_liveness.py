@@ -113,6 +113,18 @@ def test_a_multiple_is_reached_by_keeping_the_strongest_dead(
     assert kept(model, channel_multiple=multiple) == expected
 
 
+def test_a_multiple_holds_where_channels_are_tied_in_pairs():
+    image = keras.Input((4, 4, 2))
+    x = conv(image, 12, "a")
+    x = layers.Concatenate()([x[..., :4] + x[..., 4:8], x[..., 8:]])
+    model = keras.Model(image, conv(x, 3, "b"))
+    shake(model)
+    kill(model, {"a": [0, 1, 4, 5, 8, 9]}, {"b": [0, 1, 4, 5]})
+    assert len(kept(model)) == 6
+    assert len(kept(model, channel_multiple=4)) == 8
+    assert len(kept(model, min_channels=7)) in (7, 8)
+
+
 def test_a_multiple_holds_in_every_layer():
     network = networks.plain()
     shake(network.model)

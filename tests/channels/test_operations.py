@@ -152,6 +152,8 @@ def test_cutting_channels_before_it_changes_nothing(name):
         ),
         (lambda x: x * np.arange(6.0), "an array of fixed size"),
         (lambda x: ops.reshape(x, (6, 6, 6, 6)), "could not be followed"),
+        (lambda x: ops.clip(x, [-1.0] * 6, [1.0] * 6), "`x_min` is an array"),
+        (lambda x: ops.repeat(x, [1, 2] * 3, axis=-1), "`repeats` is an array"),
     ],
 )
 def test_what_mixes_channels_or_counts_them_holds_them(function, reason):

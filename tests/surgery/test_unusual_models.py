@@ -55,6 +55,97 @@ def test_a_model_without_weights_that_is_called_twice_couples_its_inputs():
     assert smaller.get_layer("q").filters == 5
 
 
+def test_what_stands_in_two_models_couples_its_inputs_in_both():
+    relu = keras.Input((4, 4, 6))
+    relu = keras.Model(relu, layers.ReLU()(relu), name="relu")
+    reshape = layers.Reshape((16, 6), name="reshape")
+    inside = keras.Input((4, 4, 6))
+    inner = keras.Model(inside, reshape(relu(inside)), name="inner")
+    image = keras.Input((6, 6, 2))
+    p = layers.Conv2D(6, 3, name="p")(image)
+    q = layers.Conv2D(6, 3, name="q")(image)
+    p = layers.Conv1D(4, 1, name="p2")(inner(p))
+    q = layers.Conv1D(4, 1, name="q2")(reshape(relu(q)))
+    x = layers.GlobalAveragePooling1D()(layers.Concatenate()([p, q]))
+    model = compiled(keras.Model(image, layers.Dense(3, name="logits")(x)))
+    kill(model, {"p": [1, 2], "q": [1]}, {"p2": [1, 2], "q2": [1]})
+
+    smaller = check_cut(model)
+
+    assert smaller.get_layer("p").filters == 5
+    assert smaller.get_layer("q").filters == 5
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_layer_in_two_wrappers_is_one_layer_afterwards(built):
+    shared = layers.Dense(4, name="shared")
+    image = keras.Input((6, 6, 2))
+    x = layers.TimeDistributed(shared, name="one")(image)
+    y = layers.TimeDistributed(shared, name="two")(2.0 * image)
+    x = layers.Concatenate()([x, y, shared(-image)])
+    model = compiled(keras.Model(image, networks.head(x)))
+    if built:
+        model.optimizer.build(model.trainable_variables)
+    kernel = shared.kernel.numpy()
+    kernel[:, 1] = 0.0
+    shared.kernel.assign(kernel)
+    kill(model, reads={"logits": [1, 5, 9]})
+
+    smaller = check_cut(model)
+
+    one, two = (smaller.get_layer(name).layer for name in ("one", "two"))
+    assert one is two is smaller.get_layer("shared")
+    y = np.random.default_rng(0).normal(size=(6, 3))
+    for m in (model, smaller):
+        m.train_on_batch(images(), y)
+    np.testing.assert_allclose(
+        one.kernel, np.delete(shared.kernel, 1, axis=-1), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(4, 3, groups=4, padding="same"),
+        layers.DepthwiseConv2D(3, padding="same"),
+    ],
+)
+def test_a_norm_of_a_depthwise_kernel_holds_its_channels(layer):
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.SpectralNormalization(layer, name="norm")(x)
+    model = compiled(keras.Model(image, networks.head(x)))
+    kill(model, {"a": [1]}, {"logits": [1]})
+    assert reconfigure(model) is model
+    held = channel_report(model)[0].held_by
+    assert held[0].startswith("norm (SpectralNormalization): ")
+
+
+@pytest.mark.parametrize(
+    "widen",
+    [
+        lambda x: x[:, None],
+        lambda x: keras.ops.expand_dims(x, -1),
+        lambda x: keras.ops.reshape(x, (-1, 1)),
+    ],
+)
+def test_one_number_for_each_example_has_no_channels(widen):
+    image, gate = keras.Input((6, 6, 2)), keras.Input(())
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(3, name="b")(x) * widen(gate)
+    model = compiled(keras.Model([image, gate], x))
+    kill(model, {"a": [1]}, {"b": [1]})
+
+    smaller = reconfigure(model)
+
+    assert smaller.get_layer("a").filters == 3
+    x = [images(), np.arange(6.0)]
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     "between",
     [
