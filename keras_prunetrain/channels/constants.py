@@ -15,7 +15,7 @@ from keras_prunetrain.channels import layer_rule
 from keras_prunetrain.channels.rules import rule_for
 
 # In the place of an unknown size: larger than a kernel is.
-_ANY_SIZE = 64
+_ANY_SIZE = 32
 
 
 class Constant(NamedTuple):
