@@ -216,6 +216,20 @@ def test_what_a_model_called_as_in_training_computes_is_no_constant():
     assert smaller is model
 
 
+def test_as_in_training_is_also_what_is_nested_there_and_nothing_behind_it():
+    inside = keras.Input((6, 6, 6))
+    norm = keras.Model(inside, layers.BatchNormalization()(inside))
+    inside = keras.Input((6, 6, 6))
+    outer = keras.Model(inside, norm(inside))
+    image = keras.Input((6, 6, 2))
+    x = outer(conv(image, 6, "a"), training=True)
+    y = conv(conv(x, 6, "c", activation="relu"), 5, "d", size=1)
+    x = layers.Concatenate()([conv(x, 5, "b", size=1), y])
+    _, smaller = folded(image, x, {"a": [1, 4], "c": [2]})
+    assert smaller.get_layer("a").filters == 6
+    assert smaller.get_layer("c").filters == 5
+
+
 def test_a_channel_of_two_kernels_is_still_when_both_are(monkeypatch):
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
     register_rule(
