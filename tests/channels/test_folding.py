@@ -223,7 +223,8 @@ def test_as_in_training_is_also_what_is_nested_there_and_nothing_behind_it():
     outer = keras.Model(inside, norm(inside))
     image = keras.Input((6, 6, 2))
     x = outer(conv(image, 6, "a"), training=True)
-    y = conv(conv(x, 6, "c", activation="relu"), 5, "d", size=1)
+    y = conv(x, 6, "c", size=1, activation="relu")
+    y = conv(y, 5, "d", size=1)
     x = layers.Concatenate()([conv(x, 5, "b", size=1), y])
     _, smaller = folded(image, x, {"a": [1, 4], "c": [2]})
     assert smaller.get_layer("a").filters == 6
