@@ -24,7 +24,8 @@ class LayerRule:
             (`"groups"` of a depthwise convolution).
         in_axis: Weight name -> axis of its input channels. A weight with both
             an input and an output axis is a kernel: its magnitude decides
-            which channels are alive.
+            which channels are alive. A layer that produces channels without
+            one holds those that it reads.
         out_axis: Weight name -> axis of its output channels; `None` for a
             weight of the shape of one input example.
         channel_axis: Function of the layer and of the rank of its input

@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.flows import FLOWS, Channels, merge, repeats
+from keras_prunetrain.channels.layer_rule import PRODUCES
 from keras_prunetrain.channels.rules import rule_for
 
 
@@ -175,6 +176,13 @@ class _Walk:
             outputs = [
                 self.frozen_channels(x.shape, reason) for x in call.outputs
             ]
+        elif rule.flow == PRODUCES and not rule.in_axis:
+            # No weight says what a channel of its input counts for.
+            reason = (
+                f"{key} ({type(layer).__name__}): it reads without a kernel"
+            )
+            for channels in inputs:
+                self.freeze(channels, reason)
         elif rule.holds is not None and rule.holds(layer) is not None:
             reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
             for channels in outputs:
@@ -187,11 +195,11 @@ class _Walk:
             or rule.cuts_argument
             or rule.indexes
         ):
-            self._tie_calls(layer, [*inputs, *outputs])
+            self._tie_calls(layer, inputs)
         return outputs
 
     def _tie_calls(self, layer, channels):
-        """Ties the channels of all calls of a layer that has one config."""
+        """Ties what all calls read of a layer that has one config."""
         # By the layer: one that stands in two models has two keys.
         first = self._first_calls.setdefault(id(layer), channels)
         for a, b in zip(first, channels, strict=False):

@@ -297,3 +297,13 @@ def test_one_layer_called_on_different_shapes_is_followed_call_by_call():
     )
     assert smaller.get_layer("a").filters == 4
     assert smaller.get_layer("b").filters == 4
+
+
+def test_a_living_channel_that_nothing_reads_is_no_constant():
+    image = keras.Input((6, 6, 2))
+    left, _ = ops.split(conv(image, 6, "a"), 2, axis=-1)
+    x = conv(layers.ReLU()(left), 5, "b")
+    model = keras.Model(image, head(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    assert reconfigure(model, fold=True) is model

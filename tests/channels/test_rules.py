@@ -255,3 +255,25 @@ def test_a_rule_is_for_a_layer_class():
             register_rule(wrong, LayerRule("carries"))
     with pytest.raises(ValueError, match="for Scale must be a .*LayerRule"):
         register_rule(Scale, "carries")
+
+
+class Energy(layers.Layer):
+    """Reads all channels alike."""
+
+    def call(self, x):
+        return keras.ops.sum(x * x, axis=-1, keepdims=True)
+
+
+def test_what_reads_channels_without_a_kernel_holds_them(table):
+    register_rule(Energy, LayerRule("produces"))
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.BatchNormalization()(x)
+    x = layers.Dense(3, name="b")(Energy(name="energy")(x))
+    model = keras.Model(image, x)
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"a": [1]})  # Its normalization still makes something of it.
+    assert reconfigure(model) is model
+    held = channel_report(model)[0].held_by
+    assert held == ("energy (Energy): it reads without a kernel (4)",)
