@@ -20,7 +20,8 @@ def environment(seeds):
 
     Returns:
         Dict for JSON: `date` (UTC, ISO 8601), `commit`, `machine`, `seeds`,
-        and `command`, as typed but for the name of the interpreter.
+        and `command`, as typed in the repository's folder but for the name of
+        the interpreter.
     """
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -37,8 +38,13 @@ def environment(seeds):
             "keras": importlib.metadata.version("keras"),
         },
         "seeds": list(seeds),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_from_root, sys.argv)]),
     }
+
+
+def _from_root(argument):
+    # Where the repository lies is no part of a result.
+    return argument.replace(f"{ROOT}{os.sep}", "")
 
 
 def _commit():
