@@ -287,8 +287,8 @@ def table(rows):
         "| --- " + "| ---: " * 9 + "| --- |",
     ]
     for row in rows:
-        if "error" in row or not {"parameters", "seconds"} <= row.keys():
-            reason = row.get("error", "not all was run")
+        if "error" in row or "parameters" not in row:
+            reason = row.get("error", "not run")
             lines.append(f"| {row['model']} " + "| " * 9 + f"| {reason} |")
             continue
         left = row["parameters_after"] / row["parameters"]
@@ -301,7 +301,7 @@ def table(rows):
             f"{' | '.join(differences)} | "
             f"{row['living_channel_difference']:.0e} | "
             f"{row['parameters_folded'] / row['parameters']:.0%} | "
-            f"{row['seconds']:.1f} | "
+            f"{row.get('seconds', float('nan')):.1f} | "
             f"{'' if is_right(row) else 'misses'} |"
         )
     return "\n".join(lines) + "\n"
