@@ -296,12 +296,13 @@ def table(rows):
             f"{row[f'{name}_difference']:.0e}"
             for name in ("output", "gradient", "next_step", "loaded")
         )
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         lines.append(
             f"| {row['model']} | {row['parameters']:,} | {left:.0%} | "
             f"{' | '.join(differences)} | "
             f"{row['living_channel_difference']:.0e} | "
             f"{row['parameters_folded'] / row['parameters']:.0%} | "
-            f"{row.get('seconds', float('nan')):.1f} | "
+            f"{seconds} | "
             f"{'' if is_right(row) else 'misses'} |"
         )
     return "\n".join(lines) + "\n"
