@@ -303,7 +303,7 @@ def table(rows):
             f"{row['living_channel_difference']:.0e} | "
             f"{row['parameters_folded'] / row['parameters']:.0%} | "
             f"{seconds} | "
-            f"{'' if is_right(row) else 'misses'} |"
+            f"{'' if is_right(row) else row.get('note', 'misses')} |"
         )
     return "\n".join(lines) + "\n"
 
