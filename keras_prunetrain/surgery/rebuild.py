@@ -229,12 +229,13 @@ class _Builder:
                 f"`get_config` of {type(layer).__name__} returns all that its "
                 f"`__init__` takes. Keras says: {error}"
             ) from error
-        for name, value in list(vars(clone).items()):
+        # The objects themselves: a lasso's factor is not to be held twice.
+        for name, value in vars(layer).items():
             if isinstance(value, keras.regularizers.Regularizer):
-                # The object itself: a lasso's factor is not to be held twice.
-                setattr(clone, name, getattr(layer, name))
-            elif isinstance(value, keras.initializers.Initializer):
-                # No time for random weights that are then overwritten.
+                setattr(clone, name, value)
+        # No time for random weights that are then overwritten.
+        for name, value in list(vars(clone).items()):
+            if isinstance(value, keras.initializers.Initializer):
                 self._initializers.append((clone, name, value))
                 setattr(clone, name, keras.initializers.Zeros())
         return clone
