@@ -286,10 +286,13 @@ def _from_config(layer, config):
             config[name] = live
     try:
         return type(layer).from_config(dict(config))
-    except Exception:
+    except Exception as error:
         # `Lambda.from_config` takes serialized functions only, that of a
         # wrapper a serialized layer.
-        return type(layer)(**config)
+        try:
+            return type(layer)(**config)
+        except TypeError:
+            raise error from None
 
 
 def _key_per_axis(key, rank):
