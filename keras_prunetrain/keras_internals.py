@@ -6,6 +6,7 @@ tests of this module fail when a new Keras moves one of them.
 
 import contextlib
 import importlib
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -109,6 +110,15 @@ def application_layer(module, name):
         return getattr(importlib.import_module(path), name, None)
     except ImportError:
         return None
+
+
+def weight_name(weight):
+    """Returns the name that a layer gave to `weight`; "variable" if none.
+
+    Keras tells those without a name apart by a number, in all layers of a
+    process together.
+    """
+    return re.sub(r"^variable_\d+$", "variable", weight.name)
 
 
 def producer(tensor):

@@ -532,7 +532,107 @@ def wrapped():
     )
 
 
+def lines():
+    """What there is for sequences."""
+    image = keras.Input((6, 6, 2))
+    x = layers.Reshape((36, 2))(image)
+    x = layers.Conv1D(4, 3, name="a")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="a_bn")(x))
+    x = layers.ZeroPadding1D(2)(layers.SpatialDropout1D(0.0)(x))
+    x = layers.DepthwiseConv1D(2, depth_multiplier=2, name="depth")(x)
+    x = layers.MaxPooling1D(2)(layers.LeakyReLU()(x))
+    x = layers.SeparableConv1D(5, 2, name="sep")(x)
+    x = layers.Cropping1D(1)(layers.UpSampling1D(2)(layers.ELU()(x)))
+    x = layers.Conv1DTranspose(4, 2, name="up")(x)
+    x = layers.GlobalMaxPooling1D()(layers.AveragePooling1D(2)(x))
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"a": [1]},
+        reads={"logits": [2]},
+        carries={"a_bn": [1]},
+        dies={
+            "sep/pointwise_kernel": {-2: [2, 3], -1: [0, 4]},
+            "up/kernel": {-1: [0, 4], -2: [2]},
+        },
+        goes={
+            "depth/kernel": {-2: [1]},
+            "depth/bias": {0: [2, 3]},
+            "sep/depthwise_kernel": {-2: [2, 3]},
+            "sep/bias": {0: [0, 4]},
+            "up/bias": {0: [2]},
+        },
+    )
+
+
+def volumes():
+    """What there is for volumes, but pooling: that has no float64 on a CPU."""
+    image = keras.Input((6, 6, 2))
+    x = layers.Reshape((6, 3, 2, 2))(image)
+    x = layers.Conv3D(4, 2, name="a")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="a_bn")(x))
+    x = layers.ZeroPadding3D(1)(layers.SpatialDropout3D(0.0)(x))
+    x = layers.Conv3DTranspose(5, 2, name="up")(x)
+    x = layers.Cropping3D(1)(layers.UpSampling3D(2)(layers.ELU()(x)))
+    x = layers.GlobalMaxPooling3D()(x)
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"a": [0, 2]},
+        reads={"logits": [3]},
+        carries={"a_bn": [0, 2]},
+        dies={"up/kernel": {-1: [0, 2], -2: [3]}},
+        goes={"up/bias": {0: [3]}},
+    )
+
+
+def passing():
+    """What leaves each channel of an image by itself."""
+    image = keras.Input((6, 6, 2))
+    x = layers.LeakyReLU()(conv(image, 4, "stem"))
+    x = layers.MaxPooling2D(2, strides=1)(layers.ZeroPadding2D(1)(x))
+    x = layers.Cropping2D(1)(layers.UpSampling2D(2)(x))
+    x = layers.Resizing(9, 9)(layers.CenterCrop(8, 8)(x))
+    x = layers.Rescaling([0.5, 1.0, 1.5, 2.0], [0.1, 0.2, 0.3, 0.4])(x)
+    for layer_class in (
+        *(layers.Dropout, layers.AlphaDropout, layers.SpatialDropout2D),
+        *(layers.GaussianDropout, layers.GaussianNoise),
+    ):
+        x = layer_class(0.0)(x)
+    x = conv(layers.Identity()(layers.ELU()(x)), 5, "a", activation="tanh")
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [0, 2], "a": [4]},
+        reads={"a": [0, 2], "logits": [4]},
+        carries={},
+    )
+
+
+def joining():
+    """Every way in which two tensors become one of the same channels."""
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 4, "stem")
+    for join in (
+        *(layers.Subtract, layers.Average),
+        *(layers.Maximum, layers.Minimum, layers.Multiply, layers.Add),
+    ):
+        name = join.__name__.lower()
+        x = join(name=f"{name}_join")([x, conv(image, 4, name)])
+    names = [
+        *("stem", "subtract", "average"),
+        *("maximum", "minimum", "multiply", "add"),
+    ]
+    return Network(
+        keras.Model(image, head(x)),
+        writes={name: [1, 2] for name in names},
+        reads={"logits": [1, 2]},
+        carries={},
+    )
+
+
 ALL = [
+    lines,
+    volumes,
+    passing,
+    joining,
     wrapped,
     depthwise,
     separable,

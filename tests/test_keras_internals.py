@@ -77,6 +77,19 @@ def test_arguments_of_a_call_can_be_replaced():
     assert list(args[0]) == [1, 2]
 
 
+def test_weights_that_keras_had_to_name_have_one_name():
+    class Nameless(layers.Layer):
+        def build(self, shape):
+            self.add_weight(shape=(2,))
+            self.add_weight(shape=(2,), name="given")
+
+    for _ in range(2):
+        layer = Nameless()
+        layer.build((1, 2))
+        names = [keras_internals.weight_name(w) for w in layer.weights]
+        assert names == ["variable", "given"]
+
+
 def test_a_tensor_knows_its_producer():
     model = networks.plain().model
     assert keras_internals.producer(model.outputs[0]) is model.layers[-1]

@@ -183,7 +183,9 @@ def draw_weights(model, rng):
                 ):
                     fan_in = np.prod(weight.shape[:-2])
                 value *= np.sqrt(2.0 / fan_in)
-            elif weight.name in ("gamma", "moving_variance", "variable"):
+            elif weight.name.startswith(
+                ("gamma", "moving_variance", "variable")
+            ):
                 value = rng.uniform(0.5, 1.5, weight.shape)
             else:
                 value *= 0.2

@@ -27,7 +27,8 @@ class LayerRule:
             which channels are alive. A layer that produces channels without
             one holds those that it reads.
         out_axis: Weight name -> axis of its output channels; `None` for a
-            weight of the shape of one input example.
+            weight of the shape of one input example. A weight that the layer
+            gave no name is "variable".
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
             the channels. `None`, also as its result, if any axis will do.

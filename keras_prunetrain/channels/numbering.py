@@ -241,23 +241,24 @@ class _Walk:
         """Labels the axes of the layer's weights; returns why not, if not."""
         labels = []
         for weight in getattr(layer, "weights", ()):
+            name = keras_internals.weight_name(weight)
             sides = [
-                (side, axes[weight.name], channels)
+                (side, axes[name], channels)
                 for side, axes, channels in (
                     ("in", rule.in_axis, inputs[0]),
                     ("out", rule.out_axis, outputs[0]),
                 )
-                if weight.name in axes
+                if name in axes
             ]
             if not sides and (rule.in_axis or rule.out_axis or not rule.holds):
-                return f"its rule does not say where '{weight.name}' lies"
+                return f"its rule does not say where '{name}' lies"
             for side, axis, channels in sides:
                 if axis is None:
                     axis = channels.axis - 1
                 ndim = len(weight.shape)
                 if not -ndim <= axis < ndim:
                     return (
-                        f"its rule names axis {axis} of '{weight.name}', which "
+                        f"its rule names axis {axis} of '{name}', which "
                         f"has shape {tuple(weight.shape)}"
                     )
                 size = weight.shape[axis]
@@ -274,7 +275,7 @@ class _Walk:
                 elif size != 1:  # 1: shared by all channels.
                     return (
                         f"its rule expects {len(numbers)} channels on axis "
-                        f"{axis} of '{weight.name}', which has shape "
+                        f"{axis} of '{name}', which has shape "
                         f"{tuple(weight.shape)}"
                     )
         for label in labels:

@@ -212,6 +212,8 @@ class _Builder:
                 # Of lambdas that could not be loaded. Nothing is saved here.
                 warnings.simplefilter("ignore")
                 config = layer.get_config()
+            if "dtype" in config:  # Some write only that of their variables.
+                config["dtype"] = layer.dtype_policy
             if rule is not None:
                 self._cut_config(config, layer, rule, key)
             if isinstance(layer, keras.layers.Wrapper) and not (

@@ -220,6 +220,30 @@ def test_the_advice_for_an_unknown_layer_works():
     )
 
 
+class NamelessScale(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],))
+
+    def call(self, x):
+        return x * self.scale
+
+
+@pytest.mark.usefixtures("table")
+def test_weights_without_a_name_are_known_in_every_layer_of_a_class():
+    rule = LayerRule("carries", out_axis={"variable": -1})
+    register_rule(NamelessScale, rule)
+    several = keras.Sequential(
+        [NamelessScale(name="first"), NamelessScale(name="second")]
+    )
+    model = model_with(several)
+    smaller = reconfigure(model)
+    assert [w.shape for w in smaller.layers[2].weights] == [(3,), (3,)]
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2))
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-6
+    )
+
+
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("rule", "reason"),

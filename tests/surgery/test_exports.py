@@ -12,10 +12,24 @@ from tests import networks
 from tests.networks import images, outputs, shake, targets
 
 
-@pytest.fixture(scope="module")
-def shrunk():
-    """A reconfigured network, with a projection at its shortcut."""
-    network = networks.projection()
+# A graph of each kind: the formats know of no channels.
+EXPORTED = [
+    networks.projection,
+    networks.depthwise,
+    networks.separable,
+    networks.transposed,
+    networks.splitting,
+    networks.squeezing,
+    networks.nested,
+    networks.lines,
+    networks.passing,
+]
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def shrunk(request):
+    """A reconfigured network, with an image and what it makes of it."""
+    network = request.param()
     model = network.model
     shake(model)
     networks.kill_all(network)
