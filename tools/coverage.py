@@ -359,9 +359,9 @@ carry a signal, a random half of the removable channels dead on both sides, all
 in float64. The columns compare the reconfigured model with the one whose dead
 weights are zero, in standard deviations of its outputs (gradients: of the norm
 of each weight's own), and say how far the output moves when one living channel
-is cut as well (the most of five). "folding": the parameters that `fold=True` leaves if the same
-channels are dead only where they are computed (without it, all stay). Raw
-numbers: `tools/results/coverage.json`.
+is cut as well (the most of five). "folding": the parameters that `fold=True`
+leaves if the same channels are dead only where they are computed (without it,
+all stay). Raw numbers: `tools/results/coverage.json`.
 
 """
 

@@ -11,7 +11,6 @@ from keras_prunetrain import reconfigure
 from tests import networks
 from tests.networks import images, outputs, shake, targets
 
-
 # A graph of each kind: the formats know of no channels.
 EXPORTED = [
     networks.projection,
