@@ -58,6 +58,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "finetune_epochs", 0, "Last epochs without group lasso.", lower_bound=0
 )
+flags.DEFINE_integer(
+    "granularity",
+    None,
+    "The batch grows with what pruning frees, by multiples of so many images.",
+    lower_bound=1,
+)
 flags.register_validator(
     "learning_rate_drops",
     lambda drops: all(drop.isdecimal() for drop in drops),
@@ -96,6 +102,7 @@ def main(argv):
         interval=FLAGS.interval,
         threshold=FLAGS.threshold,
         finetune_epochs=FLAGS.finetune_epochs,
+        granularity=FLAGS.granularity,
     )
     try:
         examples = data.load(FLAGS.dataset, FLAGS.data_dir)

@@ -34,6 +34,8 @@ class Recipe:
         dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
         penalty_ratio, interval, threshold, finetune_epochs: Arguments of
             `PruneTrainCallback`; a dense run ignores them.
+        granularity: That of a `DynamicBatch`, with the memory of the first
+            architecture as its budget; `None` for a fixed batch size.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Recipe:
     interval: int
     threshold: float
     finetune_epochs: int
+    granularity: int | None = None
 
 
 def train(recipe, data, workdir):
@@ -74,12 +77,16 @@ def train(recipe, data, workdir):
     keras.config.set_dtype_policy(recipe.dtype_policy)
     keras.utils.set_random_seed(recipe.seed)
     model = _compiled_model(recipe, data)
-    pruning = None
+    draws = data.training_draws(recipe.seed)
+    pruning = batch = None
     if recipe.method == "prunetrain":
+        if recipe.granularity is not None:
+            batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
         pruning = kpt.PruneTrainCallback(
             penalty_ratio=recipe.penalty_ratio,
             interval=recipe.interval,
             threshold=recipe.threshold,
+            batch=batch,
             finetune_epochs=recipe.finetune_epochs,
         )
     drops = keras.callbacks.LearningRateScheduler(
@@ -88,7 +95,9 @@ def train(recipe, data, workdir):
             * 0.1 ** sum(epoch >= drop for drop in recipe.learning_rate_drops)
         )
     )
-    batches = data.training_batches(recipe.batch_size, recipe.seed)
+    batches = data.drawn_batches(
+        draws.batch(recipe.batch_size) if batch is None else batch(draws)
+    )
     recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(
         batches,
@@ -150,6 +159,17 @@ class _Recorder(keras.callbacks.Callback):
             self._positions[name] = np.arange(len(magnitudes))
             self._magnitudes[name] = np.full(shape, np.nan, "float32")
 
+    def on_epoch_begin(self, epoch, logs=None):
+        # Before the epoch's reconfiguration changes them.
+        self._gradient_bytes = kpt.gradient_bytes(self.model)
+        self._memory_bytes = kpt.training_bytes(
+            self.model, self._recipe.batch_size
+        )
+        self._updates = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._updates += 1
+
     def on_test_begin(self, logs=None):
         self._stop_clock()
 
@@ -162,9 +182,12 @@ class _Recorder(keras.callbacks.Callback):
             "epoch": epoch,
             **{name: float(value) for name, value in (logs or {}).items()},
             "seconds": self._clock - self._epoch_seconds,
-            "batch_size": self._recipe.batch_size,
             "parameters": self.model.count_params(),
+            "gradient_bytes": self._gradient_bytes,
+            "updates": self._updates,
         }
+        row["batch_size"] = int(row.get("batch_size", self._recipe.batch_size))
+        row.setdefault("memory_bytes", self._memory_bytes)
         if self._pruning is None:
             row["density"] = 1.0
             row["training_flops"] = (

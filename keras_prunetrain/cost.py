@@ -78,6 +78,59 @@ def model_cost(model):
     return _total(model, tallies)
 
 
+def gradient_bytes(model):
+    """Returns the bytes of all gradients of `model`, one per trainable weight.
+
+    That is what devices exchange in each update.
+    """
+    return variable_bytes(model.trainable_variables)
+
+
+def variable_bytes(variables):
+    """Returns the bytes of a list of `keras.Variable`s."""
+    return sum(math.prod(v.shape) * _item_bytes(v.dtype) for v in variables)
+
+
+def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
+    """Returns what each device sends in one update, in bytes.
+
+    A ring all-reduce passes each gradient around twice, in as many parts as
+    there are devices: `2 * (devices - 1) / devices` of it leave each device. In
+    the hierarchical one (paper, figure 11), the devices of a machine first
+    share the sum among themselves, each then exchanges its part with its
+    counterparts in the other machines, and then all with each other again.
+
+    Args:
+        gradient_bytes: Number. `gradient_bytes(model)`.
+        devices: Integer. How many there are in all; 1 sends nothing.
+        devices_per_machine: Integer that divides `devices`, for the
+            hierarchical all-reduce. Defaults to `None`, one ring.
+
+    Raises:
+        ValueError: If a number of devices is out of its range.
+    """
+    group = devices_per_machine or devices
+    if devices < 1 or group < 1 or devices % group:
+        raise ValueError(
+            "There must be at least one device, and each machine must have as "
+            f"many. Received: devices={devices}, devices_per_machine="
+            f"{devices_per_machine}"
+        )
+    machines = devices // group
+    inside = _ring(gradient_bytes, group)
+    return inside + _ring(gradient_bytes / group, machines)
+
+
+def _ring(size, members):
+    return 2 * size * (members - 1) / members
+
+
+def _item_bytes(dtype):
+    bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
+    # "bool" has no number of bits in its name and takes a byte.
+    return int(bits[0]) // 8 if bits else 1
+
+
 def _macs_at_outputs(layer, read, written):
     # A kernel is (..., in_channels / groups, out_channels): groups are in it.
     return math.prod(layer.kernel.shape) * _positions(layer, written)
@@ -207,9 +260,7 @@ class _Feature:
         dtype = keras.backend.standardize_dtype(self.tensor.dtype)
         if "float" in dtype and isinstance(operation, keras.layers.Layer):
             dtype = operation.compute_dtype
-        bits = re.search(r"\d+", dtype)
-        # "bool" has no number of bits in its name and takes a byte.
-        return math.prod(self.shape) * (int(bits[0]) // 8 if bits else 1)
+        return math.prod(self.shape) * _item_bytes(dtype)
 
 
 class _Tally:

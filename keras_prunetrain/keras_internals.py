@@ -6,6 +6,7 @@ tests of this module fail when a new Keras moves one of them.
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 from typing import Any, NamedTuple
@@ -309,6 +310,65 @@ def copy_optimizer(optimizer):
             vars(optimizer)["_learning_rate"] = rate
 
 
+def scale_learning_rate(optimizer, ratio, count):
+    """Lets `optimizer` train with another learning rate than it shows.
+
+    Schedules, callbacks and users read `Optimizer.learning_rate`, change it and
+    write it back: a ratio in it would be multiplied again and again. So the
+    ratio is there only inside `Optimizer.apply`, where the step reads the rate,
+    for the update as well as for decoupled weight decay. Both objects get
+    methods of their own; `restore_learning_rate` takes them off again.
+
+    Args:
+        optimizer: An optimizer; those that it wraps are scaled, too.
+        ratio: Float.
+        count: Function of `optimizer.iterations` that returns the step at which
+            a `LearningRateSchedule` is read.
+    """
+    restore_learning_rate(optimizer)
+    for inner in _leaf_optimizers(optimizer):
+        _scale_one(inner, ratio, count)
+
+
+def restore_learning_rate(optimizer):
+    """Undoes `scale_learning_rate`."""
+    for inner in _leaf_optimizers(optimizer):
+        for name in ("apply", "_get_current_learning_rate"):
+            vars(inner).pop(name, None)
+
+
+def _scale_one(optimizer, ratio, count):
+    apply = optimizer.apply
+    read = optimizer._get_current_learning_rate
+    # A count: replicas are threads that meet in the middle of `apply`.
+    applying = []
+
+    def scaled_apply(*args, **kwargs):
+        applying.append(True)
+        try:
+            return apply(*args, **kwargs)
+        finally:
+            applying.pop()
+
+    def scaled_rate():
+        rate = optimizer._learning_rate
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = rate(count(optimizer.iterations))
+        else:
+            rate = read()
+        return rate * ratio if applying else rate
+
+    vars(optimizer)["apply"] = scaled_apply
+    vars(optimizer)["_get_current_learning_rate"] = scaled_rate
+
+
+def _leaf_optimizers(optimizer):
+    inner = inner_optimizers(optimizer)
+    if not inner:
+        return [optimizer]
+    return [leaf for x in inner.values() for leaf in _leaf_optimizers(x)]
+
+
 def carry_exclusions(optimizer, smaller, pairs):
     """Excludes from weight decay what `exclude_from_weight_decay` excluded.
 
@@ -367,6 +427,27 @@ def example_count(model):
     steps instead, or nothing.
     """
     return int(keras.ops.convert_to_numpy(model._loss_tracker.count))
+
+
+def device_bytes(model):
+    """Returns the memory of a device that `model` trains on, per replica.
+
+    That of the machine for a CPU, which its replicas share; of a GPU what
+    TensorFlow may allocate there, which only `device_lib` tells.
+    """
+    from tensorflow.python.client import device_lib
+
+    devices = [
+        device
+        for device in device_lib.list_local_devices()
+        if device.device_type == "GPU"
+    ]
+    if devices:
+        return min(device.memory_limit for device in devices)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = 1 if strategy is None else len(strategy.extended.worker_devices)
+    return total // replicas
 
 
 def sibling_callbacks():

@@ -20,7 +20,7 @@ LAYERS = [  # A module may import only from the layers above its own.
     {"channels.liveness"},
     {"channels.picture", "channels.report", "surgery.rebuild"},
     {"surgery.slots"},
-    {"surgery.reconfigure", "callbacks.record"},
+    {"surgery.reconfigure", "batching", "callbacks.record"},
     {"callbacks.prune_train"},
     {""},
     # Docstrings only.
@@ -28,7 +28,11 @@ LAYERS = [  # A module may import only from the layers above its own.
 ]
 DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # Extras, imported where they are used.
-OPTIONAL = {"channels.picture": {"pydot"}}
+OPTIONAL = {
+    "batching": {"tensorflow"},
+    "channels.picture": {"pydot"},
+    "keras_internals": {"tensorflow"},
+}
 NOT_IN_THE_BASE = {"tensorflow", "tensorflow_datasets", "tensorboard", "absl"}
 
 
@@ -90,8 +94,16 @@ def test_package_needs_keras_and_numpy_only(module):
     for name in imports(MODULES[module]):
         top = name.partition(".")[0]
         assert top in allowed
-        assert top not in NOT_IN_THE_BASE
+        assert top not in NOT_IN_THE_BASE - allowed
         assert not name.startswith("keras.src"), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_optional_packages_are_imported_where_they_are_used(module):
+    at_the_top = ast.parse(MODULES[module].read_text()).body
+    for node in at_the_top:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not OPTIONAL[module] & set(ast.unparse(node).split())
 
 
 @pytest.mark.parametrize("path", APPS, ids=lambda path: path.name)

@@ -9,14 +9,23 @@ import time
 import keras
 
 from keras_prunetrain import calibration, keras_internals
-from keras_prunetrain.callbacks.record import record_of
+from keras_prunetrain.batching import (
+    DynamicBatch,
+    replica_count,
+    training_bytes,
+)
+from keras_prunetrain.callbacks.record import learning_rate, record_of
 from keras_prunetrain.channels.liveness import (
     check_limits,
     matching_layers,
     plan_cut,
 )
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.cost import model_cost
+from keras_prunetrain.cost import (
+    communication_bytes,
+    gradient_bytes,
+    model_cost,
+)
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
     check_reconfigurable,
@@ -54,7 +63,12 @@ class PruneTrainCallback(keras.callbacks.Callback):
     callback (a fraction, after the epoch's reconfiguration), and
     `training_flops`, those of the whole epoch; NaN if the model's inputs have
     no fixed size, or if its own `train_step` does not weigh the loss by the
-    examples.
+    examples. On several replicas, `communication_bytes` is what each of them
+    sent in the epoch, in a ring all-reduce. With a `batch` there are
+    `batch_size`, `memory_bytes` (see `training_bytes`; per replica) and
+    `learning_rate`, the one that the optimizer trained with last. (A
+    `LearningRateScheduler` behind this callback would write the unscaled one
+    over it.)
 
     Models nested in the caller's are rebuilt: `model.get_layer("encoder")` is
     another object after a reconfiguration.
@@ -73,6 +87,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
             tracing of the train step.
         threshold: Float, at least 0. A channel is dead if no weight of it
             reaches this magnitude.
+        batch: A `DynamicBatch`, whose data set `fit` trains on: it grows after
+            each reconfiguration. Defaults to `None`, a fixed batch size.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`, `fold`.
         finetune_epochs: Integer. So many epochs at the end run without lasso
@@ -101,12 +117,19 @@ class PruneTrainCallback(keras.callbacks.Callback):
         penalty_ratio=0.25,
         interval=10,
         threshold=1e-4,
-        *,
+        batch=None,
         reconfigure=None,
+        *,
         finetune_epochs=0,
     ):
         super().__init__()
         _check(penalty_ratio, interval, finetune_epochs)
+        if not isinstance(batch, DynamicBatch | None):
+            raise ValueError(
+                "`batch` must be a `DynamicBatch`; a fixed batch size belongs "
+                f"into `fit` or the data set. Received: batch={batch!r}"
+            )
+        self.batch = batch
         self.penalty_ratio = penalty_ratio
         self.interval = interval
         self.threshold = threshold
@@ -153,6 +176,10 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._epoch = None
         self._reconfigured_after = None
         self._awaits_first_step = False
+        self._replicas = replica_count(self.model)
+        if self.batch is not None:
+            self.batch.begin(self.model, self.params["steps"])
+            self._scale_learning_rate()
         self._begin_lasso(numbering, skipped)
 
     def _begin_lasso(self, numbering, skipped):
@@ -210,6 +237,10 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if self._norms is not None:
             self._calibrate(logs or {})
             self._norms = None
+        # `fit` goes on until the number of steps that it began with.
+        last = self.batch is not None and batch + 1 >= self.batch.steps
+        if last and not self.model.stop_training:
+            self.model.stop_training = _END_OF_EPOCH
 
     def _count_examples(self, batch):
         # With `steps_per_execution`, `batch` may lie behind the last one.
@@ -254,15 +285,22 @@ class PruneTrainCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         self._examples = None
+        if self.batch is not None:
+            self._announce_steps(self.batch.steps)
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
         if finetuning and self._lasso_acts:
             self._end_lasso()
 
     def on_epoch_end(self, epoch, logs=None):
+        # Unless another callback wants the training to end, and said so.
+        if self.model.stop_training is _END_OF_EPOCH:
+            self.model.stop_training = False
         done, epochs = epoch + 1, self.params["epochs"]
         examples = math.nan if self._examples is None else self._examples
         flops = self._cost.training_flops if self._cost else math.nan
         trained_flops = flops * examples
+        # Of the model that the epoch was trained with.
+        trained = {**self._batch_logs(), **self._communication_logs()}
         if done in (epochs, epochs - self.finetune_epochs) or (
             self._lasso_acts and done % self.interval == 0
         ):
@@ -270,6 +308,44 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if logs is not None:
             logs["density"] = self._size / self._first_size
             logs["training_flops"] = trained_flops
+            logs.update(trained)
+
+    def _batch_logs(self):
+        if self.batch is None:
+            return {}
+        logs = {
+            "batch_size": self.batch.size,
+            "memory_bytes": training_bytes(
+                self.model, self.batch.size // self._replicas
+            ),
+        }
+        rate = learning_rate(self.model.optimizer)
+        if rate is not None:
+            logs["learning_rate"] = rate * self.batch.learning_rate_ratio
+        return logs
+
+    def _communication_logs(self):
+        if self._replicas == 1:
+            return {}
+        sent = communication_bytes(gradient_bytes(self.model), self._replicas)
+        steps = self.params.get("steps") or math.nan
+        return {"communication_bytes": sent * steps}
+
+    def _announce_steps(self, steps):
+        """Tells the callbacks how long the epoch is; they share `params`."""
+        self.params["steps"] = steps
+        for callback in self._siblings:
+            if isinstance(callback, keras.callbacks.ProgbarLogger):
+                callback.target = steps  # It has read them when `fit` began.
+                if callback.progbar is not None:
+                    callback.progbar.target = steps
+
+    def _scale_learning_rate(self):
+        keras_internals.scale_learning_rate(
+            self.model.optimizer,
+            self.batch.learning_rate_ratio,
+            self.batch.initial_updates,
+        )
 
     def on_train_end(self, logs=None):
         if self._reconfigured_after != self._epoch:  # Stopped early.
@@ -280,6 +356,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._end_lasso()
         self._set_factors()
         self.model.train_function = None
+        keras_internals.restore_learning_rate(self.model.optimizer)
         calibrated = self.factor is not None
         if calibrated and not self.reports and not self._said_nothing_dead:
             self._said_nothing_dead = True
@@ -329,11 +406,15 @@ class PruneTrainCallback(keras.callbacks.Callback):
             epoch=self._epoch,
             loss=loss,
             costs=(self._cost, cost),
+            batch=self.batch,
             batch_size=self._batch_size,
         )
         keras_internals.take_over(self.model, smaller)
         self._size = int(plan.alive.sum())
         self._cost = cost
+        if self.batch is not None:
+            report.batch_size_after = self.batch.grow(self.model)
+            self._scale_learning_rate()
         return report
 
     def _refuse_siblings(self):
@@ -358,6 +439,11 @@ class PruneTrainCallback(keras.callbacks.Callback):
                     "shape, and load it with `keras.saving.load_model`; "
                     "EarlyStopping without restoring works."
                 )
+
+
+# What `Model.stop_training` is at the end of an epoch that is shorter than the
+# first ones; true, and yet not what a callback sets that ends the training.
+_END_OF_EPOCH = "the end of the epoch"
 
 
 def _cost(model):

@@ -29,8 +29,9 @@ class Reconfiguration:
             model's inputs have no fixed size.
         cost_after: The same afterwards.
         batch_size: Global, in examples; `None` if it is not known.
-        learning_rate: Of the optimizer at that moment; `None` if it has
-            several.
+        batch_size_after: The same afterwards, where a `DynamicBatch` grows.
+        learning_rate: What the optimizer trained with last, scaled to the
+            batch; `None` if it has several.
         penalty_ratio: Share of the lasso in (task loss + lasso): its value
             after the epoch, and the mean loss over it.
         seconds: Of the surgery.
@@ -48,6 +49,7 @@ class Reconfiguration:
     cost_before: Cost | None
     cost_after: Cost | None
     batch_size: int | None
+    batch_size_after: int | None
     learning_rate: float | None
     penalty_ratio: float
     seconds: float = 0.0
@@ -67,13 +69,15 @@ class Reconfiguration:
                 f"forward MFLOP {before.forward_flops / 1e6:,.1f} -> "
                 f"{after.forward_flops / 1e6:,.1f} (-{saved:.0%})",
             ]
+        if self.batch_size_after != self.batch_size:
+            parts.append(f"batch {self.batch_size} -> {self.batch_size_after}")
         text = ", ".join([*parts, f"{self.seconds:.1f} s"])
         if self.removed_layers:
             text += f"; removed: {', '.join(self.removed_layers)}"
         return text
 
 
-def record_of(plan, model, *, epoch, loss, costs, batch_size):
+def record_of(plan, model, *, epoch, loss, costs, batch, batch_size):
     """Returns the `Reconfiguration` that `plan` is about to do to `model`.
 
     Args:
@@ -82,6 +86,7 @@ def record_of(plan, model, *, epoch, loss, costs, batch_size):
         epoch: Integer, from 0.
         loss: Float. Mean loss of the epoch, all penalties included.
         costs: `Cost` before and after, or `None`s.
+        batch: The `DynamicBatch`, or `None`.
         batch_size: Integer or `None`.
     """
     rows = report_of(plan)
@@ -96,6 +101,9 @@ def record_of(plan, model, *, epoch, loss, costs, batch_size):
     before, after = (
         cost and dataclasses.replace(cost, per_layer={}) for cost in costs
     )
+    rate = learning_rate(model.optimizer)
+    if rate is not None and batch is not None:
+        rate *= batch.learning_rate_ratio
     return Reconfiguration(
         epoch=epoch,
         channels_before={row.layer: row.channels for row in rows},
@@ -111,11 +119,13 @@ def record_of(plan, model, *, epoch, loss, costs, batch_size):
         cost_before=before,
         cost_after=after,
         batch_size=batch_size,
-        learning_rate=_learning_rate(model.optimizer),
+        batch_size_after=batch_size,
+        learning_rate=rate,
         penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
     )
 
 
-def _learning_rate(optimizer):
+def learning_rate(optimizer):
+    """Returns the learning rate that `optimizer` shows; `None` if several."""
     rate = getattr(optimizer, "learning_rate", None)  # `MultiOptimizer`'s not.
     return None if rate is None else float(ops.convert_to_numpy(rate))
