@@ -266,7 +266,7 @@ class DynamicBatch:
             return training_bytes(model, self.initial // replicas)
         budget = self.memory_budget
         if budget == "device":
-            budget = keras_internals.device_bytes(model)
+            budget = keras_internals.device_bytes()
         least = training_bytes(model, 1)
         if budget < least:
             raise ValueError(

@@ -429,25 +429,24 @@ def example_count(model):
     return int(keras.ops.convert_to_numpy(model._loss_tracker.count))
 
 
-def device_bytes(model):
-    """Returns the memory of a device that `model` trains on, per replica.
+def device_bytes():
+    """Returns the memory that one replica has on its device.
 
-    That of the machine for a CPU, which its replicas share; of a GPU what
-    TensorFlow may allocate there, which only `device_lib` tells.
+    Of a GPU what TensorFlow may allocate there, which only `device_lib` tells;
+    of the machine a CPU's share, if there are several logical ones.
     """
+    import tensorflow as tf
     from tensorflow.python.client import device_lib
 
-    devices = [
-        device
+    limits = [
+        device.memory_limit
         for device in device_lib.list_local_devices()
         if device.device_type == "GPU"
     ]
-    if devices:
-        return min(device.memory_limit for device in devices)
+    if limits:
+        return min(limits)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    strategy = getattr(model, "distribute_strategy", None)
-    replicas = 1 if strategy is None else len(strategy.extended.worker_devices)
-    return total // replicas
+    return total // len(tf.config.list_logical_devices("CPU"))
 
 
 def sibling_callbacks():

@@ -201,3 +201,82 @@ def test_an_optimizers_variables_are_found_by_what_they_are():
     # Nothing that an optimizer saves is missing.
     found = [*singles.values(), *(v for x in slots.values() for v in x)]
     assert {id(v) for v in found} == {id(v) for v in optimizer.variables}
+
+
+def test_the_memory_of_a_device_is_that_of_the_machine_in_shares():
+    share = keras_internals.device_bytes()
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) * 1024
+    cpus = len(tf.config.list_logical_devices("CPU"))
+    assert share == pytest.approx(total / cpus, rel=0.01)
+
+
+def linear_fit(optimizer, ratio=1.0, count=lambda n: n, steps=3):
+    """Returns a weight whose gradient is 1, after each of some steps."""
+    weight = keras.Variable([0.0])
+    optimizer.build([weight])
+    if ratio is not None:
+        keras_internals.scale_learning_rate(optimizer, ratio, count)
+    path = []
+    for _ in range(steps):
+        optimizer.apply([keras.ops.ones(1)], [weight])
+        path.append(float(weight.numpy()[0]))
+    return path
+
+
+WRAPPED = {
+    "sgd": lambda rate: keras.optimizers.SGD(rate),
+    "loss scale": lambda rate: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(rate), initial_scale=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_the_learning_rate_of_a_step_is_scaled_and_what_is_shown_is_not(wrap):
+    optimizer = wrap(0.5)
+    path = linear_fit(optimizer, ratio=3.0)
+    np.testing.assert_allclose(path, [-1.5, -3.0, -4.5])
+    assert float(optimizer.learning_rate) == 0.5
+    optimizer.learning_rate = 0.1  # A callback changes it: scaled in turn.
+    weight = keras_internals.optimizer_variables(
+        keras_internals._leaf_optimizers(optimizer)[0]
+    )[0][0]
+    optimizer.apply([keras.ops.ones(1)], [weight])
+    np.testing.assert_allclose(weight.numpy(), [-4.8], rtol=1e-6)
+
+
+def test_the_scale_is_not_compounded_and_can_be_taken_off():
+    optimizer = keras.optimizers.SGD(0.5)
+    for ratio in (2.0, 3.0):
+        keras_internals.scale_learning_rate(optimizer, ratio, lambda n: n)
+    assert linear_fit(optimizer, ratio=None, steps=1) == [-1.5]
+    keras_internals.restore_learning_rate(optimizer)
+    assert "apply" not in vars(optimizer)
+    weight = optimizer._trainable_variables[0]
+    optimizer.apply([keras.ops.ones(1)], [weight])
+    assert float(weight.numpy()[0]) == -2.0
+
+
+def test_a_schedule_is_read_at_another_step_and_scaled():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [5], [1.0, 0.1]
+    )
+    optimizer = keras.optimizers.SGD(schedule)
+    path = linear_fit(optimizer, 2.0, lambda n: 3 * n, steps=4)
+    # Steps 0, 3, 6 and 9 of the schedule.
+    steps = np.diff([0.0, *path])
+    np.testing.assert_allclose(steps, [-2, -2, -0.2, -0.2], rtol=1e-5)
+    assert float(optimizer.learning_rate) == pytest.approx(0.1)
+    assert optimizer.get_config()["learning_rate"]["config"]["boundaries"] == [
+        5
+    ]
+
+
+def test_decoupled_weight_decay_is_scaled_as_well():
+    optimizer = keras.optimizers.SGD(0.5, weight_decay=0.1)
+    weight = keras.Variable([1.0])
+    optimizer.build([weight])
+    keras_internals.scale_learning_rate(optimizer, 2.0, lambda n: n)
+    optimizer.apply([keras.ops.zeros(1)], [weight])
+    np.testing.assert_allclose(weight.numpy(), [0.9])

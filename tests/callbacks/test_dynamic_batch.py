@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_prunetrain import DynamicBatch, PruneTrainCallback
@@ -81,3 +82,210 @@ def test_no_example_is_lost_or_seen_twice_and_each_epoch_has_its_own_order():
     for epoch in epochs:
         assert sorted(epoch) == list(range(COUNT))
     assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+class Probe(keras.optimizers.SGD):
+    """Notes the learning rate of each update."""
+
+    rates = ()
+
+    def update_step(self, gradient, variable, learning_rate):
+        if variable.shape == (6, 3):  # Once per update.
+            Probe.rates.append(round(float(learning_rate), 6))
+        super().update_step(gradient, variable, learning_rate)
+
+
+RATE = 0.04
+GROWN_AT = 22  # Updates of 4, and then of 16 examples.
+
+
+class ByHand(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = RATE / (epoch + 1)
+
+
+# What sets the learning rate: the argument of the optimizer, callbacks, and
+# what it is in each epoch.
+SETTERS = {
+    "a constant": (RATE, [], [RATE] * 4),
+    "by hand": (RATE, [ByHand], [RATE, RATE / 2, RATE / 3, RATE / 4]),
+    "scheduler": (
+        RATE,
+        [
+            lambda: keras.callbacks.LearningRateScheduler(
+                lambda epoch, rate: rate / 2 if epoch else rate
+            )
+        ],
+        [RATE, RATE / 2, RATE / 4, RATE / 8],
+    ),
+    "plateau": (
+        RATE,
+        [
+            lambda: keras.callbacks.ReduceLROnPlateau(
+                "loss", factor=0.5, patience=1, min_delta=1e9
+            )
+        ],
+        [RATE, RATE, RATE / 2, RATE / 4],
+    ),
+    "a schedule in updates": (
+        # 3 updates of 16 are 12 updates of 4: the border is in epoch 3.
+        keras.optimizers.schedules.PiecewiseConstantDecay(
+            [GROWN_AT + 11], [RATE, RATE / 10]
+        ),
+        [],
+        [RATE, RATE, RATE, RATE / 10],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("rate", "make", "shown"), SETTERS.values(), ids=SETTERS
+)
+def test_whatever_sets_the_learning_rate_it_is_scaled_once(rate, make, shown):
+    Probe.rates = []
+    model, _, _, history = fit(
+        grower(),
+        callbacks=[maker() for maker in make],
+        compiled={"optimizer": Probe(rate)},
+    )
+    expected = [
+        *([shown[0]] * 11),
+        *([shown[1]] * 11),
+        *([4 * shown[2]] * 3),
+        *([4 * shown[3]] * 3),
+    ]
+    np.testing.assert_allclose(Probe.rates, expected, atol=1e-6)
+    if rate == RATE:
+        assert float(model.optimizer.learning_rate) <= RATE
+
+
+def test_the_logs_show_the_rate_that_was_trained_with():
+    _, pruning, _, history = fit(grower())
+    np.testing.assert_allclose(history["learning_rate"], [0.05, 0.05, 0.2, 0.2])
+    assert pruning.reports[0].learning_rate == pytest.approx(0.05)
+
+
+def test_after_fit_the_optimizer_is_an_ordinary_one():
+    model, *_ = fit(grower())
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
+    assert not {"apply", "_get_current_learning_rate"} & set(
+        vars(model.optimizer)
+    )
+    assert model.stop_training is False
+
+
+def test_a_second_fit_goes_on_with_the_grown_batch():
+    batch = grower()
+    model = network()
+    pruning, watch = PruneTrainCallback(batch=batch, interval=1), Watch()
+    data = batch.arrays(*examples(COUNT), seed=0)
+    kill = Kill({1: {"inner": [0]}})
+    kwargs = {"verbose": 0, "shuffle": False}
+    model.fit(data, epochs=2, callbacks=[kill, pruning], **kwargs)
+    again = model.fit(
+        data, epochs=4, initial_epoch=2, callbacks=[pruning, watch], **kwargs
+    )
+    assert watch.steps == [3, 3]
+    assert watch.updates == [25, 28]
+    np.testing.assert_allclose(again.history["learning_rate"], [0.2, 0.2])
+
+
+def test_it_is_the_same_training_traced_as_eagerly():
+    runs = []
+    for run_eagerly in (True, False):
+        model, _, watch, history = fit(
+            grower(),
+            compiled={"run_eagerly": run_eagerly},
+            dropout=0.0,
+        )
+        assert watch.updates == [11, 22, 25, 28]
+        runs.append((history["loss"], model.get_weights()))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-4)
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_early_stopping_still_stops(place):
+    batch = grower()
+    model = network()
+    stop = keras.callbacks.EarlyStopping(
+        "loss", patience=1, min_delta=1e9, start_from_epoch=3
+    )
+    pruning = PruneTrainCallback(batch=batch, interval=1)
+    kill = Kill({1: {"inner": [0]}})
+    callbacks = [stop, pruning] if place == "before" else [pruning, stop]
+    history = model.fit(
+        batch.arrays(*examples(COUNT), seed=0),
+        epochs=9,
+        verbose=0,
+        shuffle=False,
+        callbacks=[kill, *callbacks],
+    )
+    assert len(history.epoch) == 5
+    assert batch.size == 16
+
+
+def test_the_progress_bar_shows_the_true_number_of_steps(capsys):
+    batch = grower()
+    model = network()
+    model.fit(
+        batch.arrays(*examples(COUNT), seed=0),
+        epochs=3,
+        verbose=2,
+        shuffle=False,
+        callbacks=[
+            Kill({1: {"inner": [0]}}),
+            PruneTrainCallback(batch=batch, interval=1),
+        ],
+    )
+    lines = capsys.readouterr().out.splitlines()
+    totals = [line.split(" - ")[0] for line in lines if "/step" in line]
+    assert totals == ["11/11", "11/11", "3/3"]
+
+
+def test_validation_is_not_cut_short():
+    batch = grower()
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            seen.append(0)
+
+        def on_test_batch_end(self, batch, logs=None):
+            seen[-1] += 1
+
+    model = network()
+    model.fit(
+        batch.arrays(*examples(COUNT), seed=0),
+        validation_data=tf.data.Dataset.from_tensor_slices(examples(30)).batch(
+            2
+        ),
+        epochs=3,
+        verbose=0,
+        shuffle=False,
+        callbacks=[
+            Kill({0: {"inner": [0]}}),
+            PruneTrainCallback(batch=batch, interval=1),
+            Count(),
+        ],
+    )
+    assert seen == [15, 15, 15]
+
+
+def test_data_of_another_batch_is_refused_before_the_first_step():
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="does not train on a data set of"):
+        model.fit(
+            *examples(COUNT),
+            verbose=0,
+            callbacks=[PruneTrainCallback(batch=grower())],
+        )
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_number_is_no_batch():
+    with pytest.raises(ValueError, match="`batch` must be a `DynamicBatch`"):
+        PruneTrainCallback(batch=128)
