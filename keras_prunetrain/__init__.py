@@ -14,6 +14,7 @@ from keras_prunetrain.cost import (
     gradient_bytes,
     model_cost,
 )
+from keras_prunetrain.distribution import multi_worker_strategy
 from keras_prunetrain.regularizers import GroupLasso
 from keras_prunetrain.surgery.reconfigure import reconfigure
 
@@ -29,6 +30,7 @@ __all__ = [
     "gradient_bytes",
     "model_cost",
     "models",
+    "multi_worker_strategy",
     "plot_channels",
     "reconfigure",
     "register_rule",

@@ -4,8 +4,11 @@ import math
 import numbers
 import threading
 
+from keras import ops
+
 from keras_prunetrain import keras_internals
 from keras_prunetrain.cost import gradient_bytes, model_cost, variable_bytes
+from keras_prunetrain.distribution import replica_count
 
 _SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
@@ -85,6 +88,8 @@ class DynamicBatch:
                 "`scaling` must be 'linear', 'sqrt' or a function of the "
                 f"ratio. Received: scaling={scaling!r}"
             )
+        # The first batch may be larger on one replica than on another.
+        keras_internals.repair_distributed_fit()
         self.initial = initial
         self.granularity = granularity
         self.memory_budget = memory_budget
@@ -97,6 +102,13 @@ class DynamicBatch:
         self._variable = None
         # (update, how many of the initial size it comes to), at the last growth
         self._since = (0, 0)
+
+    def __repr__(self):
+        names = "initial", "granularity", "memory_budget", "maximum", "size"
+        values = [f"{name}={getattr(self, name)!r}" for name in names]
+        # A function without its address, which differs between processes.
+        scaling = getattr(self.scaling, "__qualname__", self.scaling)
+        return f"DynamicBatch({', '.join(values)}, scaling={scaling!r})"
 
     @property
     def ratio(self):
@@ -127,13 +139,15 @@ class DynamicBatch:
     def __call__(self, examples):
         """Returns `examples` in batches of the current size.
 
+        Shuffle before, with a seed where several workers share the examples:
+        each takes its part of every batch, so all must see the same order.
         Each pass over the result reads the size anew when it begins. Outside of
         `fit`, call `batch(examples)` anew once the batch has grown: a data set
         that has fewer batches than it had at first ends with an error.
 
         Args:
             examples: An unbatched `tf.data.Dataset` of known, finite size.
-                Shuffle it before, map and prefetch the result as you like.
+                Map and prefetch the result as you like.
 
         Raises:
             ValueError: If `examples` is no such data set, or has fewer
@@ -160,7 +174,7 @@ class DynamicBatch:
             tf.data.experimental.assert_cardinality(self.steps)
         )
 
-    def arrays(self, x, y=None, sample_weight=None, shuffle=True, seed=None):
+    def arrays(self, x, y=None, sample_weight=None, shuffle=True, seed=0):
         """Returns NumPy arrays in batches of the current size.
 
         Args:
@@ -168,7 +182,8 @@ class DynamicBatch:
             y: The same; optional.
             sample_weight: Array; optional.
             shuffle: Boolean. Whether each pass has an order of its own.
-            seed: Integer that decides the orders.
+            seed: Integer that decides the orders. Several workers need the
+                same one.
 
         Returns:
             A `tf.data.Dataset` as of `__call__`.
@@ -226,6 +241,14 @@ class DynamicBatch:
                 f"`steps_per_epoch`. Received: {steps} steps per epoch, "
                 f"expected {self._steps_of_data}"
             )
+        if self._leaves_a_replica_empty(self.size, replicas):
+            raise ValueError(
+                f"The last batch of an epoch has {self.examples % self.size} "
+                f"examples for {replicas} replicas, and layers fail on none at "
+                "all. Choose another `initial`, or leave out examples with "
+                f"`train.take(n)`. Received: batches of {self.size} for "
+                f"{self.examples} examples"
+            )
         if model.steps_per_execution > 1:
             raise ValueError(
                 "A batch that grows makes epochs shorter, and an execution of "
@@ -247,19 +270,21 @@ class DynamicBatch:
         """
         replicas = replica_count(model)
         fixed, per_example = _bytes(model)
-        # Per replica; at least as many as now.
-        room = int((self._budget - fixed) // per_example)
-        room -= room % self.granularity
+        room = (self._budget - fixed) // per_example  # On one replica.
         limit = min(self.maximum or math.inf, self.examples)
-        limit = limit // replicas
-        if room > limit:
-            room = int(limit - limit % self.granularity)
-        if room * replicas > self.size:
-            update = int(model.optimizer.iterations)
+        step = self.granularity * replicas
+        size = int(min(room * replicas, limit) // step) * step
+        while size > 0 and self._leaves_a_replica_empty(size, replicas):
+            size -= step
+        if size > self.size:
+            update = int(ops.convert_to_numpy(model.optimizer.iterations))
             self._since = (update, self.initial_updates(update))
-            self.size = room * replicas
-            self._variable.assign(self.size)
+            self.size = size
+            self._variable.assign(size)
         return self.size
+
+    def _leaves_a_replica_empty(self, size, replicas):
+        return 0 < self.examples % size < replicas
 
     def _budget_for(self, model, replicas):
         if self.memory_budget is None:
@@ -330,12 +355,6 @@ def _bytes(model):
     variables = [*model.variables, *model.optimizer.variables]
     fixed = gradient_bytes(model) + variable_bytes(variables)
     return fixed, model_cost(model).activation_bytes
-
-
-def replica_count(model):
-    """Returns on how many devices `model` trains at once."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
 def _outside_strategies(tf, function):

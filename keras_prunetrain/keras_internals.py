@@ -144,6 +144,55 @@ def strategy_scope(model):
     return contextlib.nullcontext()
 
 
+def repair_distributed_fit():
+    """Lets `fit` work on several machines, and on uneven batches.
+
+    Two private places of Keras's TensorFlow trainer fail there (Keras 3.8 to
+    3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
+    the replicas, which must be of one machine and have as many examples each,
+    and `reduce_per_replica` takes the first axis of results that have none.
+    Both are replaced by what does the same where Keras's own works.
+    """
+    trainer = importlib.import_module("keras.src.backend.tensorflow.trainer")
+    if getattr(trainer, "_repaired_by_keras_prunetrain", False):
+        return
+    trainer._repaired_by_keras_prunetrain = True
+    reduce = trainer.reduce_per_replica
+
+    def reduce_per_replica(values, strategy, reduction):
+        if not _on_several_machines(strategy) or reduction not in (
+            "auto",
+            "mean",
+            "sum",
+        ):
+            return reduce(values, strategy, reduction)
+        how = "SUM" if reduction == "sum" else "MEAN"
+        return keras.tree.map_structure(
+            lambda value: strategy.reduce(how, value, axis=None), values
+        )
+
+    def maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is None:
+            return
+        strategy = self.distribute_strategy
+        for _, _, batches in iterator or ():
+            data_batch = keras.tree.map_structure(
+                lambda x: strategy.experimental_local_results(x)[0],
+                next(batches),
+            )
+            break
+        with strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+    trainer.reduce_per_replica = reduce_per_replica
+    trainer.TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
+
+
+def _on_several_machines(strategy):
+    # What Keras asks as well; `cluster_resolver` has no answer for one worker.
+    return getattr(strategy.extended, "_in_multi_worker_mode", bool)()
+
+
 def compile_like(model, smaller, optimizer):
     """Compiles `smaller` with the very objects `model` was compiled with.
 

@@ -14,13 +14,13 @@ LAYERS = [  # A module may import only from the layers above its own.
     {"channels.layers"},
     {"channels.rules"},
     {"channels.flows"},
-    {"models", "cost", "calibration", "channels.numbering"},
-    {"channels.constants"},
+    {"models", "cost", "calibration", "channels.numbering", "distribution"},
+    {"channels.constants", "batching"},
     {"channels.branches", "channels.folding"},
     {"channels.liveness"},
     {"channels.picture", "channels.report", "surgery.rebuild"},
     {"surgery.slots"},
-    {"surgery.reconfigure", "batching", "callbacks.record"},
+    {"surgery.reconfigure", "callbacks.record"},
     {"callbacks.prune_train"},
     {""},
     # Docstrings only.
@@ -31,6 +31,7 @@ DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 OPTIONAL = {
     "batching": {"tensorflow"},
     "channels.picture": {"pydot"},
+    "distribution": {"tensorflow"},
     "keras_internals": {"tensorflow"},
 }
 NOT_IN_THE_BASE = {"tensorflow", "tensorflow_datasets", "tensorboard", "absl"}

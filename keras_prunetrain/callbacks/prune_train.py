@@ -9,11 +9,7 @@ import time
 import keras
 
 from keras_prunetrain import calibration, keras_internals
-from keras_prunetrain.batching import (
-    DynamicBatch,
-    replica_count,
-    training_bytes,
-)
+from keras_prunetrain.batching import DynamicBatch, training_bytes
 from keras_prunetrain.callbacks.record import learning_rate, record_of
 from keras_prunetrain.channels.liveness import (
     check_limits,
@@ -25,6 +21,12 @@ from keras_prunetrain.cost import (
     communication_bytes,
     gradient_bytes,
     model_cost,
+)
+from keras_prunetrain.distribution import (
+    average_statistics,
+    check_agreement,
+    check_strategy,
+    replica_count,
 )
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
@@ -155,6 +157,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._refuse_siblings()
+        check_strategy(self.model)
         if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
                 "`finetune_epochs` must leave at least one epoch with lasso. "
@@ -177,10 +180,21 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._reconfigured_after = None
         self._awaits_first_step = False
         self._replicas = replica_count(self.model)
+        check_agreement(self.model, self._description())
         if self.batch is not None:
             self.batch.begin(self.model, self.params["steps"])
             self._scale_learning_rate()
         self._begin_lasso(numbering, skipped)
+
+    def _description(self):
+        """Says all that decides when this callback does what."""
+        names = ("penalty_ratio", "interval", "threshold", "finetune_epochs")
+        parts = [f"{name}={getattr(self, name)}" for name in names]
+        arguments = {**self._arguments, "skip": self._keys_to_skip}
+        parts += [f"reconfigure={arguments}", f"batch={self.batch}"]
+        parts += [f"{name}={self.params[name]}" for name in ("epochs", "steps")]
+        shapes = [tuple(w.shape) for w in self.model.weights]
+        return ", ".join([*parts, f"weights of shapes {shapes}"])
 
     def _begin_lasso(self, numbering, skipped):
         calibration.detach_lasso(self.model)  # Left by a `fit` that broke off.
@@ -291,7 +305,11 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if finetuning and self._lasso_acts:
             self._end_lasso()
 
+    def on_test_begin(self, logs=None):
+        average_statistics(self.model)
+
     def on_epoch_end(self, epoch, logs=None):
+        average_statistics(self.model)
         # Unless another callback wants the training to end, and said so.
         if self.model.stop_training is _END_OF_EPOCH:
             self.model.stop_training = False

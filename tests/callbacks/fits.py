@@ -12,7 +12,9 @@ PLACES = {
 KERNELS = {"stem": (-1,), "inner": (-2, -1), "last": (-2, -1), "logits": (-2,)}
 
 
-def graph(l2=0.0, dropout=0.2, regularizers=None, dtype=None):
+def graph(
+    l2=0.0, dropout=0.2, regularizers=None, dtype=None, synchronized=False
+):
     """Returns inputs and outputs."""
     own = {
         name: keras.regularizers.L2(l2) if l2 else None for name in KERNELS
@@ -22,7 +24,9 @@ def graph(l2=0.0, dropout=0.2, regularizers=None, dtype=None):
     x = layers.Conv2D(
         6, 3, name="stem", kernel_regularizer=own["stem"], **common
     )(inputs)
-    x = layers.BatchNormalization(name="stem_bn", dtype=dtype)(x)
+    x = layers.BatchNormalization(
+        name="stem_bn", dtype=dtype, synchronized=synchronized
+    )(x)
     x = layers.ReLU(dtype=dtype)(x)
     y = layers.Conv2D(
         6, 3, name="inner", kernel_regularizer=own["inner"], **common

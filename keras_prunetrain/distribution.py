@@ -1,0 +1,118 @@
+"""Several replicas and machines, and what they have to agree on."""
+
+import hashlib
+
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+
+
+def multi_worker_strategy(timeout_seconds=300):
+    """Returns a `MultiWorkerMirroredStrategy` under which `fit` works.
+
+    Each worker is a process that runs the same program and is told by the
+    environment variable `TF_CONFIG` who the others are and which of them it is.
+    Call this before anything else that TensorFlow does in the process, build
+    and compile the model under `strategy.scope()`, and give every worker the
+    same data set: it is divided among them.
+
+    Args:
+        timeout_seconds: Number. How long a worker waits for the others in an
+            exchange before it gives up with an error; at least as long as the
+            slowest step. Defaults to `300`.
+
+    Returns:
+        A `tf.distribute.MultiWorkerMirroredStrategy`.
+    """
+    import tensorflow as tf
+
+    keras_internals.repair_distributed_fit()
+    options = tf.distribute.experimental.CommunicationOptions(
+        timeout_seconds=timeout_seconds
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=options
+    )
+
+
+def replica_count(model):
+    """Returns on how many devices `model` trains at once."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def check_strategy(model):
+    """Raises a `ValueError` if `model` is not of the strategy of this `fit`.
+
+    That is the one in whose scope it was compiled, or else the one in whose
+    scope `fit` is called.
+    """
+    if replica_count(model) == 1:
+        return
+    strategy = model.distribute_strategy
+    for weight in model.weights:
+        if not strategy.extended.variable_created_in_scope(weight.value):
+            raise ValueError(
+                f"'{model.name}' was not built in the scope of the "
+                f"{type(strategy).__name__} that is to train it. Build and "
+                "compile the model under `with strategy.scope():`. Received: "
+                f"'{weight.path}', a variable of another scope"
+            )
+
+
+def check_agreement(model, description):
+    """Raises a `ValueError` unless all workers have the same `description`.
+
+    Args:
+        model: The model that they train.
+        description: String that says what they must agree on.
+    """
+    if replica_count(model) == 1:
+        return
+    digest = hashlib.sha256(description.encode()).digest()
+    rows = _gathered(model, [np.frombuffer(digest, "int32")])[0]
+    if (rows != rows[0]).any():
+        raise ValueError(
+            "The workers do not train the same way, and would drift apart or "
+            "wait for each other forever. Start all of them with the same "
+            f"arguments. Received, on this one: {description}"
+        )
+
+
+def average_statistics(model):
+    """Gives all replicas the mean of what each of them has gathered.
+
+    The moving statistics of a `BatchNormalization` that is not `synchronized`
+    are those of the examples that one replica has seen. Training does not read
+    them; `evaluate`, a saved file and a removed branch's constant do.
+    """
+    own = [w for w in model.non_trainable_weights if "float" in w.dtype]
+    if replica_count(model) == 1 or not own:
+        return
+    means = [
+        # Exact where all are equal: frozen weights stay what they are.
+        rows[0] + (rows - rows[0]).mean(axis=0, dtype=rows.dtype)
+        for rows in _gathered(model, own)
+    ]
+    for weight, mean in zip(own, means, strict=True):
+        weight.assign(mean)
+
+
+def _gathered(model, values):
+    """Returns the values of all replicas, as arrays `(replicas, *shape)`."""
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+
+    @tf.function
+    def gather():
+        context = tf.distribute.get_replica_context()
+        rows = [ops.convert_to_tensor(value)[None] for value in values]
+        return context.all_gather(rows, axis=0)
+
+    results = strategy.run(gather)
+    return [
+        strategy.experimental_local_results(result)[0].numpy()
+        for result in results
+    ]

@@ -1,0 +1,124 @@
+"""Two replicas, on two logical CPUs, train as one device does."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_prunetrain import DynamicBatch, PruneTrainCallback
+from tests.callbacks.fits import Kill, examples, network, widths
+
+DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
+
+
+class Losses(keras.callbacks.Callback):
+    """The running mean of the loss after each step."""
+
+    def on_train_begin(self, logs=None):
+        self.values = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values.append(logs["loss"])
+
+
+def train(strategy=None, *, batch=None, synchronized=False, count=40):
+    scope = strategy.scope() if strategy else contextlib.nullcontext()
+    with scope:
+        model = network(
+            synchronized=synchronized,
+            dropout=0.0,
+            compiled={"run_eagerly": False},
+        )
+    arrays = examples(count)
+    if batch is None:
+        data = tf.data.Dataset.from_tensor_slices(arrays).batch(8)
+    else:
+        data = batch.arrays(*arrays, shuffle=False)
+    losses = Losses()
+    pruning = PruneTrainCallback(interval=3, batch=batch)
+    history = model.fit(
+        data,
+        epochs=10,
+        verbose=0,
+        shuffle=False,
+        callbacks=[Kill(DEATHS), pruning, losses],
+    )
+    return model, pruning, np.array(losses.values), history.history
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_the_losses_are_those_of_one_device(strategy):
+    one, _, expected, _ = train(synchronized=True)
+    two, pruning, found, history = train(strategy, synchronized=True)
+    assert len(pruning.reports) == 2
+    assert len(found) == 50
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert widths(two) == widths(one)
+    assert pruning.factor > 0
+    # 2 x (2 - 1) / 2 times the gradients, in 5 updates.
+    sent = sum(w.numpy().nbytes for w in two.trainable_variables) * 5
+    assert history["communication_bytes"][-1] == sent
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_a_growing_batch_is_that_of_one_device(strategy):
+    runs = []
+    for where in (None, strategy):
+        batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
+        _, pruning, losses, history = train(
+            where, batch=batch, synchronized=True
+        )
+        assert history["batch_size"] == [8] * 3 + [16] * 7
+        assert len(losses) == 3 * 5 + 7 * 3
+        runs.append(losses)
+    # The last batch has 8 examples: 4 on each replica.
+    np.testing.assert_allclose(*runs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_after_a_reconfiguration_everything_is_still_mirrored(strategy):
+    model, pruning, *_ = train(strategy)
+    assert pruning.reports
+    assert model.distribute_strategy is strategy
+    variables = [*model.variables, *model.optimizer.variables]
+    for variable in variables:
+        copies = variable.value.values
+        assert len(copies) == 2
+        assert len({copy.device for copy in copies}) == 2
+        if variable.name not in ("moving_mean", "moving_variance"):
+            np.testing.assert_array_equal(copies[0], copies[1])
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_replicas_that_do_not_divide_the_batch_are_refused(strategy):
+    with pytest.raises(ValueError, match="2 replicas do not divide the first"):
+        train(strategy, batch=DynamicBatch(5))
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_a_last_batch_that_leaves_a_replica_empty_is_refused(strategy):
+    with pytest.raises(ValueError, match="has 1 examples for 2 replicas"):
+        train(strategy, batch=DynamicBatch(8), count=41)
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_a_batch_does_not_grow_to_where_a_replica_is_empty(strategy):
+    batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=40)
+    train(strategy, batch=batch, count=65)  # 65 = 2 x 32 + 1 = 40 + 25.
+    assert batch.size == 40
+    batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=39)
+    train(strategy, batch=batch, count=65)  # 65 = 2 x 24 + 17.
+    assert batch.size == 24
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_a_strategy_that_did_not_build_the_model_is_refused(strategy):
+    model = network()
+    model.optimizer.build(model.trainable_variables)  # Else TensorFlow fails.
+    before = model.get_weights()
+    with strategy.scope(), pytest.raises(ValueError, match="was not built in"):
+        model.fit(*examples(), verbose=0, callbacks=[PruneTrainCallback()])
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
