@@ -1,0 +1,89 @@
+"""Two workers, two processes of this machine, train one model."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def run_workers(*arguments):
+    """Starts a worker with each of `arguments`; returns (code, stderr)s."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(len(arguments))]
+    workers = []
+    for index, words in enumerate(arguments):
+        config = {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+        }
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.callbacks.worker", *words],
+                cwd=ROOT,
+                env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        return [
+            (worker.communicate(timeout=240)[1], worker.returncode)
+            for worker in workers
+        ]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_workers_end_bitwise_equal_and_share_each_epoch(tmp_path):
+    results = run_workers(*[[str(tmp_path), "1"]] * 2)
+    for text, code in results:
+        assert code == 0, text[-3000:]
+    weights = [np.load(tmp_path / f"worker{i}.npz") for i in range(2)]
+    assert set(weights[0]) == set(weights[1])
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
+    assert any("moving_variance" in name for name in weights[0])
+
+    one, other = (
+        json.loads((tmp_path / f"worker{i}.json").read_text()) for i in range(2)
+    )
+    assert one["history"] == other["history"]
+    assert one["reports"] == 2
+    assert one["history"]["batch_size"] == [8, 16, 16, 16]
+    assert all(np.isfinite(one["history"]["val_loss"]))
+    # Before and after the growth: each example once, on one of the workers.
+    for share, rest in zip(one["indices"], other["indices"], strict=True):
+        assert sorted(share + rest) == list(range(42))
+        assert abs(len(share) - len(rest)) <= 8
+
+
+def test_workers_of_different_settings_are_refused(tmp_path):
+    results = run_workers([str(tmp_path), "1"], [str(tmp_path), "2"])
+    for text, code in results:
+        assert code != 0
+        assert "The workers do not train the same way" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_death_of_a_worker_ends_the_others_with_an_error(tmp_path):
+    results = run_workers(*[[str(tmp_path), "1", "die"]] * 2)
+    text, code = results[0]  # It would time out if this one hung.
+    assert code not in (0, None)
+    assert "/job:worker/replica:0/task:1" in text
