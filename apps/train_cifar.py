@@ -8,7 +8,6 @@ program measured is in README.md.
         --method=prunetrain --epochs=40 --workdir=runs/resnet20
 """
 
-import logging
 import os
 import pathlib
 import sys
@@ -21,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # For `python apps/train_cifar.py`; `python -m apps.train_cifar` needs it not.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from apps import data, training  # noqa: E402
+from apps import console, data, training  # noqa: E402
 from keras_prunetrain import models  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -80,45 +79,23 @@ flags.DEFINE_string("workdir", None, "Where the run's files go.", required=True)
 
 def main(argv):
     del argv
-    _print_reconfigurations()
+    console.show_reconfigurations()
     drops = FLAGS.learning_rate_drops or [
         FLAGS.epochs // 2,
         FLAGS.epochs * 3 // 4,
     ]
+    settings = {
+        name: getattr(FLAGS, name)
+        for name in training.Recipe.__dataclass_fields__
+    }
     recipe = training.Recipe(
-        method=FLAGS.method,
-        dataset=FLAGS.dataset,
-        network=FLAGS.network,
-        width=FLAGS.width,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        seed=FLAGS.seed,
-        learning_rate=FLAGS.learning_rate,
-        learning_rate_drops=tuple(map(int, drops)),
-        momentum=FLAGS.momentum,
-        weight_decay=FLAGS.weight_decay,
-        dtype_policy=FLAGS.dtype_policy,
-        penalty_ratio=FLAGS.penalty_ratio,
-        interval=FLAGS.interval,
-        threshold=FLAGS.threshold,
-        finetune_epochs=FLAGS.finetune_epochs,
-        granularity=FLAGS.granularity,
+        **settings | {"learning_rate_drops": tuple(map(int, drops))}
     )
     try:
         examples = data.load(FLAGS.dataset, FLAGS.data_dir)
     except ValueError as error:
         sys.exit(str(error))
     training.train(recipe, examples, FLAGS.workdir)
-
-
-def _print_reconfigurations():
-    handler = logging.StreamHandler(sys.stdout)
-    # The progress bar has not ended its line yet.
-    handler.setFormatter(logging.Formatter("\n%(message)s"))
-    logger = logging.getLogger("keras_prunetrain")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One training run: recipe in, a folder of records and a model out."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,8 +22,8 @@ class Recipe:
     Attributes:
         method: `"dense"` or `"prunetrain"`.
         dataset: Name of a data set, for the record.
-        network: Name of a function in `keras_prunetrain.models`.
-        width: Channels of the first stage of a ResNet; `None` for its own.
+        network: Name of a function in `keras_prunetrain.models` or in
+            `keras.applications`.
         epochs: Passes over the training images.
         batch_size: Images per optimizer update.
         seed: Of initial weights, order of images and augmentation.
@@ -36,12 +37,12 @@ class Recipe:
             `PruneTrainCallback`; a dense run ignores them.
         granularity: That of a `DynamicBatch`, with the memory of the first
             architecture as its budget; `None` for a fixed batch size.
+        width: Channels of the first stage of a ResNet; `None` for its own.
     """
 
     method: str
     dataset: str
     network: str
-    width: int | None
     epochs: int
     batch_size: int
     seed: int
@@ -55,28 +56,35 @@ class Recipe:
     threshold: float
     finetune_epochs: int
     granularity: int | None = None
+    width: int | None = None
 
 
-def train(recipe, data, workdir):
+def train(recipe, data, workdir, strategy=None):
     """Trains as `recipe` says and writes the records of the run.
 
     Args:
         recipe: A `Recipe`.
-        data: A `data.Dataset`.
+        data: A `data.Dataset` or `imagenet.Images`.
         workdir: Folder for `metrics.jsonl` (a line per epoch),
             `reconfigurations.jsonl`, `channels.npz` (layer -> largest
             magnitude of each output channel of its kernel, shape
             `(epochs, channels)`, NaN once a channel is gone), `result.json`
-            and `model.keras`. Made if it does not exist.
+            and `model.keras`. Made if it does not exist. Of several workers,
+            all but the first write into folders of their own in it.
+        strategy: A `tf.distribute.Strategy`; `None` for one device.
 
     Returns:
         What `result.json` holds, a dict.
     """
     workdir = pathlib.Path(workdir)
+    resolver = strategy and strategy.cluster_resolver
+    if resolver and resolver.task_id:
+        workdir /= f"worker{resolver.task_id}"
     workdir.mkdir(parents=True, exist_ok=True)
     keras.config.set_dtype_policy(recipe.dtype_policy)
     keras.utils.set_random_seed(recipe.seed)
-    model = _compiled_model(recipe, data)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = _compiled_model(recipe, data)
     draws = data.training_draws(recipe.seed)
     pruning = batch = None
     if recipe.method == "prunetrain":
@@ -101,7 +109,7 @@ def train(recipe, data, workdir):
     recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(
         batches,
-        validation_data=data.validation_batches(1000),
+        validation_data=data.validation_batches(recipe.batch_size),
         epochs=recipe.epochs,
         callbacks=[drops, *([pruning] if pruning else []), recorder],
         shuffle=False,  # The data set shuffles itself; else Keras warns.
@@ -114,9 +122,7 @@ def train(recipe, data, workdir):
 
 
 def _compiled_model(recipe, data):
-    build = getattr(models, recipe.network)
-    width = {} if recipe.width is None else {"width": recipe.width}
-    model = build(data.image_shape, data.classes, recipe.weight_decay, **width)
+    model = _model(recipe, data)
     model.compile(
         keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -128,6 +134,23 @@ def _compiled_model(recipe, data):
             ),
         ],
     )
+    return model
+
+
+def _model(recipe, data):
+    if hasattr(models, recipe.network):
+        build = getattr(models, recipe.network)
+        width = {} if recipe.width is None else {"width": recipe.width}
+        shape, decay = data.image_shape, recipe.weight_decay
+        return build(shape, data.classes, decay, **width)
+    model = getattr(keras.applications, recipe.network)(
+        weights=None,
+        input_shape=data.image_shape,
+        classes=data.classes,
+        classifier_activation=None,
+    )
+    for weight in model.trainable_variables:
+        weight.regularizer = keras.regularizers.L2(recipe.weight_decay / 2)
     return model
 
 
@@ -162,8 +185,9 @@ class _Recorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         # Before the epoch's reconfiguration changes them.
         self._gradient_bytes = kpt.gradient_bytes(self.model)
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
         self._memory_bytes = kpt.training_bytes(
-            self.model, self._recipe.batch_size
+            self.model, self._recipe.batch_size // replicas
         )
         self._updates = 0
 
