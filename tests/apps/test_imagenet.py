@@ -1,0 +1,182 @@
+"""JPEG files as training data, and the program that trains on them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from apps import imagenet
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def picture(height=60, width=90):
+    """A smooth image whose colours tell where one is in it."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * y / height, 255 * x / width
+    return np.stack([red, green, 0 * x + 100], -1).astype("uint8")
+
+
+ENCODERS = {
+    "jpeg": lambda image: tf.io.encode_jpeg(image, quality=100),
+    "png": tf.io.encode_png,
+}
+
+
+@pytest.fixture(params=ENCODERS)
+def encoded(request):
+    return ENCODERS[request.param](picture())
+
+
+def test_a_random_part_is_a_part_in_its_place(encoded):
+    seen = set()
+    for i in range(20):
+        image = imagenet.random_part(encoded, [i, 0], 16).numpy()
+        assert image.shape == (16, 16, 3)
+        assert np.abs(image[..., 2] - 100).max() < 8
+        # Red grows downwards; green to one side, mirrored or not.
+        assert (np.diff(image[..., 0].mean(axis=1)) > 0).all()
+        slope = np.diff(image[..., 1].mean(axis=0))
+        assert (slope > 0).all() or (slope < 0).all()
+        seen.add(bool(slope[0] > 0))
+        corners = image[0, 0, 0], image[-1, -1, 0]
+        assert 0 <= corners[0] < corners[1] <= 255
+    assert seen == {True, False}
+
+
+def test_the_same_dice_show_the_same_part(encoded):
+    one, other, third = (
+        imagenet.random_part(encoded, dice, 16).numpy()
+        for dice in ([3, 1], [3, 1], [3, 2])
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - third).max() > 10
+
+
+def test_the_central_part_is_seven_eighths_of_the_shorter_side(encoded):
+    image = imagenet.central_part(encoded, 52).numpy()  # 7/8 of 60 pixels.
+    expected = picture()[4:56, 19:71]
+    assert np.abs(image - expected).max() < 8
+
+
+def test_batches_are_normalized_and_each_image_comes_once():
+    images = imagenet.load("fake", image_size=32)
+    labels = []
+    for batch, label in images.drawn_batches(images.training_draws(0).batch(8)):
+        assert batch.shape[1:] == (32, 32, 3)
+        assert abs(float(tf.reduce_mean(batch))) < 2
+        labels += label.numpy().tolist()
+    assert sorted(labels) == sorted(16 * [0, 1, 2, 3])
+    (first, *_) = images.validation_batches(16)
+    assert first[0].shape == (16, 32, 32, 3)
+    assert images.validation_size == 16
+
+
+def test_epochs_differ_in_order_and_in_parts_and_runs_do_not():
+    def epochs():
+        images = imagenet.load("fake", image_size=32)
+        draws = images.training_draws(seed=1).batch(64)
+        return [next(iter(draws)) for _ in range(2)]
+
+    (first, second), (again, _) = epochs(), epochs()
+    np.testing.assert_array_equal(first[0], again[0])
+    assert (first[1].numpy() != second[1].numpy()).any()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("cat", "dog"):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                data = ENCODERS["jpeg"](picture(40 + 10 * i)).numpy()
+                (place / f"{i}.JPEG").write_bytes(data)
+    return tmp_path
+
+
+def test_a_folder_of_images_is_a_data_set(folder):
+    images = imagenet.load("folder", 32, str(folder))
+    assert (images.train_size, images.validation_size) == (6, 2)
+    assert images.classes == 2
+    (batch,) = images.drawn_batches(images.training_draws(0).batch(6))
+    assert sorted(batch[1].numpy()) == [0, 0, 0, 1, 1, 1]
+    (validation,) = images.validation_batches(2)
+    assert validation[1].numpy().tolist() == [0, 1]
+
+
+def test_a_folder_that_is_none_is_refused(folder):
+    with pytest.raises(ValueError, match="has two folders in it"):
+        imagenet.load("folder", 32, str(folder / "train"))
+    (folder / "val" / "cow").mkdir()
+    (folder / "val" / "cow" / "0.JPEG").write_bytes(b"")
+    with pytest.raises(ValueError, match="classes cow, not in 'train'"):
+        imagenet.load("folder", 32, str(folder))
+
+
+def test_imagenet_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'imagenet2012' is not prepared"):
+        imagenet.load("imagenet2012", data_dir=str(tmp_path))
+
+
+def test_prepared_imagenet_is_read_encoded(tmp_path):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("imagenet2012", data_dir=tmp_path)
+
+    def example(index):
+        return {
+            "image": picture(40 + index),
+            "label": 7 * index,
+            "file_name": f"{index}.JPEG",
+        }
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="imagenet2012",
+        version=builder.version,
+        features=builder.info.features,
+        split_datasets={
+            "train": [(index, example(index)) for index in range(6)],
+            "validation": [(index, example(index)) for index in range(3)],
+        },
+        data_dir=tmp_path,
+    )
+    images = imagenet.load("imagenet2012", 32, str(tmp_path))
+    assert (images.train_size, images.validation_size) == (6, 3)
+    assert images.classes == 1000
+    assert images.train.element_spec[0].dtype == tf.string
+    (batch,) = images.drawn_batches(images.training_draws(0).batch(6))
+    assert batch[0].shape == (6, 32, 32, 3)
+    assert sorted(batch[1].numpy()) == [0, 7, 14, 21, 28, 35]
+
+
+def test_the_program_trains_and_leaves_its_files(tmp_path):
+    process = subprocess.run(
+        [
+            *(sys.executable, "apps/train_imagenet.py", "--dataset=fake"),
+            *("--network=MobileNet", "--image_size=32", "--epochs=2"),
+            *("--batch_size=16", "--interval=1", "--threshold=0.08"),
+            *("--granularity=8", "--strategy=mirrored"),
+            f"--workdir={tmp_path}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Epoch 1: channels" in process.stdout
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["density"] < 1
+    assert rows[0]["updates"] == 4
+    assert rows[1]["updates"] == -(-64 // rows[1]["batch_size"])
+    assert {"memory_bytes", "gradient_bytes", "learning_rate"} <= set(rows[0])
+    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 2
+    assert (tmp_path / "model.keras").exists()
