@@ -96,20 +96,22 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
 
     A ring all-reduce passes each gradient around twice, in as many parts as
     there are devices: `2 * (devices - 1) / devices` of it leave each device. In
-    the hierarchical one (paper, figure 11), the devices of a machine first
-    share the sum among themselves, each then exchanges its part with its
-    counterparts in the other machines, and then all with each other again.
+    the hierarchical one (paper, figure 11), the devices of a machine first add
+    up among themselves, each then exchanges its part with its counterparts on
+    the other machines, and last with its own machine again. That is as much in
+    all, but only a part of it goes over the slow links between machines.
 
     Args:
         gradient_bytes: Number. `gradient_bytes(model)`.
         devices: Integer. How many there are in all; 1 sends nothing.
-        devices_per_machine: Integer that divides `devices`, for the
-            hierarchical all-reduce. Defaults to `None`, one ring.
+        devices_per_machine: Integer that divides `devices`: only what goes to
+            other machines, in a hierarchical all-reduce, is counted. Defaults
+            to `None`, all of it.
 
     Raises:
         ValueError: If a number of devices is out of its range.
     """
-    group = devices_per_machine or devices
+    group = 1 if devices_per_machine is None else devices_per_machine
     if devices < 1 or group < 1 or devices % group:
         raise ValueError(
             "There must be at least one device, and each machine must have as "
@@ -117,12 +119,7 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
             f"{devices_per_machine}"
         )
     machines = devices // group
-    inside = _ring(gradient_bytes, group)
-    return inside + _ring(gradient_bytes / group, machines)
-
-
-def _ring(size, members):
-    return 2 * size * (members - 1) / members
+    return 2 * (gradient_bytes / group) * (machines - 1) / machines
 
 
 def _item_bytes(dtype):

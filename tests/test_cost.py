@@ -6,7 +6,13 @@ import pytest
 from keras import layers
 
 from keras_prunetrain import models
-from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.cost import (
+    Cost,
+    communication_bytes,
+    gradient_bytes,
+    model_cost,
+    variable_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -231,3 +237,34 @@ def test_models_without_a_graph_are_refused():
     for model in (Subclassed(), keras.Sequential([layers.Dense(1)])):
         with pytest.raises(ValueError, match="only functional and built"):
             model_cost(model)
+
+
+def test_gradients_are_those_of_the_weights_that_train():
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)]
+    )
+    model.layers[1].trainable = False
+    assert gradient_bytes(model) == 4 * (8 * 4 + 4)
+    assert variable_bytes(model.weights) == 4 * (8 * 4 + 4 + 4 * 2 + 2)
+
+
+def test_a_ring_sends_each_part_to_all_others_twice():
+    # By hand, 4 devices: 3 parts of a quarter to add up, 3 to share the sums.
+    assert communication_bytes(400, 4) == (3 + 3) * 100
+    assert communication_bytes(400, 1) == 0
+
+
+def test_between_machines_goes_one_part_of_each_machines_sum():
+    # 2 machines of 4: each device exchanges a quarter with its counterpart.
+    assert communication_bytes(400, 8, devices_per_machine=4) == 2 * 100 / 2
+    assert communication_bytes(400, 8, devices_per_machine=8) == 0
+    # Inside a machine it is a ring of its own: together as much as one ring.
+    inside = communication_bytes(400, 4)
+    between = communication_bytes(400, 8, devices_per_machine=4)
+    assert inside + between == communication_bytes(400, 8)
+
+
+@pytest.mark.parametrize("arguments", [(0,), (4, 3), (4, 0)])
+def test_impossible_numbers_of_devices_are_refused(arguments):
+    with pytest.raises(ValueError, match="at least one device"):
+        communication_bytes(400, *arguments)

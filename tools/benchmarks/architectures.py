@@ -1,0 +1,59 @@
+"""The architectures that a recorded run went through, built once more."""
+
+import keras
+import numpy as np
+
+import keras_prunetrain as kpt
+from keras_prunetrain import models
+from keras_prunetrain.channels.numbering import number_channels
+
+SEED = 0
+
+
+def first_architecture(recipe):
+    keras.utils.set_random_seed(SEED)
+    model = getattr(models, recipe["network"])(
+        weight_decay=recipe["weight_decay"]
+    )
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=recipe["momentum"]),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def cut_like(report, model):
+    """Returns `model` after the reconfiguration that `report` describes."""
+    numbering = number_channels(model)
+    written = {
+        label.layer: label.numbers
+        for label in numbering.labels
+        if label.is_kernel and label.side == "out"
+    }
+    alive = np.zeros(numbering.size, bool)
+    alive[list(numbering.frozen)] = True
+    for layer, keep in report["keep"].items():
+        alive[written[layer][keep]] = True
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss)
+    for label in number_channels(twin).labels:
+        if label.is_kernel:
+            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+            kernel[~alive[label.numbers]] = 0.0
+            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+    smaller = kpt.reconfigure(twin)
+    found = {
+        layer.name: layer.kernel.shape[-1]
+        for layer in smaller.layers
+        if hasattr(layer, "kernel")
+    }
+    expected = {k: n for k, n in report["channels_after"].items() if n}
+    if found != expected:
+        raise ValueError(
+            f"The records do not describe this cut: expected {expected}, "
+            f"got {found}."
+        )
+    return smaller
