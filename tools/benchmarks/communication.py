@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags
+from absl import app
 from architectures import SEED, cut_like, first_architecture
 
 import keras_prunetrain as kpt
@@ -23,11 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from apps.environment import ROOT, environment  # noqa: E402
 
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    str(ROOT / "tools" / "results" / "communication.json"),
-    "File to write the result to.",
-)
+OUTPUT = ROOT / "tools" / "results" / "communication.json"
 
 DEVICES = (16, 32, 64, 128, 256)
 DEVICES_PER_MACHINE = 4
@@ -38,7 +34,7 @@ EXAMPLES = 50_000
 def main(argv):
     runs = [of_run(pathlib.Path(path)) for path in argv[1:]]
     record = environment([SEED]) | {"runs": runs}
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(record, indent=1) + "\n")
+    OUTPUT.write_text(json.dumps(record, indent=1) + "\n")
     for run in runs:
         print(json.dumps({k: v for k, v in run.items() if k != "devices"}))
         for row in run["devices"]:

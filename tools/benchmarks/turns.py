@@ -16,7 +16,7 @@ STEPS = 10  # Per turn.
 WARM_UP = 2  # Turns that are not counted: tracing, calibration, caches.
 
 
-def in_turns(models, turns, seed, callbacks=None):
+def in_turns(models, turns, seed, callbacks=None, batch_sizes=None):
     """Returns the seconds per step of each model at each of its turns.
 
     Args:
@@ -24,6 +24,8 @@ def in_turns(models, turns, seed, callbacks=None):
         turns: Turns that are counted, for each model.
         seed: Of the images, noise, and labels: one batch, always the same.
         callbacks: List, for each model, of a list of callbacks. Optional.
+        batch_sizes: List, for each model, of the images in a step. Defaults to
+            128 for all.
 
     Returns:
         List, for each model, of `turns` floats.
@@ -37,10 +39,14 @@ def in_turns(models, turns, seed, callbacks=None):
     ]
     threads = [
         threading.Thread(
-            target=_fit, args=(model, [*extra, clock], turns, seed)
+            target=_fit, args=(model, [*extra, clock], turns, seed, size)
         )
-        for model, extra, clock in zip(
-            models, callbacks or [[]] * len(models), clocks, strict=True
+        for model, extra, clock, size in zip(
+            models,
+            callbacks or [[]] * len(models),
+            clocks,
+            batch_sizes or [BATCH_SIZE] * len(models),
+            strict=True,
         )
     ]
     for thread in threads:
@@ -71,11 +77,11 @@ class _TakesTurns(keras.callbacks.Callback):
         self._next_turn.release()
 
 
-def _fit(model, callbacks, turns, seed):
+def _fit(model, callbacks, turns, seed, batch_size):
     rng = np.random.default_rng(seed)
-    shape = (BATCH_SIZE, *model.input_shape[1:])
+    shape = (batch_size, *model.input_shape[1:])
     images = rng.normal(size=shape).astype("float32")
-    labels = rng.integers(0, model.output_shape[-1], BATCH_SIZE)
+    labels = rng.integers(0, model.output_shape[-1], batch_size)
     options = tf.data.Options()
     # Its tuner holds up the end of an epoch; see apps/data.py.
     options.autotune.enabled = False
