@@ -77,9 +77,7 @@ def train(recipe, data, workdir, strategy=None):
         What `result.json` holds, a dict.
     """
     workdir = pathlib.Path(workdir)
-    resolver = strategy and strategy.cluster_resolver
-    if resolver and resolver.task_id:
-        workdir /= f"worker{resolver.task_id}"
+    workdir /= _own_folder(strategy)
     workdir.mkdir(parents=True, exist_ok=True)
     keras.config.set_dtype_policy(recipe.dtype_policy)
     keras.utils.set_random_seed(recipe.seed)
@@ -119,6 +117,17 @@ def train(recipe, data, workdir, strategy=None):
     result = recorder.result(model)
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _own_folder(strategy):
+    """Returns the folder of this worker: none of its own for the first."""
+    resolver = strategy and strategy.cluster_resolver
+    if not resolver or not resolver.cluster_spec().jobs:
+        return ""
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    first = ("chief" if has_chief else "worker", 0)
+    this = resolver.task_type, resolver.task_id
+    return "" if this == first else f"{this[0]}{this[1]}"
 
 
 def _compiled_model(recipe, data):

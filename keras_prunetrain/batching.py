@@ -3,14 +3,23 @@
 import math
 import numbers
 import threading
-
-from keras import ops
+import weakref
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.cost import gradient_bytes, model_cost, variable_bytes
 from keras_prunetrain.distribution import replica_count
 
+# What an iteration really takes, over what is counted: 1.14 at most as measured
+# (tools/benchmarks/memory.py), and something to spare.
+_OVERHEAD = 1.25
 _SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
+
+
+_OTHER_DATA = (
+    "`fit` does not train on a data set of this DynamicBatch: hand it "
+    "`batch(train)`, with `train` an unbatched `tf.data.Dataset`, or "
+    "`batch.arrays(images, labels)`, and no `steps_per_epoch`."
+)
 
 
 class DynamicBatch:
@@ -98,16 +107,22 @@ class DynamicBatch:
         self.size = initial
         self.examples = None
         self._steps_of_data = None
+        self._model = None
         self._budget = None
         self._variable = None
         # (update, how many of the initial size it comes to), at the last growth
         self._since = (0, 0)
 
     def __repr__(self):
-        names = "initial", "granularity", "memory_budget", "maximum", "size"
+        names = (
+            *("initial", "granularity", "memory_budget", "maximum"),
+            *("size", "examples"),
+        )
         values = [f"{name}={getattr(self, name)!r}" for name in names]
         # A function without its address, which differs between processes.
-        scaling = getattr(self.scaling, "__qualname__", self.scaling)
+        scaling = self.scaling
+        if callable(scaling):
+            scaling = getattr(scaling, "__qualname__", type(scaling).__name__)
         return f"DynamicBatch({', '.join(values)}, scaling={scaling!r})"
 
     @property
@@ -125,7 +140,7 @@ class DynamicBatch:
 
         Args:
             iterations: Integer, or integer tensor. The optimizer's, at least
-                that of the last growth.
+                as many as at the last growth.
         """
         update, initial_updates = self._since
         since = (iterations - update) * self.size // self.initial
@@ -235,19 +250,16 @@ class DynamicBatch:
             )
         if self.examples is None or steps != self._steps_of_data:
             raise ValueError(
-                "`fit` does not train on a data set of this DynamicBatch: hand "
-                "it `batch(train)`, with `train` an unbatched "
-                "`tf.data.Dataset`, or `batch.arrays(images, labels)`, and no "
-                f"`steps_per_epoch`. Received: {steps} steps per epoch, "
-                f"expected {self._steps_of_data}"
+                f"{_OTHER_DATA} Received: {steps} steps per epoch, expected "
+                f"{self._steps_of_data}"
             )
         if self._leaves_a_replica_empty(self.size, replicas):
             raise ValueError(
                 f"The last batch of an epoch has {self.examples % self.size} "
-                f"examples for {replicas} replicas, and layers fail on none at "
-                "all. Choose another `initial`, or leave out examples with "
-                f"`train.take(n)`. Received: batches of {self.size} for "
-                f"{self.examples} examples"
+                f"examples for {replicas} replicas, one of which would get "
+                "none, and layers fail on that. Choose another `initial`, or "
+                "leave out examples with `train.take(n)`. Received: batches "
+                f"of {self.size} for {self.examples} examples"
             )
         if model.steps_per_execution > 1:
             raise ValueError(
@@ -256,8 +268,32 @@ class DynamicBatch:
                 "`steps_per_execution=1`. Received: steps_per_execution="
                 f"{model.steps_per_execution}"
             )
-        if self._budget is None:
+        if not model.optimizer.built:  # Its slots take memory, too.
+            with keras_internals.strategy_scope(model):
+                model.optimizer.build(model.trainable_variables)
+        if self._model is None:
+            self._model = weakref.ref(model)
             self._budget = self._budget_for(model, replicas)
+        elif self._model() is not model:
+            raise ValueError(
+                "This DynamicBatch has been grown with another model. Make a "
+                f"new one for '{model.name}'. Received: {self}"
+            )
+        updates = keras_internals.update_count(model.optimizer)
+        if updates < self._since[0]:  # Compiled anew.
+            self._since = (updates, 0)
+
+    def check_first_step(self, examples):
+        """Raises a `ValueError` unless the first step saw so many `examples`.
+
+        Data of the same number of steps may be another's.
+        """
+        expected = min(self.size, self.examples)
+        if examples != expected:
+            raise ValueError(
+                f"{_OTHER_DATA} Received: {examples} examples in the first "
+                f"step, expected {expected}"
+            )
 
     def grow(self, model):
         """Enlarges the batch to what the memory allows; never makes it smaller.
@@ -277,21 +313,23 @@ class DynamicBatch:
         while size > 0 and self._leaves_a_replica_empty(size, replicas):
             size -= step
         if size > self.size:
-            update = int(ops.convert_to_numpy(model.optimizer.iterations))
+            update = keras_internals.update_count(model.optimizer)
             self._since = (update, self.initial_updates(update))
             self.size = size
             self._variable.assign(size)
         return self.size
 
     def _leaves_a_replica_empty(self, size, replicas):
-        return 0 < self.examples % size < replicas
+        # TensorFlow cuts the rest into parts of as many as it can.
+        rest = self.examples % size
+        return 0 < rest <= math.ceil(rest / replicas) * (replicas - 1)
 
     def _budget_for(self, model, replicas):
         if self.memory_budget is None:
             return training_bytes(model, self.initial // replicas)
         budget = self.memory_budget
         if budget == "device":
-            budget = keras_internals.device_bytes()
+            budget = keras_internals.device_bytes() / _OVERHEAD
         least = training_bytes(model, 1)
         if budget < least:
             raise ValueError(

@@ -7,6 +7,7 @@ tests of this module fail when a new Keras moves one of them.
 import contextlib
 import importlib
 import os
+import pathlib
 import re
 import sys
 from typing import Any, NamedTuple
@@ -153,7 +154,17 @@ def repair_distributed_fit():
     and `reduce_per_replica` takes the first axis of results that have none.
     Both are replaced by what does the same where Keras's own works.
     """
+    if keras.backend.backend() != "tensorflow":
+        return
     trainer = importlib.import_module("keras.src.backend.tensorflow.trainer")
+    if not all(
+        hasattr(owner, name)
+        for owner, name in (
+            (trainer, "reduce_per_replica"),
+            (trainer.TensorFlowTrainer, "_maybe_symbolic_build"),
+        )
+    ):
+        return  # A Keras that does it in another way, and maybe right.
     if getattr(trainer, "_repaired_by_keras_prunetrain", False):
         return
     trainer._repaired_by_keras_prunetrain = True
@@ -371,12 +382,21 @@ def scale_learning_rate(optimizer, ratio, count):
     Args:
         optimizer: An optimizer; those that it wraps are scaled, too.
         ratio: Float.
-        count: Function of `optimizer.iterations` that returns the step at which
-            a `LearningRateSchedule` is read.
+        count: Function of `update_count` (a tensor) that returns the step at
+            which a `LearningRateSchedule` is read.
     """
     restore_learning_rate(optimizer)
     for inner in _leaf_optimizers(optimizer):
         _scale_one(inner, ratio, count)
+
+
+def update_count(optimizer):
+    """Returns the step at which `optimizer` reads a schedule, an integer.
+
+    `Optimizer.iterations` leaves out the steps that only accumulate gradients.
+    """
+    inner = _leaf_optimizers(optimizer)[0]
+    return int(keras.ops.convert_to_numpy(inner._iterations))
 
 
 def restore_learning_rate(optimizer):
@@ -402,7 +422,8 @@ def _scale_one(optimizer, ratio, count):
     def scaled_rate():
         rate = optimizer._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            rate = rate(count(optimizer.iterations))
+            # As Keras does: accumulated gradients count as updates here.
+            rate = rate(count(optimizer._iterations))
         else:
             rate = read()
         return rate * ratio if applying else rate
@@ -495,6 +516,9 @@ def device_bytes():
     if limits:
         return min(limits)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # "max", or no such limit.
+        limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text()
+        total = min(total, int(limit))
     return total // len(tf.config.list_logical_devices("CPU"))
 
 

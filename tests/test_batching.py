@@ -57,8 +57,9 @@ def test_a_budget_in_bytes_counts_instead():
 
 
 def test_the_memory_of_the_device_is_a_budget():
-    batch = begun(DynamicBatch(8, memory_budget="device"), examples=200)
-    assert batch.grow(model_of(16)) == 192
+    model = model_of(16)
+    batch = begun(DynamicBatch(8, memory_budget="device"), model, examples=200)
+    assert batch.grow(model) == 192
 
 
 def test_it_never_gets_smaller():
@@ -92,6 +93,10 @@ def test_updates_count_in_updates_of_the_initial_size():
     model.optimizer.iterations.assign(10)
     batch.grow(model)
     assert [batch.initial_updates(n) for n in (10, 11, 20)] == [10, 13, 40]
+    batch.maximum = 192  # It grows once more, twice as large.
+    model.optimizer.iterations.assign(20)
+    batch.grow(model)
+    assert [batch.initial_updates(n) for n in (20, 21)] == [40, 46]
 
 
 def test_arrays_become_a_data_set_with_each_row_once():
@@ -168,6 +173,40 @@ def test_other_data_than_its_own_is_refused():
     batch(tf.data.Dataset.range(100))
     with pytest.raises(ValueError, match="Received: 10 steps .* expected 25"):
         batch.begin(model_of(16), 10)
+
+
+@pytest.mark.parametrize(
+    ("rest", "replicas", "empty"),
+    # The parts that TensorFlow makes: [2, 2, 1, 0], [2, 2, 2, 0], ...
+    [(5, 4, True), (6, 4, True), (7, 4, False), (8, 4, False), (0, 4, False)]
+    + [(9, 8, True), (1, 2, True), (2, 2, False), (3, 2, False), (4, 1, False)],
+)
+def test_it_knows_when_a_replica_gets_nothing(rest, replicas, empty):
+    parts = tf.data.Dataset.range(rest + 16).batch(16).skip(1)
+    batch = DynamicBatch(16)
+    batch(tf.data.Dataset.range(16 + rest))
+    assert batch._leaves_a_replica_empty(16, replicas) == empty
+    if rest:
+        size = -(-rest // replicas)
+        (rows,) = parts
+        cut = [rows[i * size : (i + 1) * size] for i in range(replicas)]
+        assert any(len(part) == 0 for part in cut) == empty
+
+
+def test_it_is_for_one_model():
+    batch = begun(DynamicBatch(4))
+    with pytest.raises(ValueError, match="grown with another model"):
+        batch.begin(model_of(16), batch.steps)
+
+
+def test_after_compiling_anew_updates_count_from_the_start():
+    model = model_of(16)
+    model.optimizer.iterations.assign(10)
+    batch = begun(DynamicBatch(32, maximum=96, memory_budget=2**30), model)
+    batch.grow(model)
+    model.compile("sgd", "mse")
+    batch.begin(model, batch._steps_of_data)
+    assert [batch.initial_updates(n) for n in (0, 1)] == [0, 3]
 
 
 def test_several_steps_per_execution_are_refused():

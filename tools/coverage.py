@@ -339,6 +339,9 @@ def main(tasks, chosen):
             rows[row["model"]] = row
     for name, row in rows.items():
         row.pop("error", None)
+        if "check" in tasks:  # Nothing of an older check stays.
+            for key in row.keys() - {"model", "seconds"}:
+                del row[key]
         for task in tasks:
             row.update(in_a_process(task, name))
         print(table([row]).splitlines()[-1], flush=True)

@@ -68,9 +68,11 @@ class PruneTrainCallback(keras.callbacks.Callback):
     examples. On several replicas, `communication_bytes` is what each of them
     sent in the epoch, in a ring all-reduce. With a `batch` there are
     `batch_size`, `memory_bytes` (see `training_bytes`; per replica) and
-    `learning_rate`, the one that the optimizer trained with last. (A
-    `LearningRateScheduler` behind this callback would write the unscaled one
-    over it.)
+    `learning_rate`, the one that the optimizer trained with last. (Callbacks
+    that log `optimizer.learning_rate`, `LearningRateScheduler` and
+    `ReduceLROnPlateau` behind this one and `TensorBoard`, show the unscaled
+    one. After a `fit` that broke off, the next one with this callback makes the
+    optimizer an ordinary one again.)
 
     Models nested in the caller's are rebuilt: `model.get_layer("encoder")` is
     another object after a reconfiguration.
@@ -179,6 +181,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._epoch = None
         self._reconfigured_after = None
         self._awaits_first_step = False
+        # Of a `fit` that broke off.
+        keras_internals.restore_learning_rate(self.model.optimizer)
         self._replicas = replica_count(self.model)
         check_agreement(self.model, self._description())
         if self.batch is not None:
@@ -194,6 +198,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
         parts += [f"reconfigure={arguments}", f"batch={self.batch}"]
         parts += [f"{name}={self.params[name]}" for name in ("epochs", "steps")]
         shapes = [tuple(w.shape) for w in self.model.weights]
+        optimizer = self.model.optimizer
+        parts += [type(optimizer).__name__, str(learning_rate(optimizer))]
         return ", ".join([*parts, f"weights of shapes {shapes}"])
 
     def _begin_lasso(self, numbering, skipped):
@@ -248,9 +254,14 @@ class PruneTrainCallback(keras.callbacks.Callback):
             self.reports[-1].first_step_seconds = seconds
         # At each batch: whoever calls `evaluate` resets the metric.
         self._count_examples(batch)
+        if self.batch is not None and batch == 0 and self._examples is not None:
+            self.batch.check_first_step(self._examples)
         if self._norms is not None:
             self._calibrate(logs or {})
             self._norms = None
+        # Callbacks change it at the end of the epoch.
+        if batch + 1 == self.params.get("steps"):
+            self._rate = learning_rate(self.model.optimizer)
         # `fit` goes on until the number of steps that it began with.
         last = self.batch is not None and batch + 1 >= self.batch.steps
         if last and not self.model.stop_training:
@@ -299,6 +310,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         self._examples = None
+        self._rate = None
         if self.batch is not None:
             self._announce_steps(self.batch.steps)
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
@@ -337,10 +349,19 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 self.model, self.batch.size // self._replicas
             ),
         }
-        rate = learning_rate(self.model.optimizer)
+        rate = self._trained_rate()
         if rate is not None:
-            logs["learning_rate"] = rate * self.batch.learning_rate_ratio
+            logs["learning_rate"] = rate
         return logs
+
+    def _trained_rate(self):
+        """Returns the learning rate of the last step; `None` if several."""
+        rate = self._rate
+        if rate is None:
+            rate = learning_rate(self.model.optimizer)
+        if rate is None or self.batch is None:
+            return rate
+        return rate * self.batch.learning_rate_ratio
 
     def _communication_logs(self):
         if self._replicas == 1:
@@ -424,8 +445,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
             epoch=self._epoch,
             loss=loss,
             costs=(self._cost, cost),
-            batch=self.batch,
-            batch_size=self._batch_size,
+            rate=self._trained_rate(),
+            batch_size=self.batch.size if self.batch else self._batch_size,
         )
         keras_internals.take_over(self.model, smaller)
         self._size = int(plan.alive.sum())

@@ -77,7 +77,7 @@ class Reconfiguration:
         return text
 
 
-def record_of(plan, model, *, epoch, loss, costs, batch, batch_size):
+def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
     """Returns the `Reconfiguration` that `plan` is about to do to `model`.
 
     Args:
@@ -86,7 +86,7 @@ def record_of(plan, model, *, epoch, loss, costs, batch, batch_size):
         epoch: Integer, from 0.
         loss: Float. Mean loss of the epoch, all penalties included.
         costs: `Cost` before and after, or `None`s.
-        batch: The `DynamicBatch`, or `None`.
+        rate: Float or `None`. The learning rate of the last step.
         batch_size: Integer or `None`.
     """
     rows = report_of(plan)
@@ -101,9 +101,6 @@ def record_of(plan, model, *, epoch, loss, costs, batch, batch_size):
     before, after = (
         cost and dataclasses.replace(cost, per_layer={}) for cost in costs
     )
-    rate = learning_rate(model.optimizer)
-    if rate is not None and batch is not None:
-        rate *= batch.learning_rate_ratio
     return Reconfiguration(
         epoch=epoch,
         channels_before={row.layer: row.channels for row in rows},

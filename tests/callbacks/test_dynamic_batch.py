@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_prunetrain import DynamicBatch, PruneTrainCallback
+from keras_prunetrain import (
+    DynamicBatch,
+    PruneTrainCallback,
+    training_bytes,
+)
 from tests.callbacks.fits import Kill, examples, network
 
 COUNT = 41  # No batch size divides it.
@@ -165,6 +169,87 @@ def test_the_logs_show_the_rate_that_was_trained_with():
     assert pruning.reports[0].learning_rate == pytest.approx(0.05)
 
 
+def test_the_logs_show_the_rate_before_a_callback_reduced_it():
+    _, pruning, _, history = fit(
+        grower(),
+        callbacks=[
+            keras.callbacks.ReduceLROnPlateau(
+                "loss", factor=0.5, patience=1, min_delta=1e9
+            )
+        ],
+    )
+    expected = [0.05, 0.05, 4 * 0.025, 4 * 0.0125]
+    np.testing.assert_allclose(history["learning_rate"], expected)
+    assert pruning.reports[0].learning_rate == pytest.approx(0.05)
+
+
+def test_reports_of_two_growths_name_the_sizes_before_and_after():
+    batch = DynamicBatch(4, 4, memory_budget=2**30, maximum=8)
+
+    class Allow(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            batch.maximum = 8 if epoch < 2 else 16
+
+    _, pruning, _, _ = fit(
+        batch, callbacks=[Kill({2: {"stage": [1]}}), Allow()], epochs=4
+    )
+    sizes = [(r.batch_size, r.batch_size_after) for r in pruning.reports]
+    assert sizes == [(4, 8), (8, 16)]
+
+
+def test_the_first_budget_holds_the_slots_of_an_optimizer_that_is_not_built():
+    model = network(compiled={"optimizer": "adam"})
+    assert not model.optimizer.built
+    batch = DynamicBatch(4)
+    data = batch.arrays(*examples(COUNT))
+    model.fit(
+        data,
+        verbose=0,
+        shuffle=False,
+        callbacks=[PruneTrainCallback(batch=batch)],
+    )
+    assert batch._budget == training_bytes(model, 4)
+
+
+def test_after_a_fit_that_broke_off_the_next_one_is_not_scaled_twice():
+    batch = grower()
+
+    class BreakOff(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    model = network()
+    callbacks = [
+        Kill({1: {"inner": [0]}}),
+        PruneTrainCallback(batch=batch, interval=1),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            batch.arrays(*examples(COUNT)),
+            epochs=4,
+            verbose=0,
+            shuffle=False,
+            callbacks=[*callbacks, BreakOff()],
+        )
+    model.fit(*examples(COUNT), verbose=0, callbacks=[PruneTrainCallback()])
+    assert "apply" not in vars(model.optimizer)
+
+
+def test_accumulated_gradients_do_not_stretch_a_schedule():
+    border = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [GROWN_AT + 11], [RATE, RATE / 10]
+    )
+    Probe.rates = []
+    fit(
+        grower(),
+        compiled={"optimizer": Probe(border, gradient_accumulation_steps=2)},
+    )
+    # Half of the 28 updates; at the 25th, the schedule is behind its border.
+    np.testing.assert_allclose(Probe.rates[:11], RATE)
+    np.testing.assert_allclose(Probe.rates[-1], 4 * RATE / 10, atol=1e-6)
+
+
 def test_after_fit_the_optimizer_is_an_ordinary_one():
     model, *_ = fit(grower())
     assert float(model.optimizer.learning_rate) == pytest.approx(0.05)
@@ -284,6 +369,32 @@ def test_data_of_another_batch_is_refused_before_the_first_step():
         )
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_other_data_of_as_many_steps_is_noticed_at_the_first():
+    batch = grower()
+    batch.arrays(*examples(COUNT))
+    other = tf.data.Dataset.from_tensor_slices(examples(COUNT - 11)).batch(3)
+    other = other.concatenate(other.take(1))  # 11 steps, too.
+    with pytest.raises(ValueError, match="3 examples in the first step"):
+        network().fit(
+            other,
+            verbose=0,
+            shuffle=False,
+            callbacks=[PruneTrainCallback(batch=batch)],
+        )
+
+
+def test_a_callback_that_stops_at_the_last_step_stops_the_training():
+    batch = grower()
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            if step + 1 == batch.steps:
+                self.model.stop_training = True
+
+    _, _, watch, _ = fit(batch, callbacks=[Stop()])
+    assert watch.steps == [11]
 
 
 def test_a_number_is_no_batch():

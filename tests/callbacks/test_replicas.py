@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_prunetrain import DynamicBatch, PruneTrainCallback
+from keras_prunetrain import (
+    DynamicBatch,
+    PruneTrainCallback,
+    training_bytes,
+)
 from tests.callbacks.fits import Kill, examples, network, widths
 
 DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
@@ -101,6 +105,17 @@ def test_replicas_that_do_not_divide_the_batch_are_refused(strategy):
 def test_a_last_batch_that_leaves_a_replica_empty_is_refused(strategy):
     with pytest.raises(ValueError, match="has 1 examples for 2 replicas"):
         train(strategy, batch=DynamicBatch(8), count=41)
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_the_memory_is_that_of_each_replica(strategy):
+    with strategy.scope():
+        model = network()
+        model.optimizer.build(model.trainable_variables)
+    batch = DynamicBatch(4, 4, memory_budget=training_bytes(model, 10))
+    batch(tf.data.Dataset.range(100))
+    batch.begin(model, batch.steps)
+    assert batch.grow(model) == 2 * 8
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
