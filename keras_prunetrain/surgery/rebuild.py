@@ -212,8 +212,6 @@ class _Builder:
                 # Of lambdas that could not be loaded. Nothing is saved here.
                 warnings.simplefilter("ignore")
                 config = layer.get_config()
-            if "dtype" in config:  # Some write only that of their variables.
-                config["dtype"] = layer.dtype_policy
             if rule is not None:
                 self._cut_config(config, layer, rule, key)
             if isinstance(layer, keras.layers.Wrapper) and not (
@@ -231,6 +229,10 @@ class _Builder:
                 f"`get_config` of {type(layer).__name__} returns all that its "
                 f"`__init__` takes. Keras says: {error}"
             ) from error
+        # `SpatialDropout2D` writes only the dtype of its variables.
+        policy = getattr(layer, "dtype_policy", None)
+        if policy is not None and clone.dtype_policy != policy:
+            clone.dtype_policy = policy
         # The objects themselves: a lasso's factor is not to be held twice.
         for name, value in vars(layer).items():
             if isinstance(value, keras.regularizers.Regularizer):
