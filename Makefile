@@ -2,7 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup train test lint bench fuzz coverage
+.PHONY: help setup train test test-of-fit test-of-the-rest lint bench fuzz
+.PHONY: coverage
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
@@ -24,8 +25,15 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python -m apps.quickstart
 
+# Two halves of about the same length: most of a test is done on one core.
 test: setup
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs=2 test-of-fit test-of-the-rest
+
+test-of-fit: setup
+	$(BIN)/python -m pytest tests/apps tests/callbacks
+
+test-of-the-rest: setup
+	$(BIN)/python -m pytest --ignore=tests/apps --ignore=tests/callbacks
 
 lint: setup
 	$(BIN)/ruff format --check .
