@@ -13,6 +13,7 @@ import sys
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 
 class Call(NamedTuple):
@@ -368,6 +369,52 @@ def copy_optimizer(optimizer):
     finally:
         if is_object:
             vars(optimizer)["_learning_rate"] = rate
+
+
+class Unfilled(keras.initializers.Zeros):
+    """Takes memory for a variable that is going to be assigned, not more.
+
+    Writing zeros into it takes a large model as long as its values.
+    """
+
+    def __call__(self, shape, dtype=None):
+        if keras.config.backend() != "tensorflow":
+            return super().__call__(shape, dtype)
+        import tensorflow as tf
+
+        # As an array: a tuple takes TensorFlow three times as long.
+        shape = np.array(shape, "int32")
+        return tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype))
+
+
+@contextlib.contextmanager
+def unfilled_slots(optimizer):
+    """Lets `optimizer` and those in it make slots that are `Unfilled`.
+
+    Which initializer a slot gets is written in `Optimizer.build`; all of them
+    make it by `Optimizer.add_variable`.
+    """
+    optimizers = [optimizer, *_wrapped_optimizers(optimizer)]
+    for one in optimizers:
+        vars(one)["add_variable"] = _without_initializer(one.add_variable)
+    try:
+        yield
+    finally:
+        for one in optimizers:
+            del vars(one)["add_variable"]
+
+
+def _without_initializer(add_variable):
+    def add_unfilled(shape, initializer="zeros", **kwargs):
+        return add_variable(shape, initializer=Unfilled(), **kwargs)
+
+    return add_unfilled
+
+
+def _wrapped_optimizers(optimizer):
+    for inner in inner_optimizers(optimizer).values():
+        yield inner
+        yield from _wrapped_optimizers(inner)
 
 
 def scale_learning_rate(optimizer, ratio, count):

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_prunetrain import keras_internals
+
 TINY = 1e-6  # Below the default threshold, and yet not zero.
 
 
@@ -606,6 +608,52 @@ def passing():
     )
 
 
+def augmenting():
+    """Random transforms of all channels alike, and pooling to a given size."""
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 4, "stem")
+    dtype = keras.config.floatx()  # TensorFlow shifts no bfloat16 backwards.
+    for layer in (
+        layers.RandomFlip(seed=1),
+        layers.RandomTranslation(0.2, 0.2, seed=2, dtype=dtype),
+        layers.RandomCrop(5, 5, seed=3),
+    ):
+        x = layer(x)
+    x = layers.AdaptiveMaxPooling2D(4)(conv(x, 5, "a", activation="tanh"))
+    x = layers.AdaptiveAveragePooling2D(2)(x)
+    return Network(
+        keras.Model(image, head(x)),
+        writes={"stem": [0, 2], "a": [4]},
+        reads={"a": [0, 2], "logits": [4]},
+        carries={},
+    )
+
+
+def applying():
+    """The layers that `keras.applications` defines for itself."""
+    layer_scale, depth, scale = (
+        keras_internals.application_layer(*name)
+        for name in (
+            ("convnext", "LayerScale"),
+            ("convnext", "StochasticDepth"),
+            ("inception_resnet_v2", "CustomScaleLayer"),
+        )
+    )
+    image = keras.Input((6, 6, 2))
+    x = conv(image, 4, "stem")
+    branch = layer_scale(0.5, 4, name="gamma")(conv(x, 4, "a"))
+    # In training it multiplies by float32, whatever the policy.
+    x = layers.Add()([x, depth(0.0, dtype=keras.config.floatx())(branch)])
+    x = scale(0.5)([x, conv(x, 4, "b")])
+    names = ["stem", "a", "b"]
+    return Network(
+        keras.Model(image, head(layers.ReLU()(x))),
+        writes=dict.fromkeys(names, [1, 3]),
+        reads=dict.fromkeys(["a", "b", "logits"], [1, 3]),
+        carries={"gamma": [1, 3]},
+    )
+
+
 def joining():
     """Every way in which two tensors become one of the same channels."""
     image = keras.Input((6, 6, 2))
@@ -632,6 +680,8 @@ ALL = [
     lines,
     volumes,
     passing,
+    augmenting,
+    applying,
     joining,
     wrapped,
     depthwise,

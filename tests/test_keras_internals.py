@@ -177,6 +177,39 @@ def test_a_copied_optimizer_has_the_settings_and_no_slots():
         assert (copy._learning_rate is schedule) == (rate is schedule)
 
 
+def test_slots_are_made_without_values_and_an_optimizer_stays_as_it_was():
+    inner = keras.optimizers.Ftrl(0.1)  # Its accumulators begin at 0.1.
+    optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    attributes = set(vars(inner)), set(vars(optimizer))
+    weight = keras.Variable([[1.0, 2.0]], name="kernel")
+    made = []
+
+    class Recorded(keras_internals.Unfilled):
+        def __call__(self, shape, dtype=None):
+            made.append(tuple(shape))
+            return super().__call__(shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_internals, "Unfilled", Recorded)
+        with keras_internals.unfilled_slots(optimizer):
+            optimizer.build([weight])
+
+    assert made.count((1, 2)) == 2
+    assert inner.variables[-1].shape == (1, 2)
+    assert "add_variable" not in vars(inner) | vars(optimizer)
+    assert attributes[1] <= set(vars(optimizer))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32"])
+def test_an_unfilled_variable_has_its_shape_and_dtype(dtype):
+    for shape in ((), (2, 3)):
+        variable = keras.Variable(
+            keras_internals.Unfilled(), shape=shape, dtype=dtype
+        )
+        assert variable.shape == shape
+        assert variable.dtype == dtype
+
+
 def test_an_optimizers_variables_are_found_by_what_they_are():
     weights = [keras.Variable(np.ones(n)) for n in (2, 3)]
     optimizer = keras.optimizers.SGD(

@@ -154,10 +154,11 @@ def _vector_in(walk, moved, shape):
         vector = rows.max(axis=0, initial=0)
         if shape[axis] is None or not vector.all():
             continue
+        if len(np.unique(vector)) <= most:  # Ties leave no more than that.
+            continue
+        differ = (rows > 0) & (rows != vector)
         ties = [
-            (vector[row > 0] - 1, row[row > 0] - 1)
-            for row in rows
-            if (row[row > 0] != vector[row > 0]).any()
+            (np.broadcast_to(vector, rows.shape)[differ] - 1, rows[differ] - 1)
         ]
         left = len(np.unique(merge(walk.count, ties)[vector - 1]))
         if left > most:

@@ -185,9 +185,11 @@ def slice_magnitudes(label):
 
     Shape `(channels,)`, one for each index of the labelled axis.
     """
-    weight = np.abs(ops.convert_to_numpy(label.weight))
+    # Of the tensor: TensorFlow would copy a variable twice.
+    weight = ops.convert_to_numpy(ops.convert_to_tensor(label.weight))
     others = tuple(i for i in range(weight.ndim) if i != label.axis)
-    return weight.max(axis=others)
+    # Without a third copy for the absolute values.
+    return np.maximum(weight.max(axis=others), -weight.min(axis=others))
 
 
 def _written(numbering, removed=()):

@@ -237,11 +237,11 @@ class _Builder:
         for name, value in vars(layer).items():
             if isinstance(value, keras.regularizers.Regularizer):
                 setattr(clone, name, value)
-        # No time for random weights that are then overwritten.
+        # No time for weights that are then overwritten.
         for name, value in list(vars(clone).items()):
             if isinstance(value, keras.initializers.Initializer):
                 self._initializers.append((clone, name, value))
-                setattr(clone, name, keras.initializers.Zeros())
+                setattr(clone, name, keras_internals.Unfilled())
         return clone
 
     def _cut_config(self, config, layer, rule, key):

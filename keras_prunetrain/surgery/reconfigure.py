@@ -72,9 +72,10 @@ def reconfigure(
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
     """
-    plan = plan_cut(
-        model, threshold, channel_multiple, min_channels, skip, fold
-    )
+    with _no_garbage_collection():
+        plan = plan_cut(
+            model, threshold, channel_multiple, min_channels, skip, fold
+        )
     return carry_out(model, plan)
 
 

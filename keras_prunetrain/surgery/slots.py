@@ -25,7 +25,9 @@ def carry_optimizer(optimizer, cuts):
         return copy
     by_old = {id(cut.old): cut for cut in cuts}
     updated = keras_internals.optimizer_variables(optimizer)[0]
-    copy.build([by_old[id(v)].new for v in updated if id(v) in by_old])
+    weights = [by_old[id(v)].new for v in updated if id(v) in by_old]
+    with keras_internals.unfilled_slots(copy):  # All are carried, or it raises.
+        copy.build(weights)
     carried = _carry(optimizer, copy, by_old)
     left = [v.path for v in copy.variables if id(v) not in carried]
     if left:
