@@ -2,6 +2,7 @@
 
 from keras_prunetrain import models
 from keras_prunetrain.batching import DynamicBatch, training_bytes
+from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.record import Reconfiguration
 from keras_prunetrain.channels.layer_rule import LayerRule
@@ -20,6 +21,7 @@ from keras_prunetrain.surgery.reconfigure import reconfigure
 
 __all__ = [
     "Cost",
+    "DensityLog",
     "DynamicBatch",
     "GroupLasso",
     "LayerRule",

@@ -78,6 +78,13 @@ def model_cost(model):
     return _total(model, tallies)
 
 
+def known_cost(model):
+    """Returns `model_cost(model)`, `None` if it takes images of any size."""
+    if any(None in x.shape[1:] for x in model.inputs):
+        return None
+    return model_cost(model)
+
+
 def gradient_bytes(model):
     """Returns the bytes of all gradients of `model`, one per trainable weight.
 

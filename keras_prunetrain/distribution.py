@@ -42,6 +42,15 @@ def replica_count(model):
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
+def is_first_worker(model):
+    """Whether this process is to write the files of a training of `model`."""
+    strategy = getattr(model, "distribute_strategy", None)
+    resolver = getattr(strategy, "cluster_resolver", None)
+    jobs = resolver.cluster_spec().jobs if resolver else ()
+    first = "chief" if "chief" in jobs else "worker"
+    return not jobs or (resolver.task_type, resolver.task_id) == (first, 0)
+
+
 def check_strategy(model):
     """Raises a `ValueError` if `model` is not of the strategy of this `fit`.
 

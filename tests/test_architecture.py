@@ -20,7 +20,8 @@ LAYERS = [  # A module may import only from the layers above its own.
     {"channels.liveness"},
     {"channels.picture", "channels.report", "surgery.rebuild"},
     {"surgery.slots"},
-    {"surgery.reconfigure", "callbacks.record"},
+    {"surgery.reconfigure", "callbacks.record", "callbacks.dashboard"},
+    {"callbacks.density_log"},
     {"callbacks.prune_train"},
     {""},
     # Docstrings only.
@@ -30,6 +31,8 @@ DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # Extras, imported where they are used.
 OPTIONAL = {
     "batching": {"tensorflow"},
+    "callbacks.dashboard": {"matplotlib", "tensorboard"},
+    "callbacks.density_log": {"tensorboard", "tensorflow"},
     "channels.picture": {"pydot"},
     "distribution": {"tensorflow"},
     "keras_internals": {"tensorflow"},

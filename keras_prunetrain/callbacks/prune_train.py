@@ -10,6 +10,7 @@ import keras
 
 from keras_prunetrain import calibration, keras_internals
 from keras_prunetrain.batching import DynamicBatch, training_bytes
+from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.record import learning_rate, record_of
 from keras_prunetrain.channels.liveness import (
     check_limits,
@@ -20,7 +21,7 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import (
     communication_bytes,
     gradient_bytes,
-    model_cost,
+    known_cost,
 )
 from keras_prunetrain.distribution import (
     average_statistics,
@@ -97,6 +98,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
             `channel_multiple`, `min_channels`, `skip`, `fold`.
         finetune_epochs: Integer. So many epochs at the end run without lasso
             (paper, table 1). Defaults to `0`.
+        log_dir: Path of a folder for TensorBoard; see `DensityLog`. Defaults to
+            `None`, no logs.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
@@ -125,6 +128,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         reconfigure=None,
         *,
         finetune_epochs=0,
+        log_dir=None,
     ):
         super().__init__()
         _check(penalty_ratio, interval, finetune_epochs)
@@ -139,6 +143,9 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self.threshold = threshold
         self.finetune_epochs = finetune_epochs
         self._arguments = _checked_arguments(threshold, reconfigure)
+        self._log = None if log_dir is None else DensityLog(log_dir)
+        if self._log is not None:
+            self._log.follow(self)
         self._forget()
 
     def _forget(self):
@@ -154,6 +161,15 @@ class PruneTrainCallback(keras.callbacks.Callback):
             self._forget()  # What was another model's: its factor, its size.
         super().set_model(model)
         self._siblings = keras_internals.sibling_callbacks()
+        self._tell_log("set_model", model)
+
+    def set_params(self, params):
+        super().set_params(params)
+        self._tell_log("set_params", params)
+
+    def _tell_log(self, hook, *arguments):
+        if self._log is not None:
+            getattr(self._log, hook)(*arguments)
 
     # The life of the lasso.
 
@@ -172,7 +188,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._keys_to_skip = tuple(skipped)
         # Better now than after ten epochs.
         check_reconfigurable(self.model, self._keys_to_skip)
-        self._cost = _cost(self.model)
+        self._cost = known_cost(self.model)
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
@@ -188,6 +204,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if self.batch is not None:
             self.batch.begin(self.model, self.params["steps"])
             self._scale_learning_rate()
+        self._tell_log("on_train_begin")
         self._begin_lasso(numbering, skipped)
 
     def _description(self):
@@ -316,9 +333,14 @@ class PruneTrainCallback(keras.callbacks.Callback):
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
         if finetuning and self._lasso_acts:
             self._end_lasso()
+        self._tell_log("on_epoch_begin", epoch)
 
     def on_test_begin(self, logs=None):
+        self._tell_log("on_test_begin")
         average_statistics(self.model)
+
+    def on_test_end(self, logs=None):
+        self._tell_log("on_test_end")
 
     def on_epoch_end(self, epoch, logs=None):
         average_statistics(self.model)
@@ -339,6 +361,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
             logs["density"] = self._size / self._first_size
             logs["training_flops"] = trained_flops
             logs.update(trained)
+        self._tell_log("on_epoch_end", epoch, logs)
 
     def _batch_logs(self):
         if self.batch is None:
@@ -406,6 +429,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
                 self.model.name,
                 self.threshold,
             )
+        self._tell_log("on_train_end")
 
     def _reconfigure(self, logs):
         started = time.perf_counter()
@@ -438,7 +462,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if plan.removes_nothing:
             return None
         smaller = carry_out(self.model, plan)
-        cost = _cost(smaller)
+        cost = known_cost(smaller)
         report = record_of(
             plan,
             self.model,
@@ -483,13 +507,6 @@ class PruneTrainCallback(keras.callbacks.Callback):
 # What `Model.stop_training` is at the end of an epoch that is shorter than the
 # first ones; true, and yet not what a callback sets that ends the training.
 _END_OF_EPOCH = "the end of the epoch"
-
-
-def _cost(model):
-    """Returns the `Cost` of `model`, `None` if it takes images of any size."""
-    if any(None in x.shape[1:] for x in model.inputs):
-        return None
-    return model_cost(model)
 
 
 def _check(penalty_ratio, interval, finetune_epochs):

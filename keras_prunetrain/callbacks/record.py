@@ -96,8 +96,6 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
         if label.is_kernel and label.side == "out"
     }
     keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
-    lasso = calibration.lasso_penalty(model)
-    others = calibration.weight_penalties(model) - lasso
     before, after = (
         cost and dataclasses.replace(cost, per_layer={}) for cost in costs
     )
@@ -118,8 +116,20 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
         batch_size=batch_size,
         batch_size_after=batch_size,
         learning_rate=rate,
-        penalty_ratio=lasso / (loss - others) if loss > others else 0.0,
+        penalty_ratio=penalty_share(model, loss),
     )
+
+
+def penalty_share(model, loss):
+    """Returns the share of the lasso in (task loss + lasso), a fraction.
+
+    Args:
+        model: The model, with a lasso or without.
+        loss: Float. Mean loss of the epoch, all penalties included.
+    """
+    lasso = calibration.lasso_penalty(model)
+    others = calibration.weight_penalties(model) - lasso
+    return lasso / (loss - others) if loss > others else 0.0
 
 
 def learning_rate(optimizer):

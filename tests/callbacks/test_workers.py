@@ -56,6 +56,8 @@ def test_workers_end_bitwise_equal_and_share_each_epoch(tmp_path):
     for text, code in results:
         assert code == 0, text[-3000:]
     weights = [np.load(tmp_path / f"worker{i}.npz") for i in range(2)]
+    assert (tmp_path / "logs0" / "density_log.json").exists()
+    assert not (tmp_path / "logs1").exists()
     assert set(weights[0]) == set(weights[1])
     for name, value in weights[0].items():
         np.testing.assert_array_equal(value, weights[1][name], err_msg=name)

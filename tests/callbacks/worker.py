@@ -57,7 +57,11 @@ def main(folder, interval, death=None):
     with strategy.scope():
         model = network(compiled={"run_eagerly": False}, dropout=0.0)
     batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
-    pruning = PruneTrainCallback(interval=int(interval), batch=batch)
+    pruning = PruneTrainCallback(
+        interval=int(interval),
+        batch=batch,
+        log_dir=pathlib.Path(folder) / f"logs{INDEX}",
+    )
     first = indices(batch)
     history = model.fit(
         batch.arrays(*examples(COUNT)),

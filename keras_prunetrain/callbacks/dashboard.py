@@ -1,0 +1,129 @@
+"""What TensorBoard shows: which curves belong together, and a heat map."""
+
+import itertools
+import re
+
+import numpy as np
+
+# More lines in one chart cannot be told apart.
+_LINES = 7
+
+
+def stages(numbering):
+    """Groups the layers with a kernel by the size of what they compute.
+
+    Args:
+        numbering: The `Numbering` of a model.
+
+    Returns:
+        Dict from a title (`"32x32"`; `"vectors"` for layers whose outputs have
+        no places) to a list of layers, in running order. A size that comes
+        again later in the model is a stage of its own: `"32x32 (2)"`.
+    """
+    groups = {}
+    written = {
+        label.layer: numbering.outputs[label.layer][0]
+        for label in numbering.labels
+        if label.is_kernel and label.side == "out"
+    }
+    for size, layers in itertools.groupby(
+        written, lambda layer: _size(written[layer])
+    ):
+        title, number = size, 1
+        while title in groups:
+            number += 1
+            title = f"{size} ({number})"
+        groups[title] = list(layers)
+    return groups
+
+
+def _size(channels):
+    places = [
+        size
+        for axis, size in enumerate(channels.shape)
+        if axis not in (0, channels.axis)
+    ]
+    return "x".join(str(size or "any") for size in places) or "vectors"
+
+
+def layout(groups):
+    """Returns the layout of TensorBoard's custom-scalars tab.
+
+    Args:
+        groups: As `stages` returns them.
+
+    Returns:
+        A `tensorboard.plugins.custom_scalar.layout_pb2.Layout`.
+    """
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    def chart(title, tags):
+        patterns = [f"^{re.escape(tag)}$" for tag in tags]
+        content = layout_pb2.MultilineChartContent(tag=patterns)
+        return layout_pb2.Chart(title=title, multiline=content)
+
+    layers = []
+    for title, names in groups.items():
+        parts = -(-len(names) // _LINES)
+        for number, part in enumerate(np.array_split(names, parts), start=1):
+            count = f", {number} of {parts}" if parts > 1 else ""
+            layers.append(
+                chart(
+                    f"Channels left / first, layers of {title}{count}",
+                    [f"channels/{name}" for name in part],
+                )
+            )
+    cost = [
+        ("Channels left / first, all layers", "density/model"),
+        ("Training FLOPs of an epoch / dense", "cost/relative_training_flops"),
+        ("Parameters", "cost/parameters"),
+        ("Seconds of an epoch", "time/epoch_seconds"),
+        ("Batch size", "training/batch_size"),
+        ("Learning rate", "training/learning_rate"),
+    ]
+    return layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title="What training costs",
+                chart=[chart(title, [tag]) for title, tag in cost],
+            ),
+            layout_pb2.Category(title="Channels by layer", chart=layers),
+        ]
+    )
+
+
+def heat_map(densities, names):
+    """Draws how many channels each layer has left, epoch by epoch.
+
+    Args:
+        densities: Array of fractions, shape `(epochs, layers)`.
+        names: The layers' names.
+
+    Returns:
+        `uint8` array, shape `(height, width, 3)`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    densities = np.asarray(densities)
+    epochs, layers = densities.shape
+    figure = Figure((8, 1.6 + 0.17 * layers), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    picture = axes.imshow(
+        densities.T,
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, epochs + 0.5, layers - 0.5, -0.5),
+    )
+    axes.set_yticks(range(layers), names, fontsize=7)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epochs trained")
+    axes.set_title("Channels left in each layer")
+    bar = figure.colorbar(picture, ax=axes)
+    bar.set_label("channels / channels at first")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,402 @@
+"""What TensorBoard is told is what happened, once, and in its place."""
+
+import json
+import logging
+import math
+import re
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+import keras_prunetrain as kpt
+from keras_prunetrain.callbacks import dashboard
+from keras_prunetrain.channels.numbering import number_channels
+from tests.callbacks.fits import Kill, examples, network, widths
+
+PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}
+BATCHES = 2  # Of 32 and 8 examples.
+
+
+def fit(model, *callbacks, epochs=4, **kwargs):
+    return model.fit(
+        *examples(40),
+        validation_data=examples(16, seed=2),
+        epochs=epochs,
+        verbose=0,
+        callbacks=[Kill(PLAN), *callbacks],
+        **kwargs,
+    ).history
+
+
+def events(folder):
+    """Dict from a tag to a dict from a step to what was logged, once."""
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                steps = found.setdefault(value.tag, {})
+                assert event.step not in steps, f"{value.tag} twice"
+                steps[event.step] = tf.make_ndarray(value.tensor)
+    return found
+
+
+def curve(found, tag):
+    return [float(value) for _, value in sorted(found[tag].items())]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    model = network()
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=folder)
+    history = fit(model, pruning)
+    return model, pruning, history, events(folder), folder
+
+
+def test_curves_agree_with_history_and_reports(run):
+    model, pruning, history, found, _ = run
+    assert len(pruning.reports) == 2
+    for tag, name in {
+        "density/model": "density",
+        "cost/training_flops": "training_flops",
+    }.items():
+        np.testing.assert_allclose(curve(found, tag), history[name], rtol=1e-6)
+    before, between, after = (
+        pruning.reports[0].cost_before,
+        pruning.reports[0].cost_after,
+        pruning.reports[1].cost_after,
+    )
+    trained = [before, between, between, after]
+    for tag, values in {
+        "cost/relative_training_flops": [
+            cost.training_flops / before.training_flops for cost in trained
+        ],
+        "cost/parameters": [
+            cost.parameters for cost in (between, between, after, after)
+        ],
+        "memory/activation_bytes_per_example": [
+            cost.activation_bytes for cost in trained
+        ],
+        "training/learning_rate": [0.05] * 4,
+    }.items():
+        np.testing.assert_allclose(curve(found, tag), values, rtol=1e-6)
+    seconds = found["time/reconfiguration_seconds"]
+    assert {step: pytest.approx(float(x)) for step, x in seconds.items()} == {
+        report.epoch: report.seconds for report in pruning.reports
+    }
+    # In the epoch behind it.
+    seconds = found["time/first_step_seconds"]
+    assert {step: pytest.approx(float(x)) for step, x in seconds.items()} == {
+        report.epoch + 1: report.first_step_seconds
+        for report in pruning.reports
+    }
+    shares = found["training/penalty_ratio"]
+    for report in pruning.reports:
+        # Before and after what was dead had gone.
+        assert float(shares[report.epoch]) == pytest.approx(
+            report.penalty_ratio, rel=0.05
+        )
+
+
+def test_each_layer_has_a_curve(run):
+    model, _, _, found, _ = run
+    first = widths(network())
+    for layer, width in widths(model).items():
+        left = curve(found, f"channels/{layer}")
+        assert len(left) == 4
+        assert left[-1] == pytest.approx(width / first[layer])
+    assert curve(found, "channels/inner") == pytest.approx([5 / 6] * 4)
+    assert curve(found, "channels/stem") == pytest.approx([1, 1, 5 / 6, 5 / 6])
+
+
+def test_histograms_show_the_largest_magnitude_of_each_channel(run):
+    model, _, _, found, _ = run
+    for layer in widths(model):
+        kernel = model.get_layer(layer).get_weights()[0]
+        largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
+        buckets = found[f"magnitudes/{layer}"][3]
+        full = buckets[buckets[:, 2] > 0]
+        assert buckets[:, 2].sum() == len(largest)
+        assert full[0, 0] <= np.log10(largest.min()) + 1e-6
+        assert full[-1, 1] >= np.log10(largest.max()) - 1e-6
+
+
+def test_the_final_figures_are_those_of_the_last_epoch(run):
+    _, _, history, found, _ = run
+    for name, values in history.items():
+        assert curve(found, f"final/{name}") == [pytest.approx(values[-1])]
+
+
+def test_each_reconfiguration_is_a_text_with_all_layers(run):
+    _, pruning, _, found, _ = run
+    texts = found["reconfigurations"]
+    assert list(texts) == [report.epoch for report in pruning.reports]
+    for report in pruning.reports:
+        text = texts[report.epoch].item().decode()
+        assert text.startswith(str(report))
+        for layer, before in report.channels_before.items():
+            after = report.channels_after[layer]
+            assert f"| {layer} | {before} | {after} |" in text
+
+
+def test_the_heat_map_is_drawn_when_something_changed_and_at_the_end(run):
+    found = run[3]
+    assert sorted(found["channels_of_layers"]) == [0, 2, 3]
+    width, height, png = found["channels_of_layers"][3]
+    assert png.startswith(b"\x89PNG")
+    assert int(width) == 800
+
+
+def test_the_settings_are_hparams(run):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    folder = run[4]
+    (path,) = folder.glob("events.out.tfevents.*")
+    (content,) = [
+        value.metadata.plugin_data.content
+        for event in event_file_loader.EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)
+    settings = data.session_start_info.hparams
+    assert settings["method"].string_value == "PruneTrainCallback"
+    assert settings["penalty_ratio"].number_value == 0.25
+    assert settings["interval"].number_value == 1
+    assert settings["learning_rate"].number_value == pytest.approx(0.05)
+
+
+def test_validation_takes_no_time(tmp_path):
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.started
+
+        def on_test_batch_end(self, batch, logs=None):
+            time.sleep(0.5)
+
+    clock = Clock()
+    fit(network(), kpt.DensityLog(tmp_path), clock, epochs=1)
+    (seconds,) = curve(events(tmp_path), "time/epoch_seconds")
+    assert 0 < seconds <= clock.seconds - 0.5
+
+
+def test_a_dense_training_is_logged_as_well(tmp_path):
+    model = network()
+    fit(model, kpt.DensityLog(tmp_path), epochs=2)
+    found = events(tmp_path)
+    flops = kpt.model_cost(model).training_flops
+    assert curve(found, "cost/training_flops") == [flops * 40] * 2
+    assert curve(found, "density/model") == [1.0, 1.0]
+    assert curve(found, "training/penalty_ratio") == [0.0, 0.0]
+    assert "reconfigurations" not in found
+
+
+def test_images_of_any_size_are_logged_without_flops(tmp_path):
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="a")(image)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(3, name="b")(x))
+    model.compile("sgd", "mse", run_eagerly=True)
+    x, y = examples(8)
+    model.fit(
+        x,
+        np.eye(3)[y],
+        verbose=0,
+        callbacks=[kpt.PruneTrainCallback(log_dir=tmp_path)],
+    )
+    found = events(tmp_path)
+    assert curve(found, "channels/a") == [1.0]
+    assert "cost/training_flops" not in found
+
+
+def test_training_that_stops_early_logs_its_last_reconfiguration(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    pruning = kpt.PruneTrainCallback(interval=10, log_dir=tmp_path)
+    fit(network(), pruning, Stop())
+    assert len(pruning.reports) == 1
+    found = events(tmp_path)
+    assert list(found["reconfigurations"]) == [0]
+    assert curve(found, "density/model") == [1.0]  # Of the epoch itself.
+
+
+# Runs that go on, and folders of other runs.
+
+
+def test_a_second_fit_goes_on_counting(tmp_path):
+    model = network()
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path)
+    first = fit(model, pruning, epochs=2)
+    second = fit(model, pruning, epochs=1)
+    third = fit(model, pruning, epochs=5, initial_epoch=3)
+    found = events(tmp_path)
+    densities = first["density"] + second["density"] + third["density"]
+    assert curve(found, "density/model") == pytest.approx(densities)
+    assert sorted(found["density/model"]) == [0, 1, 2, 3, 4]
+    assert sorted(found["final/density"]) == [1, 2, 4]
+
+
+def test_a_run_goes_on_in_another_process(tmp_path):
+    model = network()
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path / "logs")
+    fit(model, pruning, epochs=2)
+    model.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path / "logs")
+    fit(model, pruning, epochs=4, initial_epoch=2)
+    found = events(tmp_path / "logs")
+    assert sorted(found["density/model"]) == [0, 1, 2, 3]
+    # Still of the model that the run began with.
+    assert curve(found, "channels/inner") == pytest.approx([5 / 6] * 4)
+    assert curve(found, "density/model")[-1] == pytest.approx(16 / 18)
+    assert len(found["custom_scalars__config__"]) == 1
+
+
+def test_an_epoch_that_is_trained_once_more_is_not_logged_twice(tmp_path):
+    model = network()
+    fit(model, kpt.DensityLog(tmp_path), epochs=3)
+    fit(model, kpt.DensityLog(tmp_path), epochs=5, initial_epoch=2)
+    assert sorted(events(tmp_path)["density/model"]) == [0, 1, 2, 3, 4]
+
+
+def assert_refused(folder, match, model=None, **kwargs):
+    model = model or network()
+    weights = model.get_weights()
+    with pytest.raises(ValueError, match=match):
+        fit(model, kpt.DensityLog(folder), **kwargs)
+    for old, new in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)  # Before the first step.
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path):
+    fit(network(), kpt.DensityLog(tmp_path), epochs=2)
+    assert_refused(tmp_path, "holds the log of another run: it has 2 epochs")
+    assert_refused(tmp_path, "begins with epoch 3", epochs=4, initial_epoch=3)
+    other = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten()])
+    other.add(layers.Dense(3))
+    other.compile("sgd", "mse", run_eagerly=True)
+    assert_refused(
+        tmp_path, "other layers or channels", other, epochs=3, initial_epoch=2
+    )
+    path = tmp_path / "density_log.json"
+    path.write_text(path.read_text()[:20])
+    assert_refused(tmp_path, "its record cannot be read")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(tmp_path / "file" / "logs", "cannot write into .*file/logs")
+
+
+def test_it_must_stand_behind_the_callback_that_it_logs(tmp_path):
+    pruning, log = kpt.PruneTrainCallback(), kpt.DensityLog(tmp_path)
+    with pytest.raises(ValueError, match="in front of the PruneTrainCallback"):
+        fit(network(), log, pruning)
+    fit(network(), pruning, log, epochs=1)
+    found = events(tmp_path)
+    assert list(found["reconfigurations"]) == [0]
+
+
+def test_without_matplotlib_there_is_no_heat_map(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(network(), kpt.DensityLog(tmp_path), epochs=1)
+    assert "needs matplotlib" in caplog.text
+    found = events(tmp_path)
+    assert "channels_of_layers" not in found
+    assert "density/model" in found
+
+
+# The dashboard.
+
+
+def test_stages_are_layers_of_one_size_in_running_order():
+    numbering = number_channels(kpt.models.resnet20())
+    groups = dashboard.stages(numbering)
+    assert list(groups) == ["32x32", "16x16", "8x8", "vectors"]
+    assert groups["vectors"] == ["logits"]
+    names = [name for group in groups.values() for name in group]
+    written = {x.layer for x in numbering.labels if x.is_kernel}
+    assert sorted(names) == sorted(written)
+
+
+def test_a_size_that_comes_again_is_a_stage_of_its_own():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="a")(image)
+    x = layers.Conv2D(4, 3, padding="same", strides=2, name="b")(x)
+    x = layers.Conv2DTranspose(4, 2, strides=2, name="c")(x)
+    groups = dashboard.stages(number_channels(keras.Model(image, x)))
+    assert groups == {"8x8": ["a"], "4x4": ["b"], "8x8 (2)": ["c"]}
+
+
+def test_each_layer_is_a_line_in_one_chart_of_few():
+    groups = dashboard.stages(number_channels(kpt.models.resnet50_cifar()))
+    layout = layout_pb2.Layout.FromString(
+        dashboard.layout(groups).SerializeToString()
+    )
+    charts = [chart for part in layout.category for chart in part.chart]
+    titles = [chart.title for chart in charts]
+    assert len(set(titles)) == len(titles)
+    for names in groups.values():
+        for name in names:
+            tag = f"channels/{name}"
+            matching = [
+                chart
+                for chart in charts
+                if any(re.search(p, tag) for p in chart.multiline.tag)
+            ]
+            assert len(matching) == 1
+    assert all(1 <= len(chart.multiline.tag) <= 7 for chart in charts)
+
+
+def test_every_chart_of_the_dashboard_has_a_curve(run):
+    found = run[3]
+    content = found["custom_scalars__config__"][0].item()
+    layout = layout_pb2.Layout.FromString(content)
+    patterns = [
+        (chart.title, pattern)
+        for part in layout.category
+        for chart in part.chart
+        for pattern in chart.multiline.tag
+    ]
+    empty = [
+        title
+        for title, pattern in patterns
+        if not any(re.search(pattern, tag) for tag in found)
+    ]
+    assert empty == ["Batch size"]  # There only with a `DynamicBatch`.
+
+
+def test_the_heat_map_is_dark_where_little_is_left():
+    densities = np.ones((4, 3))
+    densities[2:, 1] = 0.0
+    picture = dashboard.heat_map(densities, ["a", "b", "c"]).astype(int)
+    # Viridis: yellow is 1, dark violet 0.
+    yellow = (np.abs(picture - [253, 231, 37]).sum(axis=-1) < 30).sum()
+    violet = (np.abs(picture - [68, 1, 84]).sum(axis=-1) < 30).sum()
+    assert yellow > 4 * violet
+    assert violet > 1000
+    rows, columns = np.nonzero(
+        np.abs(picture[:, :600] - [68, 1, 84]).sum(axis=-1) < 30
+    )
+    assert columns.min() > picture.shape[1] * 0.4  # The later epochs.
+
+
+def test_the_record_is_json_that_says_what_is_left(run):
+    model, _, _, _, folder = run
+    record = json.loads((folder / "density_log.json").read_text())
+    assert record["layers"] == widths(network())
+    last = dict(zip(record["layers"], record["densities"][-1], strict=True))
+    assert math.isclose(last["stem"], widths(model)["stem"] / 6)

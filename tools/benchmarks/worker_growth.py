@@ -1,0 +1,143 @@
+"""Measures what a grown batch saves where workers exchange gradients.
+
+    python tools/benchmarks/worker_growth.py tools/results/RUN.json
+
+Two processes of this machine train the last architecture of a recorded run, in
+turns with the first batch and with the one that a `DynamicBatch` grows to in
+the memory of the dense network. A turn is an epoch of as many images each time.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+_TURNS = flags.DEFINE_integer("turns", 10, "Turns of each batch size.")
+
+WORKERS = 2
+# First batch size of each worker -> granularity.
+FIRST = {8: 2, 32: 4}
+IMAGES = 3360  # Of an epoch, about: whole batches of either size.
+WARM_UP = 1  # Epochs of a turn that are not counted.
+
+
+def main(argv):
+    if "TF_CONFIG" in os.environ:
+        print(json.dumps(_growths(argv[1])))
+        return
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports()]
+    workers = []
+    for index in range(WORKERS):
+        config = {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+        }
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, *sys.argv],
+                env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [worker.communicate()[0] for worker in workers]
+    rows = json.loads(outputs[0].splitlines()[-1])
+    for row in rows:
+        print(row)
+    from architectures import SEED
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+    from apps.environment import ROOT, environment
+
+    record = environment([SEED]) | {"run": argv[1], "growths": rows}
+    output = ROOT / "tools" / "results" / "worker_growth.json"
+    output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _free_ports():
+    sockets = [socket.socket() for _ in range(WORKERS)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _growths(path):
+    """Trains as one of the workers; returns what it measured."""
+    import keras_prunetrain as kpt
+
+    # Before anything else that TensorFlow does.
+    strategy = kpt.multi_worker_strategy()
+    from architectures import cut_like, first_architecture
+    from communication import grown
+
+    run = json.loads(pathlib.Path(path).read_text())
+    with strategy.scope():
+        stages = [first_architecture(run["recipe"])]
+        for report in run["reconfigurations"]:
+            stages.append(cut_like(report, stages[-1]))
+    return [
+        _growth(stages[-1], first, int(grown(stages, first, granularity)[-1]))
+        for first, granularity in FIRST.items()
+    ]
+
+
+def _growth(model, first, last):
+    sizes = [WORKERS * first, WORKERS * last]
+    turns = range(_TURNS.value)
+    seconds = [[_turn(model, size) for size in sizes] for _ in turns]
+    ratios = [b / a for a, b in seconds]
+    return {
+        "workers": WORKERS,
+        "batch_sizes": sizes,
+        "images_per_second": [
+            1 / statistics.median(column)
+            for column in zip(*seconds, strict=True)
+        ],
+        "time_per_image_ratio": statistics.median(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4),
+    }
+
+
+def _turn(model, batch_size):
+    """Returns the seconds per image of an epoch."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.started
+
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch_size, *model.input_shape[1:]))
+    labels = rng.integers(0, model.output_shape[-1], batch_size)
+    steps = round(IMAGES / batch_size)
+    options = tf.data.Options()
+    # Its tuner holds up the end of an epoch; see apps/data.py.
+    options.autotune.enabled = False
+    batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels))
+    clock = Clock()
+    model.fit(
+        batches.repeat(steps).with_options(options),
+        epochs=WARM_UP + 1,
+        callbacks=[clock],
+        shuffle=False,
+        verbose=0,
+    )
+    return clock.seconds / (steps * batch_size)
+
+
+if __name__ == "__main__":
+    app.run(main)
