@@ -187,9 +187,7 @@ class DensityLog(keras.callbacks.Callback):
                 self._write_settings()
 
     def on_epoch_begin(self, epoch, logs=None):
-        if not self._acts:
-            return
-        if self._offset is None:
+        if self._acts and self._offset is None:
             self._begin(epoch)
         self._seconds = 0.0
         self._examples = None
@@ -209,9 +207,10 @@ class DensityLog(keras.callbacks.Callback):
                 self._examples = keras_internals.example_count(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
+        # On all workers: they count the examples together.
+        self._stop_clock()
         if not self._acts:
             return
-        self._stop_clock()
         step = epoch + self._offset
         if step < len(self._run["densities"]):
             return  # Trained once more, from a backup.
