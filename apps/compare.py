@@ -50,21 +50,28 @@ def _relation(key, result, reference):
     return f"{result[key] / reference[key]:.0%}" if reference[key] else "-"
 
 
+def is_finished(folder):
+    """Whether there is a finished run in `folder`."""
+    return (pathlib.Path(folder) / "result.json").exists()
+
+
+def read(folder):
+    """Returns what `result.json` of a finished run holds, a dict."""
+    return json.loads((pathlib.Path(folder) / "result.json").read_text())
+
+
 def main(folders):
-    """Prints the table of the runs in `folders`; exits with 2 if one is not.
+    """Prints the table of the runs in `folders`; exits if one is not there.
 
     Args:
         folders: Paths of run directories, strings.
     """
     if not folders:
         sys.exit(f"{__doc__}\nExpected: one or more run directories.")
-    results = []
     for folder in folders:
-        path = pathlib.Path(folder) / "result.json"
-        if not path.exists():
-            sys.exit(f"No finished run in {folder}: expected {path}.")
-        results.append(json.loads(path.read_text()))
-    print(table(results))
+        if not is_finished(folder):
+            sys.exit(f"No finished run in {folder}: expected a result.json.")
+    print(table([read(folder) for folder in folders]))
 
 
 if __name__ == "__main__":

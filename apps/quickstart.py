@@ -53,6 +53,7 @@ def main():
         folders.append(folder)
     print()
     compare.main(folders)
+    print(f"\nTo look at them: tensorboard --logdir {folders[0].parent}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from apps import training
+from apps import compare, training
 
 FLAGS = flags.FLAGS
 
@@ -61,6 +61,14 @@ def define(**defaults):
     flags.DEFINE_string("data_dir", None, "Where the data lies.")
     flags.DEFINE_string(
         "workdir", None, "Where the run's files go.", required=True
+    )
+    flags.DEFINE_string(
+        "dense", None, "Folder of a finished dense run, to compare with."
+    )
+    flags.register_validator(
+        "dense",
+        lambda folder: folder is None or compare.is_finished(folder),
+        "must be the folder of a finished run.",
     )
     flags.register_validator(
         "learning_rate_drops",

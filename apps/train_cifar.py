@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # For `python apps/train_cifar.py`; `python -m apps.train_cifar` needs it not.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from apps import console, data, recipe_flags, training  # noqa: E402
+from apps import compare, console, data, recipe_flags, training  # noqa: E402
 from keras_prunetrain import models  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -44,7 +44,9 @@ def main(argv):
         examples = data.load(FLAGS.dataset, FLAGS.data_dir)
     except ValueError as error:
         sys.exit(str(error))
-    training.train(recipe_flags.recipe(), examples, FLAGS.workdir)
+    result = training.train(recipe_flags.recipe(), examples, FLAGS.workdir)
+    if FLAGS.dense is not None:
+        print(compare.table([compare.read(FLAGS.dense), result]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import keras_prunetrain as kpt  # noqa: E402
-from apps import console, imagenet, recipe_flags, training  # noqa: E402
+from apps import compare, console, imagenet, recipe_flags, training  # noqa: E402
 
 FLAGS = flags.FLAGS
 recipe_flags.define(
@@ -56,7 +56,11 @@ def main(argv):
         )
     except ValueError as error:
         sys.exit(str(error))
-    training.train(recipe_flags.recipe(), images, FLAGS.workdir, strategy)
+    result = training.train(
+        recipe_flags.recipe(), images, FLAGS.workdir, strategy
+    )
+    if FLAGS.dense is not None:
+        print(compare.table([compare.read(FLAGS.dense), result]))
 
 
 def _strategy():

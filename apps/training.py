@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 import time
 
@@ -68,9 +69,11 @@ def train(recipe, data, workdir, strategy=None):
         workdir: Folder for `metrics.jsonl` (a line per epoch),
             `reconfigurations.jsonl`, `channels.npz` (layer -> largest
             magnitude of each output channel of its kernel, shape
-            `(epochs, channels)`, NaN once a channel is gone), `result.json`
-            and `model.keras`. Made if it does not exist. Of several workers,
-            all but the first write into folders of their own in it.
+            `(epochs, channels)`, NaN once a channel is gone), `result.json`,
+            `model.keras`, and `tensorboard` with event files. Made if it does
+            not exist; the records of an earlier run in it are replaced. Of
+            several workers, all but the first write into folders of their own
+            in it.
         strategy: A `tf.distribute.Strategy`; `None` for one device.
 
     Returns:
@@ -104,12 +107,14 @@ def train(recipe, data, workdir, strategy=None):
     batches = data.drawn_batches(
         draws.batch(recipe.batch_size) if batch is None else batch(draws)
     )
+    shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    log = kpt.DensityLog(workdir / "tensorboard")
     recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(
         batches,
         validation_data=data.validation_batches(recipe.batch_size),
         epochs=recipe.epochs,
-        callbacks=[drops, *([pruning] if pruning else []), recorder],
+        callbacks=[drops, *([pruning] if pruning else []), log, recorder],
         shuffle=False,  # The data set shuffles itself; else Keras warns.
         verbose=1 if sys.stdout.isatty() else 2,
     )

@@ -152,6 +152,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self.factor = None
         self.reports = []
         self._first_size = None
+        self._first_seconds = math.inf
+        self._epoch_started = 0.0
         self._batch_size = None
         self._given_factors = {}
         self._said_nothing_dead = False
@@ -334,15 +336,22 @@ class PruneTrainCallback(keras.callbacks.Callback):
         if finetuning and self._lasso_acts:
             self._end_lasso()
         self._tell_log("on_epoch_begin", epoch)
+        self._epoch_started = time.perf_counter()
 
     def on_test_begin(self, logs=None):
         self._tell_log("on_test_begin")
+        self._test_started = time.perf_counter()
         average_statistics(self.model)
 
     def on_test_end(self, logs=None):
         self._tell_log("on_test_end")
+        # Validation is no part of an epoch's time.
+        self._epoch_started += time.perf_counter() - self._test_started
 
     def on_epoch_end(self, epoch, logs=None):
+        self._epoch_seconds = time.perf_counter() - self._epoch_started
+        if not self.reports:  # The shortest: the very first one is traced.
+            self._first_seconds = min(self._first_seconds, self._epoch_seconds)
         average_statistics(self.model)
         # Unless another callback wants the training to end, and said so.
         if self.model.stop_training is _END_OF_EPOCH:
@@ -450,6 +459,8 @@ class PruneTrainCallback(keras.callbacks.Callback):
         # Layers and graph refer to each other: without this the old weights
         # would stay in memory until Python happens to look for cycles.
         gc.collect()
+        if self.reports:
+            report.seconds_saved = self._first_seconds - self._epoch_seconds
         report.seconds = time.perf_counter() - started
         self.reports.append(report)
         self._awaits_first_step = True

@@ -34,6 +34,8 @@ class Reconfiguration:
             batch; `None` if it has several.
         penalty_ratio: Share of the lasso in (task loss + lasso): its value
             after the epoch, and the mean loss over it.
+        seconds_saved: By how much the epoch before it was shorter than those
+            of the first architecture, validation aside; 0 the first time.
         seconds: Of the surgery.
         first_step_seconds: Of the training step after it, which is traced
             anew; 0 until that step is done, and if there is none.
@@ -52,6 +54,7 @@ class Reconfiguration:
     batch_size_after: int | None
     learning_rate: float | None
     penalty_ratio: float
+    seconds_saved: float = 0.0
     seconds: float = 0.0
     first_step_seconds: float = 0.0
 
@@ -71,7 +74,16 @@ class Reconfiguration:
             ]
         if self.batch_size_after != self.batch_size:
             parts.append(f"batch {self.batch_size} -> {self.batch_size_after}")
-        text = ", ".join([*parts, f"{self.seconds:.1f} s"])
+        elif self.batch_size is not None:
+            parts.append(f"batch {self.batch_size}")
+        if self.learning_rate is not None:
+            parts.append(f"learning rate {self.learning_rate:.3g}")
+        if self.seconds_saved:
+            change = "shorter" if self.seconds_saved > 0 else "longer"
+            parts.append(
+                f"epochs {abs(self.seconds_saved):.1f} s {change} than at first"
+            )
+        text = ", ".join([*parts, f"took {self.seconds:.1f} s"])
         if self.removed_layers:
             text += f"; removed: {', '.join(self.removed_layers)}"
         return text

@@ -129,6 +129,32 @@ def test_comparison_of_an_unfinished_run_says_so(tmp_path):
         compare.main([str(tmp_path)])
 
 
+def test_a_run_compares_itself_with_another_at_its_end(finished, tmp_path):
+    method, other, _ = finished
+    arguments = [
+        *("apps/train_cifar.py", "--network=resnet8", "--epochs=1"),
+        *("--method=prunetrain", f"--workdir={tmp_path / 'run'}"),
+    ]
+    process = run(*arguments, f"--dense={tmp_path}")
+    assert process.returncode == 1
+    assert "must be the folder of a finished run" in process.stderr
+    process = run(*arguments, f"--dense={other}")
+    assert process.returncode == 0, process.stderr
+    table = process.stdout.splitlines()[-7:]
+    assert table[0].split() == [method, "prunetrain"]
+    assert table[1].startswith("validation accuracy")
+
+
+def test_a_run_is_logged_for_tensorboard(finished):
+    method, folder, _ = finished
+    logs = folder / "tensorboard"
+    assert len(list(logs.glob("events.out.tfevents.*"))) == 1
+    record = json.loads((logs / "density_log.json").read_text())
+    assert len(record["densities"]) == EPOCHS
+    whole = all(x == 1 for row in record["densities"] for x in row)
+    assert whole == (method == "dense")
+
+
 def test_unprepared_data_set_ends_the_program_with_the_command(tmp_path):
     started = time.perf_counter()
     process = run(

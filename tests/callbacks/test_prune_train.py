@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 import weakref
 
 import keras
@@ -493,6 +494,48 @@ def test_reports_tell_what_went_and_what_it_saved():
         assert report.learning_rate == pytest.approx(0.05)
         assert report.seconds > 0
         assert report.first_step_seconds > 0
+
+
+class Slow(keras.callbacks.Callback):
+    """Takes a second more for each epoch at first, and for validation later."""
+
+    def __init__(self, pruning):
+        super().__init__()
+        self._pruning = pruning
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0 and not self._pruning.reports:
+            time.sleep(1.0)
+
+    def on_test_begin(self, logs=None):
+        if self._pruning.reports:
+            time.sleep(1.0)
+
+
+def test_reports_tell_how_much_shorter_an_epoch_has_become():
+    model, pruning = network(), callback()
+    fit(
+        *(model, pruning, Kill(DEATHS)),
+        after=[Slow(pruning)],
+        validation_data=examples(8),
+    )
+    first, second = pruning.reports
+    assert first.seconds_saved == 0
+    assert second.seconds_saved > 0.3  # Validation is no part of an epoch.
+    assert "at first" not in str(first)
+    for saved, text in ((2.5, "2.5 s shorter"), (-0.5, "0.5 s longer")):
+        report = dataclasses.replace(second, seconds_saved=saved)
+        assert f"epochs {text} than at first" in str(report)
+
+
+def test_a_report_is_one_line_that_says_what_changed():
+    pruning = callback()
+    fit(network(), pruning, Kill(DEATHS))
+    line = str(pruning.reports[0])
+    assert line.startswith("Epoch ")
+    assert "\n" not in line
+    for part in ("channels 21 -> 19", "batch 16", "learning rate 0.05"):
+        assert part in line
 
 
 def test_keep_leads_from_the_first_weights_to_the_last():
