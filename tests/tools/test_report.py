@@ -1,0 +1,272 @@
+"""The report shows the numbers of the records, and says what is missing."""
+
+import base64
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+TOOLS = pathlib.Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import figures  # noqa: E402
+import report  # noqa: E402
+
+EPOCHS = 4
+# Layer -> channels -> the first epoch without it.
+GONE = {"a": {1: 2, 3: 2}, "b": {0: 3}, "c": {}}
+WIDTHS = {"a": 4, "b": 3, "c": 2}
+COST = {"training_flops": 3e6}
+
+
+def write_run(folder, method="prunetrain", finished=True):
+    """Writes the records of a run of four epochs, as the apps would."""
+    folder.mkdir(parents=True)
+    shrinks = method != "dense"
+    rows = [
+        {
+            "epoch": epoch,
+            "val_accuracy": 0.5 + 0.1 * epoch,
+            "seconds": 60.0 / (1 + shrinks * epoch),
+            "training_flops": 1e12 / (1 + shrinks * epoch),
+            "batch_size": 128 * (1 + shrinks * (epoch > 1)),
+            "learning_rate": 0.1 / (1 + epoch),
+            "parameters": 1000 - 100 * shrinks * epoch,
+            "density": 1.0 - 0.1 * shrinks * epoch,
+            "memory_bytes": 2e6,
+            "gradient_bytes": 4000 - 400 * shrinks * epoch,
+            "updates": 10,
+        }
+        for epoch in range(EPOCHS)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+    arrays = {}
+    for layer, width in WIDTHS.items():
+        arrays[layer] = np.full((EPOCHS, width), 0.1, "float32")
+        for channel, epoch in GONE[layer].items() if shrinks else ():
+            arrays[layer][epoch:, channel] = np.nan
+    np.savez(folder / "channels.npz", **arrays)
+    reports = [
+        {
+            "epoch": 1,
+            "channels_before": WIDTHS,
+            "channels_after": WIDTHS | {"a": 2},
+            "cost_before": COST,
+            "cost_after": {"training_flops": 2e6},
+            "batch_size": 128,
+            "batch_size_after": 256,
+            "learning_rate": 0.05,
+            "seconds": 1.5,
+            "first_step_seconds": 2.0,
+            "removed_layers": ["<block>"],
+        }
+    ]
+    (folder / "reconfigurations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in reports[:shrinks])
+    )
+    if finished:
+        result = {
+            "method": method,
+            "val_accuracy": 0.8 - 0.01 * shrinks,
+            "parameters": 1000 - 300 * shrinks,
+            "forward_flops": 1e6,
+            "total_training_flops": 4e12 / (1 + shrinks),
+            "seconds": 240.0,
+            "reconfiguration_seconds": 3.5 * shrinks,
+            "reconfigurations": int(shrinks),
+            "recipe": {"threshold": 1e-3},
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [
+        write_run(tmp_path / "runs" / "dense", "dense"),
+        write_run(tmp_path / "runs" / "pruned"),
+    ]
+
+
+def test_the_page_contains_all_pictures_and_needs_nothing_else(
+    folders, tmp_path
+):
+    path = report.write(folders, tmp_path / "report")
+    page = path.read_text()
+    sources = re.findall(r'src="([^"]*)"', page)
+    prefix = "data:image/png;base64,"
+    assert all(source.startswith(prefix) for source in sources)
+    embedded = {base64.b64decode(x.removeprefix(prefix)) for x in sources}
+    files = {p.read_bytes() for p in path.parent.glob("*.png")}
+    assert embedded == files
+    assert {p.stem for p in path.parent.glob("*.png")} == {
+        *("accuracy", "cost", "schedule", "memory", "communication"),
+        *("pruned_channels", "pruned_heat_map", "pruned_revival"),
+    }
+    assert "http" not in page
+    assert "<script" not in page
+    for alt in re.findall(r'alt="([^"]*)"', page):
+        assert f"<h2>{alt}</h2>" in page
+
+
+def test_the_table_relates_a_run_to_the_dense_one(folders):
+    rows = report.summary_table(list(map(report.read, folders)))
+    for cell in (
+        *("<th>dense</th>", "<th>pruned</th>", "<td>80.00%</td>"),
+        *("<td>79.00% (-1.00 points)</td>", "<td>700 (70%)</td>"),
+        *("<td>2.0 (50%)</td>", "<td>4.0</td>", "<td>3.5</td>"),
+    ):
+        assert cell in rows
+
+
+def test_reconfigurations_are_listed_and_names_are_escaped(folders):
+    table = report.reconfiguration_table(report.read(folders[1]))
+    for cell in ("2", "9 → 7", "3.0 → 2.0", "256", "0.05", "3.5"):
+        assert f"<td>{cell}</td>" in table
+    assert "&lt;block&gt;" in table
+    assert "<block>" not in table
+
+
+def data(place):
+    return [np.array(line.get_xydata()) for line in place.get_lines()]
+
+
+def test_accuracy_is_drawn_over_epochs_seconds_and_flops(folders):
+    runs = list(map(report.read, folders))
+    axes = figures.accuracy(runs).axes
+    assert [x.get_xlabel() for x in axes] == [
+        "epochs",
+        "minutes of training",
+        "training TFLOP so far",
+    ]
+    accuracy = [50, 60, 70, 80]
+    sums = np.cumsum([1, 1 / 2, 1 / 3, 1 / 4])
+    for place, dense, pruned in zip(
+        axes,
+        ([1, 2, 3, 4],) * 3,
+        ([1, 2, 3, 4], sums, sums),
+        strict=True,
+    ):
+        for line, expected in zip(data(place), (dense, pruned), strict=True):
+            np.testing.assert_allclose(line[:, 0], expected)
+            np.testing.assert_allclose(line[:, 1], accuracy)
+
+
+def test_communication_is_twice_the_gradients_of_all_updates(folders):
+    runs = list(map(report.read, folders))
+    dense, pruned = data(figures.communication(runs).axes[0])
+    np.testing.assert_allclose(dense[:, 1], [0.08] * 4)
+    np.testing.assert_allclose(pruned[:, 1], [0.08, 0.072, 0.064, 0.056])
+
+
+def test_schedule_cost_and_memory_are_those_of_the_epochs(folders):
+    runs = list(map(report.read, folders))
+    batch, rate = figures.schedule(runs).axes
+    np.testing.assert_allclose(data(batch)[1][:, 1], [128, 128, 256, 256])
+    np.testing.assert_allclose(data(rate)[0][:, 1], 0.1 / np.arange(1, 5))
+    flops, seconds, parameters = figures.cost(runs).axes
+    np.testing.assert_allclose(data(flops)[0][:, 1], [1] * 4)
+    np.testing.assert_allclose(data(seconds)[1][:, 1], [60, 30, 20, 15])
+    np.testing.assert_allclose(data(parameters)[1][:, 1], [1, 0.9, 0.8, 0.7])
+    (place,) = figures.memory(runs).axes
+    np.testing.assert_allclose(data(place)[0][:, 1], [2] * 4)
+
+
+def test_bars_are_the_channels_at_first_and_in_the_end(folders):
+    (place,) = figures.channels(report.read(folders[1])).axes
+    first, left = (
+        [bar.get_width() for bar in bars] for bars in place.containers
+    )
+    assert first == [4, 3, 2]
+    assert left == [2, 2, 2]
+    assert [x.get_text() for x in place.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_the_heat_map_is_the_share_that_is_left(folders):
+    place = figures.heat_map(report.read(folders[1])).axes[0]
+    np.testing.assert_allclose(
+        place.get_images()[0].get_array(),
+        [[1, 1, 0.5, 0.5], [1, 1, 1, 2 / 3], [1, 1, 1, 1]],
+    )
+
+
+def test_revival_shows_all_channels_of_the_layers_that_lost_most(folders):
+    run = report.read(folders[1])
+    assert report._most_changed(run) == ["a", "b", "c"]
+    axes = figures.revival(run, ["a", "b"]).axes
+    assert [place.get_title() for place in axes] == ["a", "b"]
+    for place, layer in zip(axes, "ab", strict=True):
+        *channels, threshold = data(place)
+        assert len(channels) == WIDTHS[layer]
+        ends = sorted(np.isnan(line[:, 1]).sum() for line in channels)
+        gone = sorted(EPOCHS - epoch for epoch in GONE[layer].values())
+        assert ends == [0] * (WIDTHS[layer] - len(gone)) + gone
+        assert set(threshold[:, 1]) == {1e-3}
+
+
+def test_the_weights_that_are_left_are_counted(folders):
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, name="a")]
+    )
+    model.layers[0].kernel.assign([[0.1, -2e-3], [9e-4, -9e-4]])
+    model.save(folders[1] / "model.keras")
+    run = report.read(folders[1])
+    assert report._weight_shares(run) == {"a": 0.5}
+    (place,) = figures.weight_density(run, {"a": 0.5}).axes
+    assert [bar.get_width() for bar in place.containers[0]] == [0.5]
+
+
+# What is missing.
+
+
+def test_a_line_that_breaks_off_is_left_out_with_a_word(folders, tmp_path):
+    path = folders[1] / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+    run = report.read(folders[1])
+    assert len(run.metrics) == 3
+    assert run.remarks == ["metrics.jsonl breaks off in line 4"]
+    page = report.write(folders, tmp_path / "report").read_text()
+    assert "pruned: metrics.jsonl breaks off in line 4." in page
+
+
+def test_a_run_that_is_not_finished_is_shown_as_far_as_it_got(tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    (folder / "channels.npz").unlink()
+    page = report.write([folder], tmp_path / "report").read_text()
+    assert "run: not finished: 4 epochs so far." in page
+    assert "run: no channels.npz" in page
+    assert "No dense run is among these" in page
+    assert not list((tmp_path / "report").glob("run_*.png"))
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
+    folders = [write_run(tmp_path / x / "run") for x in ("one", "two")]
+    page = report.write(folders, tmp_path / "report").read_text()
+    assert "<th>one_run</th><th>two_run</th>" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(None, "expected"), ("", "not finished an epoch")]
+)
+def test_a_folder_without_a_run_ends_the_program_with_a_word(
+    tmp_path, content, word
+):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    process = subprocess.run(
+        [sys.executable, str(TOOLS / "report.py"), str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert word in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "report").exists()

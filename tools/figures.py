@@ -1,0 +1,214 @@
+"""The pictures of `tools/report.py`, drawn from the records of runs."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's: the colour-blind tell them apart. Styles for print.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STYLES = ("-", "--", "-.", ":")
+_FIRST, _LEFT = "#bbbbbb", "#0072b2"
+
+
+def accuracy(runs):
+    """Validation accuracy against epochs, seconds and training FLOPs."""
+    figure = _figure(12, 3.6)
+    axes = figure.subplots(1, 3, sharey=True)
+    for i, run in enumerate(runs):
+        values = 100 * run.column("val_accuracy")
+        for place, (abscissa, _) in zip(axes, _abscissas(run), strict=True):
+            place.plot(abscissa, values, label=run.name, **_line(i))
+    for place, (_, title) in zip(axes, _abscissas(runs[0]), strict=True):
+        place.set_xlabel(title)
+    axes[0].set_ylabel("validation accuracy, %")
+    axes[0].legend()
+    return figure
+
+
+def _abscissas(run):
+    return [
+        (run.column("epoch") + 1, "epochs"),
+        (np.cumsum(run.column("seconds")) / 60, "minutes of training"),
+        (
+            np.cumsum(run.column("training_flops")) / 1e12,
+            "training TFLOP so far",
+        ),
+    ]
+
+
+def cost(runs):
+    """What an epoch costs, over the epochs."""
+    figure = _figure(12, 3.6)
+    axes = figure.subplots(1, 3)
+    titles = {
+        "training_flops": ("training TFLOP of an epoch", 1e12),
+        "seconds": ("seconds of an epoch", 1),
+        "parameters": ("parameters, thousands", 1e3),
+    }
+    for place, (key, (title, unit)) in zip(axes, titles.items(), strict=True):
+        columns = [run.column(key) / unit for run in runs]
+        _steps(place, runs, columns, title)
+    axes[0].legend(loc="lower left")
+    return figure
+
+
+def schedule(runs):
+    """Batch size and learning rate over the epochs."""
+    figure = _figure(12, 3.2)
+    left, right = figure.subplots(1, 2)
+    batches = [run.column("batch_size") for run in runs]
+    _steps(left, runs, batches, "batch size, images")
+    rates = [run.column("learning_rate") for run in runs]
+    _steps(right, runs, rates, "learning rate", "log")
+    left.legend(loc="lower left")
+    return figure
+
+
+def memory(runs):
+    """Memory of a training iteration over the epochs (figure 9)."""
+    figure = _figure(6, 3.4)
+    place = figure.subplots()
+    columns = [run.column("memory_bytes") / 1e6 for run in runs]
+    _steps(place, runs, columns, "MB of a training iteration")
+    place.legend(loc="lower left")
+    return figure
+
+
+def communication(runs):
+    """What each of many devices would send in an epoch (figure 11)."""
+    figure = _figure(6, 3.4)
+    place = figure.subplots()
+    columns = [
+        2 * run.column("gradient_bytes") * run.column("updates") / 1e6
+        for run in runs
+    ]
+    title = "MB that each of many devices\nsends in an epoch"
+    _steps(place, runs, columns, title)
+    place.legend(loc="lower left")
+    return figure
+
+
+def channels(run):
+    """Channels of each layer, at first and in the end."""
+    layers = list(run.channels)
+    first = [run.channels[layer].shape[1] for layer in layers]
+    left = [len(run.left(layer, -1)) for layer in layers]
+    figure = _figure(8, 1.4 + 0.2 * len(layers))
+    place = figure.subplots()
+    rows = np.arange(len(layers))
+    place.barh(rows, first, color=_FIRST, label="at first")
+    place.barh(rows, left, color=_LEFT, height=0.45, label="in the end")
+    place.set_yticks(rows, layers, fontsize=7)
+    place.invert_yaxis()
+    place.set_ylim(len(layers) - 0.4, -0.6)
+    place.set_xlabel("channels")
+    place.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
+def heat_map(run):
+    """Share of its channels that each layer has left, epoch by epoch."""
+    layers = list(run.channels)
+    epochs = len(run.metrics)
+    densities = np.array(
+        [
+            [
+                len(run.left(layer, epoch)) / run.channels[layer].shape[1]
+                for epoch in range(epochs)
+            ]
+            for layer in layers
+        ]
+    )
+    figure = _figure(8, 1.4 + 0.2 * len(layers))
+    place = figure.subplots()
+    picture = place.imshow(
+        densities,
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
+    )
+    place.set_yticks(range(len(layers)), layers, fontsize=7)
+    place.set_xlabel("epoch")
+    bar = figure.colorbar(picture, ax=place)
+    bar.set_label("channels / channels at first")
+    return figure
+
+
+def weight_density(run, shares):
+    """How many weights of what is left are alive themselves (figure 12)."""
+    figure = _figure(8, 1.4 + 0.2 * len(shares))
+    place = figure.subplots()
+    rows = np.arange(len(shares))
+    place.barh(rows, list(shares.values()), color=_LEFT)
+    place.set_yticks(rows, list(shares), fontsize=7)
+    place.set_ylim(len(shares) - 0.4, -0.6)
+    place.set_xlim(0, 1)
+    place.set_xlabel(f"share of weights of at least {run.threshold:g}")
+    return figure
+
+
+def revival(run, layers):
+    """Largest weight of each channel over the epochs (figure 4)."""
+    figure = _figure(12, 3.6)
+    axes = np.atleast_1d(figure.subplots(1, len(layers), sharey=True))
+    epochs = run.column("epoch") + 1
+    for place, layer in zip(axes, layers, strict=True):
+        history = run.channels[layer][: len(epochs)]
+        stays = ~np.isnan(history[-1])
+        for mask, colour, label in (
+            (~stays, _COLOURS[1], "removed in the end"),
+            (stays, _COLOURS[0], "left in the end"),
+        ):
+            lines = place.plot(
+                epochs,
+                np.maximum(history[:, mask], 1e-9),
+                color=colour,
+                linewidth=0.8,
+                alpha=0.7,
+            )
+            if lines:
+                lines[0].set_label(label)
+        place.axhline(run.threshold, color="black", linestyle=":")
+        place.set_yscale("log")
+        place.set_title(layer, fontsize=9)
+        place.set_xlabel("epoch")
+    axes[0].set_ylabel("largest |weight| of a channel")
+    handles = {}
+    for place in axes:
+        for handle, label in zip(
+            *place.get_legend_handles_labels(), strict=True
+        ):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper right", ncols=2
+    )
+    return figure
+
+
+def _figure(width, height):
+    return Figure((width, height), dpi=110, layout="constrained")
+
+
+def _line(i):
+    return {
+        "color": _COLOURS[i % len(_COLOURS)],
+        "linestyle": _STYLES[i % len(_STYLES)],
+    }
+
+
+def _steps(place, runs, columns, title, scale="linear"):
+    for i, (run, values) in enumerate(zip(runs, columns, strict=True)):
+        place.plot(
+            run.column("epoch") + 1,
+            values,
+            drawstyle="steps-mid",
+            label=run.name,
+            **_line(i),
+        )
+    place.set_xlabel("epoch")
+    place.set_ylabel(title)
+    place.set_yscale(scale)
+    if scale == "linear":
+        place.set_ylim(0, 1.05 * place.get_ylim()[1])
