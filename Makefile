@@ -3,12 +3,13 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .PHONY: help setup train test test-of-fit test-of-the-rest lint bench fuzz
-.PHONY: coverage
+.PHONY: coverage browser
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
 	@echo "make train  train dense and shrinking, and compare the two"
 	@echo "make test   run the tests"
+	@echo "make browser  look at the TensorBoard dashboards, in Chromium"
 	@echo "make lint   check format and style"
 	@echo "make bench  run all benchmarks"
 	@echo "make fuzz   cut thousands of random networks and compare them"
@@ -34,6 +35,13 @@ test-of-fit: setup
 
 test-of-the-rest: setup
 	$(BIN)/python -m pytest --ignore=tests/apps --ignore=tests/callbacks
+
+# Debian's Chromium; without it, and without leave to install it, the tests say
+# that they are skipped.
+browser: setup
+	command -v chromium || apt-get install --yes --quiet \
+	    --no-install-recommends chromium || true
+	$(BIN)/python -m pytest -rs tests/test_tensorboard.py
 
 lint: setup
 	$(BIN)/ruff format --check .

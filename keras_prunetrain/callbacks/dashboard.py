@@ -6,7 +6,9 @@ import re
 import numpy as np
 
 # More lines in one chart cannot be told apart.
-_LINES = 7
+_LINES = 6
+# Always 0: TensorBoard's axes would begin just below the curves.
+ZERO = "reference/zero"
 
 
 def stages(numbering):
@@ -69,23 +71,23 @@ def layout(groups):
             count = f", {number} of {parts}" if parts > 1 else ""
             layers.append(
                 chart(
-                    f"Channels left / first, layers of {title}{count}",
-                    [f"channels/{name}" for name in part],
+                    f"Channels left / first: {title}{count}",
+                    [*(f"channels/{name}" for name in part), ZERO],
                 )
             )
-    cost = [
-        ("Channels left / first, all layers", "density/model"),
-        ("Training FLOPs of an epoch / dense", "cost/relative_training_flops"),
-        ("Parameters", "cost/parameters"),
-        ("Seconds of an epoch", "time/epoch_seconds"),
-        ("Batch size", "training/batch_size"),
-        ("Learning rate", "training/learning_rate"),
-    ]
+    cost = {
+        "Channels left / first: all layers": "density/model",
+        "Training FLOPs of an epoch / dense": "cost/relative_training_flops",
+        "Parameters": "cost/parameters",
+        "Seconds of an epoch": "time/epoch_seconds",
+        "Batch size": "training/batch_size",
+        "Learning rate": "training/learning_rate",
+    }
     return layout_pb2.Layout(
         category=[
             layout_pb2.Category(
                 title="What training costs",
-                chart=[chart(title, [tag]) for title, tag in cost],
+                chart=[chart(t, [tag, ZERO]) for t, tag in cost.items()],
             ),
             layout_pb2.Category(title="Channels by layer", chart=layers),
         ]

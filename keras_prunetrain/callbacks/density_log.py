@@ -184,7 +184,6 @@ class DensityLog(keras.callbacks.Callback):
             self._writer = tf.summary.create_file_writer(str(self._folder))
             if not done:
                 self._write_layout()
-                self._write_settings()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._acts and self._offset is None:
@@ -221,6 +220,8 @@ class DensityLog(keras.callbacks.Callback):
         self._run["densities"].append(self._densities())
         self._last_logs = dict(logs or {})
         with self._writer.as_default(step):
+            if step == 0:
+                self._write_settings()
             self._write_scalars(self._last_logs, trained)
             self._write_channels()
             self._write_reports(new_reports)
@@ -274,13 +275,13 @@ class DensityLog(keras.callbacks.Callback):
             tf.summary.experimental.write_raw_pb(layout.SerializeToString())
 
     def _write_settings(self):
+        """Writes the settings, and which curves are results beside them."""
         from tensorboard.plugins.hparams import api
 
-        optimizer = self.model.optimizer
         settings = {
             "method": "dense",
-            "optimizer": type(optimizer).__name__,
-            "learning_rate": learning_rate(optimizer),
+            "optimizer": type(self.model.optimizer).__name__,
+            "learning_rate": learning_rate(self.model.optimizer),
             "epochs": self.params.get("epochs"),
         }
         if self._pruning is not None:
@@ -289,15 +290,28 @@ class DensityLog(keras.callbacks.Callback):
                 name: getattr(self._pruning, name, None) for name in _SETTINGS
             }
         known = {k: v for k, v in settings.items() if v is not None}
-        with self._writer.as_default(0):
-            api.hparams(known)
+        results = sorted(
+            self._last_logs, key=lambda name: not name.startswith("val_")
+        )
+        tags = [
+            *(f"final/{name}" for name in results[:1]),
+            *("cost/relative_training_flops", "density/model"),
+            *("cost/parameters", "time/epoch_seconds"),
+            *(f"final/{name}" for name in results[1:]),
+        ]
+        api.hparams(known)
+        api.hparams_config(
+            hparams=[api.HParam(name) for name in known],
+            metrics=[api.Metric(tag) for tag in tags],
+        )
 
     def _write_scalars(self, logs, trained):
         values = {
+            dashboard.ZERO: 0.0,
             "density/model": self._numbering.size / self._run["channels"],
             "cost/parameters": self._parameters,
             "time/epoch_seconds": self._seconds,
-            "training/batch_size": logs.get("batch_size"),
+            "training/batch_size": logs.get("batch_size", self._batch_size()),
             "training/learning_rate": logs.get(
                 "learning_rate", learning_rate(self.model.optimizer)
             ),
@@ -317,6 +331,11 @@ class DensityLog(keras.callbacks.Callback):
                 "memory/activation_bytes_per_example": trained.activation_bytes,
             }
         self._write_values(values)
+
+    def _batch_size(self):
+        """Returns the batch size of data that has one, `None` if unknown."""
+        steps = self.params.get("steps")
+        return steps and -(-self._examples // steps)
 
     def _write_channels(self):
         import tensorflow as tf

@@ -78,7 +78,7 @@ class Reconfiguration:
             parts.append(f"batch {self.batch_size}")
         if self.learning_rate is not None:
             parts.append(f"learning rate {self.learning_rate:.3g}")
-        if self.seconds_saved:
+        if round(self.seconds_saved, 1):
             change = "shorter" if self.seconds_saved > 0 else "longer"
             parts.append(
                 f"epochs {abs(self.seconds_saved):.1f} s {change} than at first"
