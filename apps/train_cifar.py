@@ -40,13 +40,14 @@ flags.DEFINE_integer("width", None, "Of a ResNet's first stage, in channels.")
 def main(argv):
     del argv
     console.show_reconfigurations()
+    dense = FLAGS.dense and compare.read(FLAGS.dense)
     try:
         examples = data.load(FLAGS.dataset, FLAGS.data_dir)
     except ValueError as error:
         sys.exit(str(error))
     result = training.train(recipe_flags.recipe(), examples, FLAGS.workdir)
-    if FLAGS.dense is not None:
-        print(compare.table([compare.read(FLAGS.dense), result]))
+    if dense:
+        print(compare.table([dense, result]))
 
 
 if __name__ == "__main__":

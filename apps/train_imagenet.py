@@ -49,6 +49,7 @@ flags.DEFINE_enum(
 def main(argv):
     del argv
     console.show_reconfigurations()
+    dense = FLAGS.dense and compare.read(FLAGS.dense)
     strategy = _strategy()  # Before anything else that TensorFlow does.
     try:
         images = imagenet.load(
@@ -59,8 +60,8 @@ def main(argv):
     result = training.train(
         recipe_flags.recipe(), images, FLAGS.workdir, strategy
     )
-    if FLAGS.dense is not None:
-        print(compare.table([compare.read(FLAGS.dense), result]))
+    if dense:
+        print(compare.table([dense, result]))
 
 
 def _strategy():

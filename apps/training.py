@@ -15,6 +15,11 @@ import keras_prunetrain as kpt
 from apps.environment import environment
 from keras_prunetrain import models
 
+_RECORDS = (
+    *("metrics.jsonl", "reconfigurations.jsonl", "channels.npz"),
+    *("result.json", "model.keras"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -82,6 +87,9 @@ def train(recipe, data, workdir, strategy=None):
     workdir = pathlib.Path(workdir)
     workdir /= _own_folder(strategy)
     workdir.mkdir(parents=True, exist_ok=True)
+    for name in _RECORDS:
+        (workdir / name).unlink(missing_ok=True)
+    shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
     keras.config.set_dtype_policy(recipe.dtype_policy)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -107,7 +115,6 @@ def train(recipe, data, workdir, strategy=None):
     batches = data.drawn_batches(
         draws.batch(recipe.batch_size) if batch is None else batch(draws)
     )
-    shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
     log = kpt.DensityLog(workdir / "tensorboard")
     recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(

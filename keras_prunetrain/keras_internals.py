@@ -384,7 +384,8 @@ class Unfilled(keras.initializers.Zeros):
 
         # As an array: a tuple takes TensorFlow three times as long.
         shape = np.array(shape, "int32")
-        return tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype))
+        dtype = tf.as_dtype(keras.backend.standardize_dtype(dtype))
+        return tf.raw_ops.Empty(shape=shape, dtype=dtype)
 
 
 @contextlib.contextmanager
@@ -536,14 +537,21 @@ def optimizer_variables(optimizer):
     return updated, slots, singles
 
 
-def example_count(model):
+def example_count(model, steps):
     """Returns how many examples the epoch's training steps have seen so far.
 
     `fit` weighs the mean of the loss by the examples of each step, so the
     weights add up to their number. A `train_step` of the user's own may count
-    steps instead, or nothing.
+    steps instead, or nothing: then `None`. On several replicas this is an
+    exchange, so that all of them have to call it.
+
+    Args:
+        model: The model, while it trains.
+        steps: Integer. How many steps the epoch has had.
     """
-    return int(keras.ops.convert_to_numpy(model._loss_tracker.count))
+    count = int(keras.ops.convert_to_numpy(model._loss_tracker.count))
+    own_step = type(model).train_step is not keras.Model.train_step
+    return None if own_step and count <= steps else count
 
 
 def device_bytes():

@@ -33,7 +33,7 @@ class Count(keras.callbacks.Callback):
         self.counts = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.counts.append(keras_internals.example_count(self.model))
+        self.counts.append(keras_internals.example_count(self.model, batch + 1))
 
 
 class OwnStep(keras.Model):
@@ -48,6 +48,21 @@ def test_examples_are_counted_where_keras_weighs_by_them(model_class):
         *examples(40), batch_size=16, epochs=2, callbacks=[count], verbose=0
     )
     assert count.counts == [16, 32, 40] * 2
+
+
+class Deaf(keras.Model):
+    """Counts no examples."""
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        self._loss_tracker.reset_state()
+        return logs
+
+
+def test_examples_that_nobody_counts_are_not_known():
+    model, count = network(Deaf), Count()
+    model.fit(*examples(40), batch_size=16, callbacks=[count], verbose=0)
+    assert count.counts == [None] * 3
 
 
 def test_what_is_compiled_is_carried_as_objects():

@@ -76,6 +76,8 @@ def server(browser, tmp_path_factory):
                 urllib.request.urlopen(address).close()
                 break
             time.sleep(0.2)
+        else:
+            pytest.fail("TensorBoard does not answer.")
         yield address
     finally:
         process.terminate()
@@ -140,10 +142,13 @@ def test_images_have_the_heat_map_of_each_run(tab):
 
 def test_hparams_have_a_row_of_each_run(tab):
     page = tab("hparams")
-    for text in ("PruneTrainCallb", "dense", "final/val_accuracy"):
-        page.get_by_text(text).first.wait_for()
-    for header in ("interval", "density/model", "cost/parameters"):
-        page.get_by_text(header).first.wait_for()
+    page.get_by_text("PruneTrainCallb").first.wait_for()
+    page.get_by_text("dense", exact=True).first.wait_for()
+    for name in (
+        *("penalty_ratio", "interval", "threshold", "learning_rate"),
+        *("final/val_accuracy", "final/density", "final/parameters"),
+    ):
+        page.get_by_text(name, exact=True).first.wait_for()
 
 
 def test_texts_tell_of_each_reconfiguration(tab):

@@ -131,6 +131,7 @@ def heat_map(run):
     )
     place.set_yticks(range(len(layers)), layers, fontsize=7)
     place.set_xlabel("epoch")
+    place.xaxis.get_major_locator().set_params(integer=True)
     bar = figure.colorbar(picture, ax=place)
     bar.set_label("channels / channels at first")
     return figure
@@ -208,6 +209,7 @@ def _steps(place, runs, columns, title, scale="linear"):
             **_line(i),
         )
     place.set_xlabel("epoch")
+    place.xaxis.get_major_locator().set_params(integer=True)
     place.set_ylabel(title)
     place.set_yscale(scale)
     if scale == "linear":

@@ -15,6 +15,7 @@ import io
 import json
 import pathlib
 import sys
+import zipfile
 from typing import NamedTuple
 
 import figures
@@ -49,9 +50,9 @@ class Run(NamedTuple):
 
     @property
     def is_dense(self):
-        return self.result.get("method") == "dense" or all(
-            row.get("density", 1.0) == 1.0 for row in self.metrics
-        )
+        if self.result:
+            return self.result["method"] == "dense"
+        return all(row.get("density", 1.0) == 1.0 for row in self.metrics)
 
     @property
     def threshold(self):
@@ -88,17 +89,21 @@ def read(folder):
     reconfigurations = []
     if (folder / "reconfigurations.jsonl").exists():
         reconfigurations = _lines(folder / "reconfigurations.jsonl", remarks)
-    result = {}
-    if (folder / "result.json").exists():
+    result, channels = {}, {}
+    try:
         result = json.loads((folder / "result.json").read_text())
-    else:
+    except FileNotFoundError:
         remarks.append(f"not finished: {len(metrics)} epochs so far")
-    channels = {}
-    if (folder / "channels.npz").exists():
-        with np.load(folder / "channels.npz") as arrays:
+    except json.JSONDecodeError:
+        remarks.append("result.json breaks off")
+    try:
+        file = io.BytesIO((folder / "channels.npz").read_bytes())
+        with np.load(file) as arrays:
             channels = {name: arrays[name] for name in arrays.files}
-    else:
+    except FileNotFoundError:
         remarks.append("no channels.npz: no pictures of its layers")
+    except (ValueError, OSError, zipfile.BadZipFile):
+        remarks.append("channels.npz breaks off: no pictures of its layers")
     name = folder.resolve().name
     return Run(
         name, folder, metrics, reconfigurations, channels, result, remarks
@@ -278,7 +283,7 @@ def reconfiguration_table(run):
             report["epoch"] + 1,
             f"{before} → {after}",
             flops,
-            report.get("batch_size_after", report["batch_size"]),
+            report.get("batch_size_after") or report["batch_size"] or "-",
             "-" if rate is None else f"{rate:.3g}",
             f"{report['seconds'] + report['first_step_seconds']:.1f}",
             ", ".join(report["removed_layers"]) or "-",
@@ -374,15 +379,15 @@ def write(folders, output):
         (output / f"{name}.png").write_bytes(png)
         images.append((title, caption, png))
     path = output / "index.html"
-    path.write_text(page(runs, images))
+    path.write_text(page(runs, images), encoding="utf-8")
     return path
 
 
 def _told_apart(runs):
-    """Names runs by more than their folder where two have the same."""
+    """Names runs by their whole path where two folders have the same name."""
     names = [run.name for run in runs]
     return [
-        run._replace(name=f"{run.folder.resolve().parent.name}_{run.name}")
+        run._replace(name="_".join(run.folder.resolve().parts[1:]))
         if names.count(run.name) > 1
         else run
         for run in runs
@@ -399,7 +404,7 @@ def main():
     arguments = parser.parse_args()
     try:
         path = write(arguments.folders, arguments.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(f"Wrote {path}.")
 

@@ -11,7 +11,11 @@ import keras
 from keras_prunetrain import calibration, keras_internals
 from keras_prunetrain.batching import DynamicBatch, training_bytes
 from keras_prunetrain.callbacks.density_log import DensityLog
-from keras_prunetrain.callbacks.record import learning_rate, record_of
+from keras_prunetrain.callbacks.record import (
+    ReconfiguringCallback,
+    learning_rate,
+    record_of,
+)
 from keras_prunetrain.channels.liveness import (
     check_limits,
     matching_layers,
@@ -37,7 +41,7 @@ from keras_prunetrain.surgery.reconfigure import (
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-class PruneTrainCallback(keras.callbacks.Callback):
+class PruneTrainCallback(ReconfiguringCallback):
     """Makes the model smaller while it trains.
 
     A group lasso drives whole channels to zero; every few epochs the model is
@@ -267,6 +271,7 @@ class PruneTrainCallback(keras.callbacks.Callback):
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
+        self._tell_log("on_train_batch_end", batch)
         if self._awaits_first_step:
             self._awaits_first_step = False
             seconds = time.perf_counter() - self._step_started
@@ -289,13 +294,9 @@ class PruneTrainCallback(keras.callbacks.Callback):
     def _count_examples(self, batch):
         # With `steps_per_execution`, `batch` may lie behind the last one.
         steps = min(batch + 1, self.params.get("steps") or math.inf)
-        count = keras_internals.example_count(self.model)
-        own_step = type(self.model).train_step is not keras.Model.train_step
-        if own_step and count <= steps:
-            return  # It counts steps, or nothing.
-        self._examples = count
-        if self._batch_size is None:
-            self._batch_size = math.ceil(count / steps)
+        self._examples = keras_internals.example_count(self.model, steps)
+        if self._batch_size is None and self._examples is not None:
+            self._batch_size = math.ceil(self._examples / steps)
 
     def _calibrate(self, logs):
         if "loss" not in logs:

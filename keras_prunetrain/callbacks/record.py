@@ -2,11 +2,20 @@
 
 import dataclasses
 
+import keras
 from keras import ops
 
 from keras_prunetrain import calibration
 from keras_prunetrain.channels.report import report_of
 from keras_prunetrain.cost import Cost
+
+
+class ReconfiguringCallback(keras.callbacks.Callback):
+    """Makes the model smaller while it trains.
+
+    Attributes:
+        reports: List of a `Reconfiguration` for each that took place.
+    """
 
 
 @dataclasses.dataclass

@@ -219,19 +219,6 @@ def test_images_of_any_size_are_logged_without_flops(tmp_path):
     assert "cost/training_flops" not in found
 
 
-def test_training_that_stops_early_logs_its_last_reconfiguration(tmp_path):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = True
-
-    pruning = kpt.PruneTrainCallback(interval=10, log_dir=tmp_path)
-    fit(network(), pruning, Stop())
-    assert len(pruning.reports) == 1
-    found = events(tmp_path)
-    assert list(found["reconfigurations"]) == [0]
-    assert curve(found, "density/model") == [1.0]  # Of the epoch itself.
-
-
 # Runs that go on, and folders of other runs.
 
 
@@ -271,6 +258,126 @@ def test_an_epoch_that_is_trained_once_more_is_not_logged_twice(tmp_path):
     assert sorted(events(tmp_path)["density/model"]) == [0, 1, 2, 3, 4]
 
 
+class Stop(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+
+def reloaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+def test_a_run_that_stopped_early_can_go_on(tmp_path):
+    model = network()
+    logs = tmp_path / "logs"
+    fit(model, kpt.PruneTrainCallback(log_dir=logs), Stop())
+    assert widths(model)["inner"] == 5  # Cut when it had stopped.
+    found = events(logs)
+    # Of the epoch itself, and of the model that is left.
+    assert curve(found, "density/model") == [1.0]
+    assert curve(found, "final/density") == [pytest.approx(17 / 18)]
+    assert curve(found, "final/parameters") == [model.count_params()]
+    assert list(found["reconfigurations"]) == [0]
+    log = kpt.DensityLog(logs)
+    fit(reloaded(model, tmp_path), log, epochs=2, initial_epoch=1)
+    assert sorted(events(logs)["density/model"]) == [0, 1]
+
+
+def test_a_run_goes_on_from_before_its_last_reconfiguration(tmp_path):
+    model = network()
+    before = tmp_path / "before.keras"
+    logs = tmp_path / "logs"
+    saver = keras.callbacks.ModelCheckpoint(before)
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=logs)
+    fit(model, saver, pruning, epochs=1)
+    model = keras.saving.load_model(before)
+    assert widths(model)["inner"] == 6
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=logs)
+    fit(model, pruning, epochs=2, initial_epoch=1)
+    found = events(logs)
+    assert sorted(found["density/model"]) == [0, 1]
+    assert sorted(found["reconfigurations"]) == [0]
+
+
+@pytest.mark.parametrize("initial_epoch", [1, 2])
+def test_a_resumed_fit_without_a_new_epoch_logs_nothing(
+    tmp_path, initial_epoch
+):
+    model = network()
+    fit(model, kpt.DensityLog(tmp_path), epochs=2)
+    found = events(tmp_path)
+    log = kpt.DensityLog(tmp_path)
+    fit(model, log, epochs=2, initial_epoch=initial_epoch)
+    assert events(tmp_path).keys() == found.keys()
+
+
+def test_a_second_phase_logs_its_own_callback(tmp_path):
+    model, log = network(), kpt.DensityLog(tmp_path)
+    fit(model, kpt.PruneTrainCallback(interval=1), log, epochs=1)
+    fit(model, kpt.PruneTrainCallback(interval=1), log, epochs=3)
+    assert sorted(events(tmp_path)["reconfigurations"]) == [0, 1, 3]
+
+
+def test_a_callback_that_logs_one_run_refuses_another_model(tmp_path):
+    log = kpt.DensityLog(tmp_path)
+    fit(network(), kpt.PruneTrainCallback(interval=1), log, epochs=1)
+    with pytest.raises(ValueError, match="other layers or fewer channels"):
+        fit(network(), log)
+
+
+def test_curves_are_whole_beside_keras_own_log(tmp_path):
+    other = keras.callbacks.TensorBoard(tmp_path / "keras", update_freq=7)
+    fit(network(), other, kpt.DensityLog(tmp_path / "logs"), epochs=2)
+    found = events(tmp_path / "logs")
+    assert len(found["density/model"]) == 2
+    assert "final/density" in found
+
+
+def test_examples_of_an_evaluation_are_not_counted(tmp_path):
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.evaluate(*examples(7), verbose=0)
+
+    model = network()
+    model.fit(
+        *examples(40),
+        verbose=0,
+        callbacks=[Evaluate(), kpt.DensityLog(tmp_path)],
+    )
+    found = events(tmp_path)
+    flops = kpt.model_cost(model).training_flops
+    assert curve(found, "cost/training_flops") == [flops * 40]
+    assert curve(found, "training/batch_size") == [20]
+
+
+def test_what_is_not_known_is_not_logged(tmp_path):
+    class Deaf(keras.Model):
+        def train_step(self, data):
+            logs = super().train_step(data)
+            self._loss_tracker.reset_state()
+            return logs
+
+    fit(network(Deaf), kpt.PruneTrainCallback(log_dir=tmp_path), epochs=1)
+    found = events(tmp_path)
+    assert "density/model" in found
+    assert "cost/training_flops" not in found
+    assert "training/batch_size" not in found
+
+
+def test_an_evaluation_before_training_is_no_epoch(tmp_path):
+    model, log = network(), kpt.DensityLog(tmp_path)
+    for _ in range(2):
+        model.evaluate(*examples(8), verbose=0, callbacks=[log])
+    fit(model, log, epochs=1)
+    assert list(events(tmp_path)["time/epoch_seconds"]) == [0]
+
+
+def test_a_folder_of_another_machine_is_refused():
+    with pytest.raises(ValueError, match="a folder of this machine"):
+        kpt.DensityLog("gs://bucket/logs")
+
+
 def assert_refused(folder, match, model=None, **kwargs):
     model = model or network()
     weights = model.get_weights()
@@ -288,7 +395,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
     other.add(layers.Dense(3))
     other.compile("sgd", "mse", run_eagerly=True)
     assert_refused(
-        tmp_path, "other layers or channels", other, epochs=3, initial_epoch=2
+        tmp_path, "other layers or fewer", other, epochs=3, initial_epoch=2
     )
     path = tmp_path / "density_log.json"
     path.write_text(path.read_text()[:20])

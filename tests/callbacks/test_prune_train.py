@@ -788,7 +788,8 @@ class Watch(keras.callbacks.Callback):
             self.old = [weakref.ref(x) for x in replaced]
 
 
-def test_old_weights_are_freed_at_once():
+@pytest.mark.parametrize("logged", [False, True])
+def test_old_weights_are_freed_at_once(logged, tmp_path):
     model, watch = network(compiled=TRACED), Watch()
 
     class Look(keras.callbacks.Callback):
@@ -797,7 +798,8 @@ def test_old_weights_are_freed_at_once():
 
     alive = []
     deaths = {2: {"inner": [0]}}
-    fit(model, callback(), watch, Kill(deaths), after=[Look()], epochs=3)
+    pruning = callback(**({"log_dir": tmp_path} if logged else {}))
+    fit(model, pruning, watch, Kill(deaths), after=[Look()], epochs=3)
     assert alive == [[], [True] * 4, [False] * 4]
 
 

@@ -246,9 +246,32 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_got(tmp_path):
 
 
 def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
-    folders = [write_run(tmp_path / x / "run") for x in ("one", "two")]
+    places = ("one/x", "two/x")
+    folders = [write_run(tmp_path / x / "run") for x in places]
     page = report.write(folders, tmp_path / "report").read_text()
-    assert "<th>one_run</th><th>two_run</th>" in page
+    for word in ("one_x_run</th>", "two_x_run</th>"):
+        assert word in page
+    assert len(list((tmp_path / "report").glob("*_revival.png"))) == 2
+
+
+def test_files_that_break_off_are_left_out_with_a_word(folders, tmp_path):
+    for name in ("result.json", "channels.npz"):
+        path = folders[1] / name
+        path.write_bytes(path.read_bytes()[:-30])
+    page = report.write(folders, tmp_path / "report").read_text()
+    assert "pruned: result.json breaks off." in page
+    assert "pruned: channels.npz breaks off" in page
+
+
+def test_a_run_in_which_nothing_died_is_not_dense(tmp_path):
+    folder = write_run(tmp_path / "run")
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) | {"density": 1.0} for row in rows]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+    assert not report.read(folder).is_dense
+    (folder / "result.json").unlink()
+    assert report.read(folder).is_dense
 
 
 @pytest.mark.parametrize(
