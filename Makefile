@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup train test test-of-fit test-of-the-rest lint bench fuzz
+.PHONY: help setup train test lint bench fuzz
 .PHONY: coverage browser
 
 help:
@@ -26,15 +26,10 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python -m apps.quickstart
 
-# Two halves of about the same length: most of a test is done on one core.
+# A file at a time in each of two processes: most of a test is done on one core.
+# The browser has a target of its own.
 test: setup
-	$(MAKE) --jobs=2 test-of-fit test-of-the-rest
-
-test-of-fit: setup
-	$(BIN)/python -m pytest tests/apps tests/callbacks
-
-test-of-the-rest: setup
-	$(BIN)/python -m pytest --ignore=tests/apps --ignore=tests/callbacks \
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
 	    --ignore=tests/test_tensorboard.py
 
 # Debian's Chromium; without it, and without leave to install it, the tests say
