@@ -291,16 +291,16 @@ def table(rows):
         "| --- " + "| ---: " * 9 + "| --- |",
     ]
     for row in rows:
-        if "error" in row or "parameters" not in row:
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
+        if "parameters" not in row:
             reason = row.get("error", "not run")
-            lines.append(f"| {row['model']} " + "| " * 9 + f"| {reason} |")
+            lines.append(f"| {row['model']} {'| ' * 8}| {seconds} | {reason} |")
             continue
         left = row["parameters_after"] / row["parameters"]
         differences = (
             f"{row[f'{name}_difference']:.0e}"
             for name in ("output", "gradient", "next_step", "loaded")
         )
-        seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         lines.append(
             f"| {row['model']} | {row['parameters']:,} | {left:.0%} | "
             f"{' | '.join(differences)} | "
@@ -325,7 +325,8 @@ def in_a_process(task, name):
     )
     if process.returncode:
         error = process.stderr.strip().splitlines()
-        return {"error": error[-1] if error else f"rc {process.returncode}"}
+        key = "error" if task == "check" else f"{task}_error"
+        return {key: error[-1] if error else f"rc {process.returncode}"}
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -338,7 +339,6 @@ def main(tasks, chosen):
         for row in record["models"]:  # What is not run now stays as it was.
             rows[row["model"]] = row
     for name, row in rows.items():
-        row.pop("error", None)
         if "check" in tasks:  # Nothing of an older check stays.
             for key in row.keys() - {"model", "seconds"}:
                 del row[key]
