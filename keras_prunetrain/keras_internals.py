@@ -371,6 +371,18 @@ def copy_optimizer(optimizer):
             vars(optimizer)["_learning_rate"] = rate
 
 
+def values_of(variable):
+    """Returns the values of `variable` as an array.
+
+    `convert_to_numpy` copies a tensor of TensorFlow twice and a variable three
+    times, which takes a large model as long as all the rest; this once.
+    """
+    tensor = keras.ops.convert_to_tensor(variable)
+    if keras.config.backend() == "tensorflow":
+        return np.asarray(tensor)
+    return keras.ops.convert_to_numpy(tensor)
+
+
 class Unfilled(keras.initializers.Zeros):
     """Takes memory for a variable that is going to be assigned, not more.
 

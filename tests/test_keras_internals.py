@@ -177,6 +177,15 @@ def test_a_copied_optimizer_has_the_settings_and_no_slots():
         assert (copy._learning_rate is schedule) == (rate is schedule)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_the_values_of_a_variable_are_those_of_now(dtype):
+    variable = keras.Variable([[1, 2], [3, 4]], dtype=dtype)
+    values = keras_internals.values_of(variable)
+    np.testing.assert_array_equal(values.astype("float32"), [[1, 2], [3, 4]])
+    variable.assign([[5, 6], [7, 8]])
+    np.testing.assert_array_equal(values.astype("float32"), [[1, 2], [3, 4]])
+
+
 def test_slots_are_made_without_values_and_an_optimizer_stays_as_it_was():
     inner = keras.optimizers.Ftrl(0.1)  # Its accumulators begin at 0.1.
     optimizer = keras.optimizers.LossScaleOptimizer(inner)

@@ -150,12 +150,13 @@ def _vector_in(walk, moved, shape):
     best, most = None, 0
     for axis in range(moved.ndim - 1, 0, -1):
         rows = np.moveaxis(moved, axis, -1).reshape(-1, moved.shape[axis])
-        rows = np.unique(rows, axis=0)
         vector = rows.max(axis=0, initial=0)
         if shape[axis] is None or not vector.all():
             continue
         if len(np.unique(vector)) <= most:  # Ties leave no more than that.
             continue
+        if len(rows) > 1:
+            rows = np.unique(rows, axis=0)
         differ = (rows > 0) & (rows != vector)
         ties = [
             (np.broadcast_to(vector, rows.shape)[differ] - 1, rows[differ] - 1)

@@ -9,8 +9,8 @@ from numbers import Real
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.branches import constant_branches
 from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.numbering import Numbering, number_channels
@@ -185,8 +185,7 @@ def slice_magnitudes(label):
 
     Shape `(channels,)`, one for each index of the labelled axis.
     """
-    # Of the tensor: TensorFlow would copy a variable twice.
-    weight = ops.convert_to_numpy(ops.convert_to_tensor(label.weight))
+    weight = keras_internals.values_of(label.weight)
     others = tuple(i for i in range(weight.ndim) if i != label.axis)
     # Without a third copy for the absolute values.
     return np.maximum(weight.max(axis=others), -weight.min(axis=others))

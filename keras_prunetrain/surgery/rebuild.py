@@ -63,8 +63,7 @@ def sliced(variable, keep):
     """Returns the value of `variable` at the positions `keep`, per axis."""
     if not keep:
         return variable
-    # Of the tensor: TensorFlow would copy a variable twice.
-    value = ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    value = keras_internals.values_of(variable)
     for axis, positions in keep.items():
         value = np.take(value, positions, axis)
     return value
