@@ -168,7 +168,6 @@ def test_multiples_hold_in_every_layer_that_shares_the_channels():
         lambda layer: layer.name == "a",
         [lambda layer: isinstance(layer, layers.Conv2D)],
     ],
-    ids=str,
 )
 def test_channels_that_a_skipped_layer_writes_or_reads_stay(skip):
     model = chain(4)
