@@ -53,12 +53,18 @@ def test_keras_file(build, tmp_path):
     smaller.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
 
-    np.testing.assert_allclose(loaded(x), outputs(smaller, x), atol=1e-6)
+    np.testing.assert_allclose(
+        outputs(loaded, x), outputs(smaller, x), atol=1e-6
+    )
     pairs = zip(
         loaded.optimizer.variables, smaller.optimizer.variables, strict=True
     )
     for one, other in pairs:
         np.testing.assert_array_equal(one, other, err_msg=other.path)
+    # Keras does not save where random augmentation has got to.
+    for one, other in zip(loaded.variables, smaller.variables, strict=True):
+        if "seed_generator" in one.path:
+            one.assign(other)
     losses = [m.train_on_batch(x, y) for m in (loaded, smaller)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
