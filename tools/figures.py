@@ -3,6 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from keras_prunetrain.callbacks.dashboard import heat_map_figure
+
 # Okabe and Ito's: the colour-blind tell them apart. Styles for print.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLES = ("-", "--", "-.", ":")
@@ -107,34 +109,14 @@ def channels(run):
 
 def heat_map(run):
     """Share of its channels that each layer has left, epoch by epoch."""
-    layers = list(run.channels)
-    epochs = len(run.metrics)
-    densities = np.array(
+    densities = [
         [
-            [
-                len(run.left(layer, epoch)) / run.channels[layer].shape[1]
-                for epoch in range(epochs)
-            ]
-            for layer in layers
+            len(run.left(layer, epoch)) / history.shape[1]
+            for layer, history in run.channels.items()
         ]
-    )
-    figure = _figure(8, 1.4 + 0.2 * len(layers))
-    place = figure.subplots()
-    picture = place.imshow(
-        densities,
-        vmin=0,
-        vmax=1,
-        cmap="viridis",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0.5, epochs + 0.5, len(layers) - 0.5, -0.5),
-    )
-    place.set_yticks(range(len(layers)), layers, fontsize=7)
-    place.set_xlabel("epoch")
-    place.xaxis.get_major_locator().set_params(integer=True)
-    bar = figure.colorbar(picture, ax=place)
-    bar.set_label("channels / channels at first")
-    return figure
+        for epoch in range(len(run.metrics))
+    ]
+    return heat_map_figure(densities, list(run.channels))
 
 
 def weight_density(run, shares):

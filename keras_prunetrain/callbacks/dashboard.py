@@ -95,6 +95,15 @@ def layout(groups):
 
 
 def heat_map(densities, names):
+    """Returns `heat_map_figure` as `uint8`, shape `(height, width, 3)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(heat_map_figure(densities, names))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def heat_map_figure(densities, names):
     """Draws how many channels each layer has left, epoch by epoch.
 
     Args:
@@ -102,15 +111,13 @@ def heat_map(densities, names):
         names: The layers' names.
 
     Returns:
-        `uint8` array, shape `(height, width, 3)`.
+        A `matplotlib.figure.Figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     densities = np.asarray(densities)
     epochs, layers = densities.shape
     figure = Figure((8, 1.6 + 0.17 * layers), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     picture = axes.imshow(
         densities.T,
@@ -127,5 +134,4 @@ def heat_map(densities, names):
     axes.set_title("Channels left in each layer")
     bar = figure.colorbar(picture, ax=axes)
     bar.set_label("channels / channels at first")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    return figure

@@ -19,7 +19,6 @@ from keras_prunetrain.callbacks.record import (
 from keras_prunetrain.channels.liveness import (
     check_limits,
     matching_layers,
-    plan_cut,
 )
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import (
@@ -36,6 +35,7 @@ from keras_prunetrain.distribution import (
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
     check_reconfigurable,
+    make_plan,
 )
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -470,7 +470,7 @@ class PruneTrainCallback(ReconfiguringCallback):
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
         arguments = {**self._arguments, "skip": self._keys_to_skip}
-        plan = plan_cut(self.model, self.threshold, **arguments)
+        plan = make_plan(self.model, self.threshold, **arguments)
         if plan.removes_nothing:
             return None
         smaller = carry_out(self.model, plan)

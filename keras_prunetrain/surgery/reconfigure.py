@@ -72,11 +72,16 @@ def reconfigure(
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
     """
-    with _no_garbage_collection():
-        plan = plan_cut(
-            model, threshold, channel_multiple, min_channels, skip, fold
-        )
+    plan = make_plan(
+        model, threshold, channel_multiple, min_channels, skip, fold
+    )
     return carry_out(model, plan)
+
+
+def make_plan(model, *args, **kwargs):
+    """Returns `plan_cut` of the same arguments, sooner for large models."""
+    with _no_garbage_collection():
+        return plan_cut(model, *args, **kwargs)
 
 
 def carry_out(model, plan):
