@@ -20,7 +20,12 @@ LAYERS = [  # A module may import only from the layers above its own.
     {"channels.liveness"},
     {"channels.picture", "channels.report", "surgery.rebuild"},
     {"surgery.slots"},
-    {"surgery.reconfigure", "callbacks.record", "callbacks.dashboard"},
+    {
+        *("surgery.reconfigure", "callbacks.record", "callbacks.dashboard"),
+        *("callbacks.arguments", "callbacks.calibrated_lasso"),
+        "callbacks.logged_run",
+    },
+    {"callbacks.event_writer"},
     {"callbacks.density_log"},
     {"callbacks.prune_train"},
     {""},
@@ -32,7 +37,7 @@ DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 OPTIONAL = {
     "batching": {"tensorflow"},
     "callbacks.dashboard": {"matplotlib", "tensorboard"},
-    "callbacks.density_log": {"tensorboard", "tensorflow"},
+    "callbacks.event_writer": {"tensorboard", "tensorflow"},
     "channels.picture": {"pydot"},
     "distribution": {"tensorflow"},
     "keras_internals": {"tensorflow"},

@@ -155,3 +155,11 @@ def test_texts_tell_of_each_reconfiguration(tab):
     page = tab("text")
     page.get_by_text("channels before").first.wait_for()
     page.get_by_text("stage1_block0_conv1").first.wait_for()
+
+
+def test_histograms_say_what_they_are_of(tab):
+    page = tab("histograms")
+    page.get_by_text("log10_of_magnitude_over_threshold").first.wait_for()
+    page.locator(
+        "histogram-component, vz-histogram-timeseries"
+    ).first.wait_for()

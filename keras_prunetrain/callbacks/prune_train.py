@@ -3,23 +3,25 @@
 import gc
 import logging
 import math
-import numbers
 import time
 
 import keras
 
 from keras_prunetrain import calibration, keras_internals
-from keras_prunetrain.batching import DynamicBatch, training_bytes
+from keras_prunetrain.batching import training_bytes
+from keras_prunetrain.callbacks.arguments import (
+    check_arguments,
+    check_siblings,
+    reconfigure_arguments,
+)
+from keras_prunetrain.callbacks.calibrated_lasso import CalibratedLasso
 from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.record import (
     ReconfiguringCallback,
     learning_rate,
     record_of,
 )
-from keras_prunetrain.channels.liveness import (
-    check_limits,
-    matching_layers,
-)
+from keras_prunetrain.channels.liveness import matching_layers
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import (
     communication_bytes,
@@ -135,32 +137,30 @@ class PruneTrainCallback(ReconfiguringCallback):
         log_dir=None,
     ):
         super().__init__()
-        _check(penalty_ratio, interval, finetune_epochs)
-        if not isinstance(batch, DynamicBatch | None):
-            raise ValueError(
-                "`batch` must be a `DynamicBatch`; a fixed batch size belongs "
-                f"into `fit` or the data set. Received: batch={batch!r}"
-            )
+        check_arguments(penalty_ratio, interval, finetune_epochs, batch)
         self.batch = batch
         self.penalty_ratio = penalty_ratio
         self.interval = interval
         self.threshold = threshold
         self.finetune_epochs = finetune_epochs
-        self._arguments = _checked_arguments(threshold, reconfigure)
+        self._arguments = reconfigure_arguments(threshold, reconfigure)
         self._log = None if log_dir is None else DensityLog(log_dir)
         if self._log is not None:
             self._log.follow(self)
         self._forget()
 
     def _forget(self):
-        self.factor = None
+        self._lasso = CalibratedLasso(self.penalty_ratio)
         self.reports = []
         self._first_size = None
         self._first_seconds = math.inf
         self._epoch_started = 0.0
         self._batch_size = None
-        self._given_factors = {}
         self._said_nothing_dead = False
+
+    @property
+    def factor(self):
+        return self._lasso.factor
 
     def set_model(self, model):
         if self._model is not None and self._model is not model:
@@ -177,10 +177,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self._log is not None:
             getattr(self._log, hook)(*arguments)
 
-    # The life of the lasso.
-
     def on_train_begin(self, logs=None):
-        self._refuse_siblings()
+        check_siblings(self, self._siblings)
         check_strategy(self.model)
         if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
@@ -198,7 +196,6 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
-        self._norms = None
         self._batch_size = None
         self._epoch = None
         self._reconfigured_after = None
@@ -226,15 +223,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         return ", ".join([*parts, f"weights of shapes {shapes}"])
 
     def _begin_lasso(self, numbering, skipped):
-        calibration.detach_lasso(self.model)  # Left by a `fit` that broke off.
-        own = [lasso for lasso, _ in calibration.lassos_of(self.model)]
-        if any(lasso.factor for lasso in own):
-            self._given_factors = {id(lasso): lasso.factor for lasso in own}
-            self.factor = max(self._given_factors.values())
-        if not own:
-            calibration.attach_lasso(self.model, numbering, skipped)
-        self._lasso_acts = bool(calibration.lassos_of(self.model))
-        if not self._lasso_acts:
+        self._lasso.begin(self.model, numbering, skipped)
+        if not self._lasso.acts:
             self._said_nothing_dead = True
             _LOG.warning(
                 "Nothing to prune in '%s': it has no kernel that trains and "
@@ -242,32 +232,11 @@ class PruneTrainCallback(ReconfiguringCallback):
                 "says why.",
                 self.model.name,
             )
-        self._set_factors()
-        self._trace_anew()
-
-    def _end_lasso(self):
-        self._lasso_acts = False
-        calibration.detach_lasso(self.model)
-        for lasso, _ in calibration.lassos_of(self.model):  # The user's own.
-            lasso.factor = 0.0
-        self._trace_anew()
-
-    def _set_factors(self):
-        for lasso, _ in calibration.lassos_of(self.model):
-            lasso.factor = self._given_factors.get(
-                id(lasso), self.factor or 0.0
-            )
-
-    def _trace_anew(self):
-        # The penalties are part of the traced steps.
-        self.model.make_train_function(force=True)
-        self.model.test_function = None
 
     def on_train_batch_begin(self, batch, logs=None):
         # In the logs of later batches is the mean over the epoch.
-        if batch == 0 and self.factor is None and self._lasso_acts:
-            self._penalties = calibration.weight_penalties(self.model)
-            self._norms = calibration.lasso_norms(self.model)
+        if batch == 0:
+            self._lasso.before_first_batch(self.model)
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -280,9 +249,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._count_examples(batch)
         if self.batch is not None and batch == 0 and self._examples is not None:
             self.batch.check_first_step(self._examples)
-        if self._norms is not None:
-            self._calibrate(logs or {})
-            self._norms = None
+        self._lasso.after_first_batch(self.model, logs or {})
         # Callbacks change it at the end of the epoch.
         if batch + 1 == self.params.get("steps"):
             self._rate = learning_rate(self.model.optimizer)
@@ -298,35 +265,6 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self._batch_size is None and self._examples is not None:
             self._batch_size = math.ceil(self._examples / steps)
 
-    def _calibrate(self, logs):
-        if "loss" not in logs:
-            raise ValueError(
-                "PruneTrainCallback computes the factor of the lasso from the "
-                "'loss' of the first batch, but the logs have none. Return it "
-                f"from `train_step`. Received: logs={sorted(logs)}"
-            )
-        task_loss = logs["loss"] - self._penalties
-        if not math.isfinite(task_loss) or task_loss == 0:
-            _LOG.warning(
-                "The loss of the first batch is %s: the lasso is calibrated "
-                "on that of the next epoch.",
-                task_loss,
-            )
-            return
-        if task_loss < 0:
-            raise ValueError(
-                "PruneTrainCallback makes the penalty a share of the loss, "
-                "which must be positive for that. Give the layers a "
-                "`GroupLasso` with a factor above 0 yourself. Received: a "
-                f"loss of {task_loss} for the first batch, without penalties."
-            )
-        self.factor = calibration.calibrated_factor(
-            self._norms, task_loss, self.penalty_ratio
-        )
-        self._set_factors()
-
-    # The life of the model.
-
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         self._examples = None
@@ -334,8 +272,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self.batch is not None:
             self._announce_steps(self.batch.steps)
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
-        if finetuning and self._lasso_acts:
-            self._end_lasso()
+        if finetuning and self._lasso.acts:
+            self._lasso.pause(self.model)
         self._tell_log("on_epoch_begin", epoch)
         self._epoch_started = time.perf_counter()
 
@@ -364,7 +302,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         # Of the model that the epoch was trained with.
         trained = {**self._batch_logs(), **self._communication_logs()}
         if done in (epochs, epochs - self.finetune_epochs) or (
-            self._lasso_acts and done % self.interval == 0
+            self._lasso.acts and done % self.interval == 0
         ):
             self._reconfigure(logs or {})
         if logs is not None:
@@ -425,9 +363,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             densities = self.model.history.history.get("density")
             if densities:
                 densities[-1] = self._size / self._first_size
-        self._end_lasso()
-        self._set_factors()
-        self.model.train_function = None
+        self._lasso.end(self.model)
         keras_internals.restore_learning_rate(self.model.optimizer)
         calibrated = self.factor is not None
         if calibrated and not self.reports and not self._said_nothing_dead:
@@ -492,74 +428,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             self._scale_learning_rate()
         return report
 
-    def _refuse_siblings(self):
-        for callback in self._siblings:
-            if (
-                isinstance(callback, PruneTrainCallback)
-                and callback is not self
-            ):
-                raise ValueError(
-                    "There are two PruneTrainCallbacks among the callbacks of "
-                    "one `fit`, and a kernel has one lasso. Pass one of them."
-                )
-            if (
-                isinstance(callback, keras.callbacks.EarlyStopping)
-                and callback.restore_best_weights
-            ):
-                raise ValueError(
-                    "EarlyStopping(restore_best_weights=True) remembers "
-                    "weights by their shapes and cannot bring them back once "
-                    "the model has shrunk. Let `ModelCheckpoint('best.keras', "
-                    "save_best_only=True)` keep the best model, in its own "
-                    "shape, and load it with `keras.saving.load_model`; "
-                    "EarlyStopping without restoring works."
-                )
-
 
 # What `Model.stop_training` is at the end of an epoch that is shorter than the
 # first ones; true, and yet not what a callback sets that ends the training.
 _END_OF_EPOCH = "the end of the epoch"
-
-
-def _check(penalty_ratio, interval, finetune_epochs):
-    if not _is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
-        raise ValueError(
-            "`penalty_ratio` is the lasso's share of the loss, a fraction "
-            f"between 0 and 1. Received: penalty_ratio={penalty_ratio}"
-        )
-    if not _is_count(interval) or interval < 1:
-        raise ValueError(
-            "`interval` must be a number of epochs, an integer of at least 1. "
-            f"Received: interval={interval}"
-        )
-    if not _is_count(finetune_epochs) or finetune_epochs < 0:
-        raise ValueError(
-            "`finetune_epochs` must be an integer, at least 0. "
-            f"Received: finetune_epochs={finetune_epochs}"
-        )
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real)
-
-
-def _is_count(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _checked_arguments(threshold, reconfigure):
-    if not isinstance(reconfigure, dict | None):
-        raise ValueError(
-            "`reconfigure` must be a dict of arguments. "
-            f"Received: reconfigure={reconfigure!r}"
-        )
-    arguments = dict(reconfigure or {})
-    limits = arguments.keys() & {"channel_multiple", "min_channels"}
-    unknown = arguments.keys() - limits - {"skip", "fold"}
-    if unknown:
-        raise ValueError(
-            "`reconfigure` takes 'channel_multiple', 'min_channels', 'skip' "
-            f"and 'fold'. Received: {', '.join(sorted(map(repr, unknown)))}"
-        )
-    check_limits(threshold, **{k: arguments[k] for k in limits})
-    return arguments

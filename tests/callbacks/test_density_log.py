@@ -17,6 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 import keras_prunetrain as kpt
 from keras_prunetrain.callbacks import dashboard
+from keras_prunetrain.callbacks.event_writer import MAGNITUDES
 from keras_prunetrain.channels.numbering import number_channels
 from tests.callbacks.fits import Kill, examples, network, widths
 
@@ -117,15 +118,32 @@ def test_each_layer_has_a_curve(run):
 
 
 def test_histograms_show_the_largest_magnitude_of_each_channel(run):
-    model, _, _, found, _ = run
+    model, pruning, _, found, _ = run
     for layer in widths(model):
-        kernel = model.get_layer(layer).get_weights()[0]
-        largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
-        buckets = found[f"magnitudes/{layer}"][3]
-        full = buckets[buckets[:, 2] > 0]
-        assert buckets[:, 2].sum() == len(largest)
-        assert full[0, 0] <= np.log10(largest.min()) + 1e-6
-        assert full[-1, 1] >= np.log10(largest.max()) - 1e-6
+        check_histogram(found, model, layer, 3, pruning.threshold)
+
+
+def check_histogram(found, model, layer, step, threshold):
+    kernel = model.get_layer(layer).get_weights()[0]
+    largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
+    above = np.log10(largest / threshold)
+    buckets = found[f"{MAGNITUDES}/{layer}"][step]
+    full = buckets[buckets[:, 2] > 0]
+    assert buckets[:, 2].sum() == len(largest)
+    np.testing.assert_allclose(full[0, 0], above.min(), atol=1e-5)
+    np.testing.assert_allclose(full[-1, 1], above.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.0, None])
+def test_histograms_are_relative_to_the_threshold(tmp_path, threshold):
+    model = network()
+    log = kpt.DensityLog(tmp_path)
+    callbacks = [log]
+    if threshold is not None:
+        callbacks = [kpt.PruneTrainCallback(threshold=threshold), log]
+    model.fit(*examples(40), verbose=0, callbacks=callbacks)
+    for layer in widths(model):
+        check_histogram(events(tmp_path), model, layer, 0, threshold or 1e-4)
 
 
 def test_the_final_figures_are_those_of_the_last_epoch(run):

@@ -1,0 +1,125 @@
+"""The lasso of a training: it is put on, gets its factor, and goes again."""
+
+import logging
+import math
+
+from keras_prunetrain import calibration
+
+_LOG = logging.getLogger("keras_prunetrain")
+
+
+class CalibratedLasso:
+    """The group lasso on a model that `fit` trains.
+
+    Where layers carry one already, it keeps its factor. Where its factor is 0,
+    or there is none, it is computed from the first batch, and the one that was
+    put on is taken off at the end.
+
+    Args:
+        penalty_ratio: Float in (0, 1). See `PruneTrainCallback`.
+
+    Attributes:
+        factor: Float, the largest of all; `None` before the first batch.
+        acts: Boolean. Whether a kernel carries a lasso now.
+    """
+
+    def __init__(self, penalty_ratio):
+        self._penalty_ratio = penalty_ratio
+        self.factor = None
+        self.acts = False
+        self._given_factors = {}
+        self._first_batch = None
+
+    def begin(self, model, numbering, skipped):
+        """Puts the lasso on, with the factor that it has so far.
+
+        Args:
+            model: The model, before its first step.
+            numbering: Its `Numbering`.
+            skipped: Keys of layers that get none.
+        """
+        self._first_batch = None
+        calibration.detach_lasso(model)  # Left by a `fit` that broke off.
+        own = [lasso for lasso, _ in calibration.lassos_of(model)]
+        if any(lasso.factor for lasso in own):
+            self._given_factors = {id(lasso): lasso.factor for lasso in own}
+            self.factor = max(self._given_factors.values())
+        if not own:
+            calibration.attach_lasso(model, numbering, skipped)
+        self.acts = bool(calibration.lassos_of(model))
+        self._set_factors(model)
+        _trace_anew(model)
+
+    def before_first_batch(self, model):
+        """Measures the weights with which the first batch is computed."""
+        if self.factor is None and self.acts:
+            self._first_batch = (
+                calibration.weight_penalties(model),
+                calibration.lasso_norms(model),
+            )
+
+    def after_first_batch(self, model, logs):
+        """Computes the factor, if there is none yet.
+
+        Args:
+            model: The model.
+            logs: Dict. The metrics of the batch.
+
+        Raises:
+            ValueError: If `logs` has no loss, or a negative one.
+        """
+        if self._first_batch is None:
+            return
+        (penalties, norms), self._first_batch = self._first_batch, None
+        if "loss" not in logs:
+            raise ValueError(
+                "PruneTrainCallback computes the factor of the lasso from the "
+                "'loss' of the first batch, but the logs have none. Return it "
+                f"from `train_step`. Received: logs={sorted(logs)}"
+            )
+        task_loss = logs["loss"] - penalties
+        if not math.isfinite(task_loss) or task_loss == 0:
+            _LOG.warning(
+                "The loss of the first batch is %s: the lasso is calibrated "
+                "on that of the next epoch.",
+                task_loss,
+            )
+            return
+        if task_loss < 0:
+            raise ValueError(
+                "PruneTrainCallback makes the penalty a share of the loss, "
+                "which must be positive for that. Give the layers a "
+                "`GroupLasso` with a factor above 0 yourself. Received: a "
+                f"loss of {task_loss} for the first batch, without penalties."
+            )
+        self.factor = calibration.calibrated_factor(
+            norms, task_loss, self._penalty_ratio
+        )
+        self._set_factors(model)
+
+    def pause(self, model):
+        """Lets the rest of this `fit` train without it."""
+        self.acts = False
+        calibration.detach_lasso(model)
+        for lasso, _ in calibration.lassos_of(model):  # The user's own.
+            lasso.factor = 0.0
+        _trace_anew(model)
+
+    def end(self, model):
+        """Leaves the model as an ordinary one, the user's own lassos on it."""
+        self.acts = False
+        calibration.detach_lasso(model)
+        self._set_factors(model)
+        model.train_function = model.test_function = None
+
+    def _set_factors(self, model):
+        for lasso, _ in calibration.lassos_of(model):
+            lasso.factor = self._given_factors.get(
+                id(lasso), self.factor or 0.0
+            )
+
+
+def _trace_anew(model):
+    # The penalties are part of the traced steps.
+    model.make_train_function(force=True)
+    model.test_function = None

@@ -1,0 +1,127 @@
+"""Writes what TensorBoard shows of a run into event files."""
+
+import contextlib
+import logging
+import math
+
+import numpy as np
+
+from keras_prunetrain.callbacks import dashboard
+from keras_prunetrain.channels.liveness import slice_magnitudes
+
+_LOG = logging.getLogger("keras_prunetrain")
+_SMALLEST = 1e-12  # Of which a logarithm is shown.
+# The tags of the histograms; 0 is where a channel begins to count as dead.
+MAGNITUDES = "log10_of_magnitude_over_threshold"
+
+
+class EventWriter:
+    """Event files in `folder`; its methods are called inside `at`."""
+
+    def __init__(self, folder):
+        import tensorflow as tf
+
+        self._writer = tf.summary.create_file_writer(str(folder))
+        self._said_no_heat_map = False
+
+    @contextlib.contextmanager
+    def at(self, step):
+        """Lets what is written inside belong to `step`, and be in the file."""
+        import tensorflow as tf
+
+        # Keras's own TensorBoard callback leaves another condition behind.
+        with self._writer.as_default(step), tf.summary.record_if(True):
+            yield
+        self._writer.flush()
+
+    def values(self, values):
+        """Writes a dict of scalars, without those that are `None` or NaN."""
+        import tensorflow as tf
+
+        for tag, value in values.items():
+            if value is not None and not math.isnan(value):
+                tf.summary.scalar(tag, float(value))
+
+    def layout(self, numbering):
+        """Writes which curves the *Custom Scalars* tab shows together."""
+        import tensorflow as tf
+        from tensorboard.plugins.custom_scalar import summary
+
+        layout = summary.pb(dashboard.layout(dashboard.stages(numbering)))
+        tf.summary.experimental.write_raw_pb(layout.SerializeToString())
+
+    def settings(self, values, results, run):
+        """Writes the settings, and which curves are results beside them.
+
+        Args:
+            values: Dict of settings; `None` for those that a run has not.
+                TensorBoard takes the columns of one run for all.
+            results: List of tags of scalars.
+            run: String that no other run has.
+        """
+        from tensorboard.plugins.hparams import api
+
+        api.hparams(
+            {k: v for k, v in values.items() if v is not None}, trial_id=run
+        )
+        api.hparams_config(
+            hparams=[api.HParam(name) for name in values],
+            metrics=[api.Metric(tag) for tag in results],
+        )
+
+    def magnitudes(self, labels, threshold):
+        """Writes a histogram of the channels of each layer.
+
+        Args:
+            labels: The labels of the kernels' output axes.
+            threshold: Float above 0. Magnitude below which a channel is dead.
+        """
+        import tensorflow as tf
+
+        text = (
+            "Decimal logarithm of the largest |w| in each channel, over the "
+            f"threshold of {threshold:g}. Below 0 a channel is dead."
+        )
+        for label in labels:
+            magnitudes = np.maximum(slice_magnitudes(label), _SMALLEST)
+            tf.summary.histogram(
+                f"{MAGNITUDES}/{label.layer}",
+                np.log10(magnitudes / threshold),
+                description=text,
+            )
+
+    def reconfiguration(self, report):
+        """Writes a `Reconfiguration` as a table."""
+        import tensorflow as tf
+
+        tf.summary.text("reconfigurations", _markdown(report))
+
+    def heat_map(self, densities, layers):
+        """Writes `dashboard.heat_map`, if matplotlib is installed."""
+        import tensorflow as tf
+
+        try:
+            picture = dashboard.heat_map(densities, layers)
+        except ImportError:
+            if not self._said_no_heat_map:
+                self._said_no_heat_map = True
+                _LOG.warning(
+                    "No heat map in TensorBoard: it needs matplotlib. "
+                    "pip install matplotlib"
+                )
+            return
+        tf.summary.image("channels_of_layers", picture[None])
+
+
+def _markdown(report):
+    lines = [
+        str(report),
+        "",
+        "| layer | channels before | after | held by |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for layer, before in report.channels_before.items():
+        held = ", ".join(report.held.get(layer, []))
+        after = report.channels_after.get(layer, 0)
+        lines.append(f"| {layer} | {before} | {after} | {held} |")
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""What a folder of event files knows of its run."""
+
+import json
+import pathlib
+
+_RECORD = "density_log.json"
+
+
+class LoggedRun:
+    """The record beside the event files, by which a run is known again.
+
+    Args:
+        folder: Path of a local folder.
+
+    Raises:
+        ValueError: If `folder` lies elsewhere.
+    """
+
+    def __init__(self, folder):
+        if "://" in str(folder):
+            raise ValueError(
+                "`log_dir` must be a folder of this machine. Received: "
+                f"log_dir={str(folder)!r}"
+            )
+        self.folder = pathlib.Path(folder).expanduser()
+        self._record = None
+        self._resumes = False
+
+    @property
+    def channels(self):
+        """Integer, the channels that the model had at first."""
+        return self._record["channels"]
+
+    @property
+    def training_flops(self):
+        """Integer, per example, of the model at first; `None` if unknown."""
+        return self._record["training_flops"]
+
+    @property
+    def layers(self):
+        """List of the names of the layers that the model had at first."""
+        return list(self._record["layers"])
+
+    @property
+    def densities(self):
+        """For each epoch a list of the share of its channels in each layer."""
+        return self._record["densities"]
+
+    def begin(self, channels, counts, training_flops):
+        """Begins the run, or goes on with the one in the folder.
+
+        Args:
+            channels: Integer. Those of the whole model.
+            counts: Dict from each layer with a kernel to its channels.
+            training_flops: Integer, per example, or `None`.
+
+        Raises:
+            ValueError: If the folder cannot be written, or its record cannot be
+                read.
+        """
+        self._resumes = False
+        if self._record is not None:
+            return
+        self._record = self._read()
+        self._resumes = self._record is not None
+        if not self._resumes:
+            self._record = {
+                "layers": counts,
+                "channels": channels,
+                "training_flops": training_flops,
+                "densities": [],
+            }
+
+    def _read(self):
+        record = self.folder / _RECORD
+        scratch = record.with_suffix(".new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            scratch.touch()
+            scratch.unlink()
+            text = record.read_text()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(
+                f"DensityLog cannot write into '{self.folder}': {error}. Give "
+                "it a folder that may be written."
+            ) from error
+        try:
+            run = json.loads(text)
+            widths = {len(row) for row in run["densities"]}
+            if widths != {len(run["layers"])} or "channels" not in run:
+                raise ValueError
+        except (ValueError, LookupError, TypeError):
+            self._refuse("its record cannot be read")
+        return run
+
+    def offset(self, epoch, counts):
+        """Returns what to add to the epochs of a `fit` to count on.
+
+        Args:
+            epoch: Integer. The first one of this `fit`.
+            counts: Dict from each layer to its channels before it.
+
+        Raises:
+            ValueError: If the run in the folder is another one.
+        """
+        done = len(self.densities)
+        if self._resumes and not 0 < epoch <= done:
+            self._refuse(
+                f"it has {done} epochs, and this `fit` begins with epoch "
+                f"{epoch}"
+            )
+        # A checkpoint may have been written before the epoch's surgery.
+        last = epoch - 2 if self._resumes else done - 1
+        if self._has_more_channels(counts, last):
+            self._refuse("its model has other layers or fewer channels")
+        # A second `fit` begins to count anew, a continued one does not.
+        return 0 if self._resumes or epoch >= done else done - epoch
+
+    def _has_more_channels(self, counts, step):
+        """Whether a layer has more channels than were left after `step`."""
+        first = self._record["layers"]
+        densities = self.densities[step] if step >= 0 else [1.0] * len(first)
+        limits = {
+            layer: round(density * count)
+            for (layer, count), density in zip(
+                first.items(), densities, strict=True
+            )
+        }
+        return any(n > limits.get(layer, 0) for layer, n in counts.items())
+
+    def _refuse(self, reason):
+        raise ValueError(
+            f"The folder '{self.folder}' holds the log of another run: "
+            f"{reason}. Give each run a folder of its own, or delete this one. "
+            "To continue a run, load its model and pass `initial_epoch` to "
+            "`fit`."
+        )
+
+    def note(self, counts, *, again=False):
+        """Notes the channels after an epoch, or once more after the last."""
+        row = [
+            counts.get(layer, 0) / count
+            for layer, count in self._record["layers"].items()
+        ]
+        if again:
+            self.densities[-1] = row
+        else:
+            self.densities.append(row)
+
+    def save(self):
+        """Writes the record; whoever reads it finds the old or the new one."""
+        path = self.folder / _RECORD
+        scratch = path.with_suffix(".new")
+        scratch.write_text(json.dumps(self._record))
+        scratch.replace(path)
