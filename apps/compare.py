@@ -17,22 +17,38 @@ _ROWS = [  # Key in result.json, title, format, divisor.
 ]
 
 
+def rows(results, reference):
+    """Returns a row of each figure: its title, and a cell for each run.
+
+    Args:
+        results: List of the contents of `result.json` files, dicts; a cell is
+            "-" where one of them has no such figure.
+        reference: The one that the others are related to; `None` for none.
+    """
+    reference = reference or {}
+    table = []
+    for key, title, form, unit in _ROWS:
+        cells = [title]
+        for result in results:
+            if key not in result:
+                cells.append("-")
+                continue
+            cell = form.format(result[key] / unit)
+            if key in reference and result is not reference:
+                cell += f"  ({_relation(key, result, reference)})"
+            cells.append(cell)
+        table.append(cells)
+    return table
+
+
 def table(results):
     """Returns a text table of runs; the first is what the others relate to.
 
     Args:
         results: List of the contents of `result.json` files, dicts.
     """
-    reference = results[0]
-    lines = [["", *(result["method"] for result in results)]]
-    for key, title, form, unit in _ROWS:
-        cells = [title]
-        for result in results:
-            cell = form.format(result[key] / unit)
-            if result is not reference:
-                cell += f"  ({_relation(key, result, reference)})"
-            cells.append(cell)
-        lines.append(cells)
+    methods = [result["method"] for result in results]
+    lines = [["", *methods], *rows(results, results[0])]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

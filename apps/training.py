@@ -16,8 +16,8 @@ from apps.environment import environment
 from keras_prunetrain import models
 
 _RECORDS = (
-    *("metrics.jsonl", "reconfigurations.jsonl", "channels.npz"),
-    *("result.json", "model.keras"),
+    *("recipe.json", "metrics.jsonl", "reconfigurations.jsonl"),
+    *("channels.npz", "result.json", "model.keras"),
 )
 
 
@@ -71,14 +71,14 @@ def train(recipe, data, workdir, strategy=None):
     Args:
         recipe: A `Recipe`.
         data: A `data.Dataset` or `imagenet.Images`.
-        workdir: Folder for `metrics.jsonl` (a line per epoch),
+        workdir: Folder for `recipe.json`, `metrics.jsonl` (a line per epoch),
             `reconfigurations.jsonl`, `channels.npz` (layer -> largest
             magnitude of each output channel of its kernel, shape
-            `(epochs, channels)`, NaN once a channel is gone), `result.json`,
-            `model.keras`, and `tensorboard` with event files. Made if it does
-            not exist; the records of an earlier run in it are replaced. Of
-            several workers, all but the first write into folders of their own
-            in it.
+            `(epochs, channels)`, NaN once a channel is gone, and for epochs to
+            come), `tensorboard` with event files, and at the end `model.keras`
+            and `result.json`. Made if it does not exist; the records of an
+            earlier run in it are replaced. Of several workers, all but the
+            first write into folders of their own in it.
         strategy: A `tf.distribute.Strategy`; `None` for one device.
 
     Returns:
@@ -90,6 +90,7 @@ def train(recipe, data, workdir, strategy=None):
     for name in _RECORDS:
         (workdir / name).unlink(missing_ok=True)
     shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    _write_json(workdir / "recipe.json", dataclasses.asdict(recipe))
     keras.config.set_dtype_policy(recipe.dtype_policy)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -127,8 +128,12 @@ def train(recipe, data, workdir, strategy=None):
     )
     model.save(workdir / "model.keras")
     result = recorder.result(model)
-    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    _write_json(workdir / "result.json", result)
     return result
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _own_folder(strategy):
@@ -240,10 +245,11 @@ class _Recorder(keras.callbacks.Callback):
             )
         self._epoch_seconds = self._clock
         self._rows.append(row)
-        with (self._workdir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        # In this order: an epoch with metrics has all its other records.
         self._write_reports()
         self._record_channels(epoch)
+        with (self._workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
         self._started = time.perf_counter()
 
     def _stop_clock(self):
@@ -257,6 +263,9 @@ class _Recorder(keras.callbacks.Callback):
         self._known_reports = len(reports)
         for name, magnitudes in self._channel_magnitudes().items():
             self._magnitudes[name][epoch, self._positions[name]] = magnitudes
+        scratch = self._workdir / "channels.new.npz"
+        np.savez_compressed(scratch, **self._magnitudes)
+        scratch.replace(self._workdir / "channels.npz")
 
     def _channel_magnitudes(self):
         """Returns the largest magnitude of each output channel, per layer."""
@@ -269,7 +278,6 @@ class _Recorder(keras.callbacks.Callback):
         }
 
     def on_train_end(self, logs=None):
-        np.savez_compressed(self._workdir / "channels.npz", **self._magnitudes)
         self._write_reports()
 
     def _write_reports(self):

@@ -13,44 +13,58 @@ _FIRST, _LEFT = "#bbbbbb", "#0072b2"
 
 def accuracy(runs):
     """Validation accuracy against epochs, seconds and training FLOPs."""
-    figure = _figure(12, 3.6)
-    axes = figure.subplots(1, 3, sharey=True)
-    for i, run in enumerate(runs):
-        values = 100 * run.column("val_accuracy")
-        for place, (abscissa, _) in zip(axes, _abscissas(run), strict=True):
+    abscissas = _known(
+        runs,
+        {
+            "epoch": ("epochs", lambda x: x + 1),
+            "seconds": ("minutes of training", lambda x: np.cumsum(x) / 60),
+            "training_flops": (
+                "training TFLOP so far",
+                lambda x: np.cumsum(x) / 1e12,
+            ),
+        },
+    )
+    figure = _figure(4 * len(abscissas), 3.6)
+    axes = figure.subplots(1, len(abscissas), sharey=True)
+    for place, (key, (title, convert)) in zip(
+        axes, abscissas.items(), strict=True
+    ):
+        for i, run in enumerate(runs):
+            values = 100 * run.column("val_accuracy")
+            abscissa = convert(run.column(key))
             place.plot(abscissa, values, label=run.name, **_line(i))
-    for place, (_, title) in zip(axes, _abscissas(runs[0]), strict=True):
         place.set_xlabel(title)
     axes[0].set_ylabel("validation accuracy, %")
     axes[0].legend()
     return figure
 
 
-def _abscissas(run):
-    return [
-        (run.column("epoch") + 1, "epochs"),
-        (np.cumsum(run.column("seconds")) / 60, "minutes of training"),
-        (
-            np.cumsum(run.column("training_flops")) / 1e12,
-            "training TFLOP so far",
-        ),
-    ]
-
-
 def cost(runs):
     """What an epoch costs, over the epochs."""
-    figure = _figure(12, 3.6)
-    axes = figure.subplots(1, 3)
-    titles = {
-        "training_flops": ("training TFLOP of an epoch", 1e12),
-        "seconds": ("seconds of an epoch", 1),
-        "parameters": ("parameters, thousands", 1e3),
-    }
+    titles = _known(
+        runs,
+        {
+            "training_flops": ("training TFLOP of an epoch", 1e12),
+            "seconds": ("seconds of an epoch", 1),
+            "parameters": ("parameters, thousands", 1e3),
+        },
+    )
+    figure = _figure(4 * len(titles), 3.6)
+    axes = figure.subplots(1, len(titles))
     for place, (key, (title, unit)) in zip(axes, titles.items(), strict=True):
         columns = [run.column(key) / unit for run in runs]
         _steps(place, runs, columns, title)
     axes[0].legend(loc="lower left")
     return figure
+
+
+def _known(runs, titles):
+    """Returns those of `titles` whose key any of `runs` has."""
+    return {
+        key: title
+        for key, title in titles.items()
+        if any(run.has(key) for run in runs)
+    }
 
 
 def schedule(runs):

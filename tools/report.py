@@ -3,131 +3,40 @@
     python tools/report.py runs/quickstart/dense runs/quickstart/prunetrain
 
 writes `report/index.html`, which needs nothing else, and the same pictures as
-PNG files beside it. A run is what `apps/train_*.py` leaves in its `--workdir`;
-one that is not finished is shown as far as it got. If one of the runs is dense,
-all others are compared with it. `--output` names another folder.
+PNG files beside it. A run is what `apps/train_*.py` leaves in its `--workdir`,
+or a file that `tools/record_run.py` made of it; one that is not finished is
+shown as far as it got. If one of the runs is dense, all others are compared
+with it. `--output` names another folder. `--without_seconds` leaves out the
+times of runs that were taken on different machines.
 """
 
 import argparse
 import base64
 import html
 import io
-import json
 import pathlib
 import sys
-import zipfile
-from typing import NamedTuple
 
 import figures
 import numpy as np
 import PIL.Image
+import run_records
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from apps import compare  # noqa: E402
 
 # Of which the revival picture shows the channels.
 _CHOSEN_LAYERS = 3
-
-
-class Run(NamedTuple):
-    """The records of one run.
-
-    Attributes:
-        name: The name of its folder.
-        folder: Path.
-        metrics: List of dicts, one for each epoch.
-        reconfigurations: List of dicts.
-        channels: Dict from a layer to the largest magnitude of each channel,
-            shape `(epochs, channels)`, NaN once it is gone. Empty if unknown.
-        result: Dict; empty while the run is not finished.
-        remarks: List of strings: what is missing.
-    """
-
-    name: str
-    folder: pathlib.Path
-    metrics: list
-    reconfigurations: list
-    channels: dict
-    result: dict
-    remarks: list
-
-    @property
-    def is_dense(self):
-        if self.result:
-            return self.result["method"] == "dense"
-        return all(row.get("density", 1.0) == 1.0 for row in self.metrics)
-
-    @property
-    def threshold(self):
-        return self.result.get("recipe", {}).get("threshold", 1e-4)
-
-    def column(self, key):
-        """Returns what `metrics` has under `key`, NaN where it has not."""
-        return np.array([row.get(key, np.nan) for row in self.metrics], float)
-
-    def has(self, *keys):
-        """Whether any epoch has all of these `keys`."""
-        return any(all(key in row for key in keys) for row in self.metrics)
-
-    def left(self, layer, epoch):
-        """Returns the positions of the channels that are left."""
-        history = self.channels[layer][: len(self.metrics)]
-        return np.flatnonzero(~np.isnan(history[epoch]))
-
-
-def read(folder):
-    """Returns the `Run` in `folder`.
-
-    Raises:
-        ValueError: If `folder` has no epoch of a run.
-    """
-    folder = pathlib.Path(folder)
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        raise ValueError(f"There is no run in '{folder}': expected {path}.")
-    remarks = []
-    metrics = _lines(path, remarks)
-    if not metrics:
-        raise ValueError(f"The run in '{folder}' has not finished an epoch.")
-    reconfigurations = []
-    if (folder / "reconfigurations.jsonl").exists():
-        reconfigurations = _lines(folder / "reconfigurations.jsonl", remarks)
-    result, channels = {}, {}
-    try:
-        result = json.loads((folder / "result.json").read_text())
-    except FileNotFoundError:
-        remarks.append(f"not finished: {len(metrics)} epochs so far")
-    except json.JSONDecodeError:
-        remarks.append("result.json breaks off")
-    try:
-        file = io.BytesIO((folder / "channels.npz").read_bytes())
-        with np.load(file) as arrays:
-            channels = {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        remarks.append("no channels.npz: no pictures of its layers")
-    except (ValueError, OSError, zipfile.BadZipFile):
-        remarks.append("channels.npz breaks off: no pictures of its layers")
-    name = folder.resolve().name
-    return Run(
-        name, folder, metrics, reconfigurations, channels, result, remarks
-    )
-
-
-def _lines(path, remarks):
-    """Returns the JSON objects in the lines of a file, without a cut one."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            remarks.append(f"{path.name} breaks off in line {number}")
-            break
-    return rows
 
 
 def pictures(runs):
     """Yields the title, caption, file name and figure of each picture."""
     yield (
         "Accuracy",
-        "The same accuracy against epochs, training time (validation aside) "
-        "and training FLOPs. Further left is cheaper.",
+        "The same accuracy against what it took; times without validation. "
+        "Further left is cheaper.",
         "accuracy",
         figures.accuracy(runs),
     )
@@ -190,7 +99,7 @@ def _pictures_of(run):
         f"{run.name}_revival",
         figures.revival(run, _most_changed(run)),
     )
-    if (run.folder / "model.keras").exists():
+    if (run.path / "model.keras").exists():
         yield (
             f"{run.name}: weights inside the channels that are left",
             "Whole channels go; single weights below the threshold stay, and "
@@ -213,7 +122,7 @@ def _weight_shares(run):
     """Dict from each layer to the share of its weights above the threshold."""
     import keras
 
-    model = keras.saving.load_model(run.folder / "model.keras", compile=False)
+    model = keras.saving.load_model(run.path / "model.keras", compile=False)
     return {
         layer.name: float(
             np.mean(np.abs(layer.get_weights()[0]) >= run.threshold)
@@ -223,43 +132,16 @@ def _weight_shares(run):
     }
 
 
-_ROWS = {  # Key of result.json: title, format, divisor.
-    "val_accuracy": ("validation accuracy", "{:.2%}", 1),
-    "parameters": ("parameters", "{:,.0f}", 1),
-    "forward_flops": ("inference MFLOP per image", "{:,.2f}", 1e6),
-    "total_training_flops": ("training TFLOP", "{:,.1f}", 1e12),
-    "seconds": ("training minutes", "{:,.1f}", 60),
-    "reconfiguration_seconds": (
-        "of them reconfiguring, seconds",
-        "{:,.1f}",
-        1,
-    ),
-    "reconfigurations": ("reconfigurations", "{:,.0f}", 1),
-}
-
-
 def summary_table(runs):
     """Returns the last figures of the finished runs as rows of HTML."""
     dense = next((run for run in runs if run.is_dense and run.result), None)
-    lines = [_row("th", ["", *(run.name for run in runs)])]
-    for key, (title, form, unit) in _ROWS.items():
-        cells = [title]
-        for run in runs:
-            if key not in run.result:
-                cells.append("-")
-                continue
-            cell = form.format(run.result[key] / unit)
-            if dense is not None and run is not dense:
-                cell += _relation(key, run.result, dense.result)
-            cells.append(cell)
-        lines.append(_row("td", cells))
-    return "\n".join(lines)
-
-
-def _relation(key, result, dense):
-    if key == "val_accuracy":
-        return f" ({100 * (result[key] - dense[key]):+.2f} points)"
-    return f" ({result[key] / dense[key]:.0%})" if dense[key] else ""
+    rows = compare.rows([run.result for run in runs], dense and dense.result)
+    return "\n".join(
+        [
+            _row("th", ["", *(run.name for run in runs)]),
+            *(_row("td", row) for row in rows),
+        ]
+    )
 
 
 def reconfiguration_table(run):
@@ -285,11 +167,17 @@ def reconfiguration_table(run):
             flops,
             report.get("batch_size_after") or report["batch_size"] or "-",
             "-" if rate is None else f"{rate:.3g}",
-            f"{report['seconds'] + report['first_step_seconds']:.1f}",
+            _seconds(report),
             ", ".join(report["removed_layers"]) or "-",
         ]
         lines.append(_row("td", cells))
     return "\n".join(lines)
+
+
+def _seconds(report):
+    if "seconds" not in report:
+        return "-"
+    return f"{report['seconds'] + report['first_step_seconds']:.1f}"
 
 
 def _row(kind, cells):
@@ -364,13 +252,15 @@ def _png(figure):
     return small.getvalue()
 
 
-def write(folders, output):
-    """Writes the page and the pictures of the runs in `folders`.
+def write(paths, output, *, without_seconds=False):
+    """Writes the page and the pictures of the runs in `paths`.
 
     Raises:
         ValueError: If there is no run in one of them.
     """
-    runs = _told_apart([read(folder) for folder in folders])
+    runs = _told_apart([run_records.read(path) for path in paths])
+    if without_seconds:
+        runs = [run.without_seconds() for run in runs]
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     images = []
@@ -387,7 +277,7 @@ def _told_apart(runs):
     """Names runs by their whole path where two folders have the same name."""
     names = [run.name for run in runs]
     return [
-        run._replace(name="_".join(run.folder.resolve().parts[1:]))
+        run._replace(name="_".join(run.path.resolve().parts[1:]))
         if names.count(run.name) > 1
         else run
         for run in runs
@@ -399,11 +289,16 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", help="Folders of runs.")
+    parser.add_argument("runs", nargs="+", help="Folders or files of runs.")
     parser.add_argument("--output", default="report", help="A folder.")
+    parser.add_argument("--without_seconds", action="store_true")
     arguments = parser.parse_args()
     try:
-        path = write(arguments.folders, arguments.output)
+        path = write(
+            arguments.runs,
+            arguments.output,
+            without_seconds=arguments.without_seconds,
+        )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(f"Wrote {path}.")

@@ -115,6 +115,37 @@ def test_magnitudes_follow_each_channel_until_it_goes(finished):
     assert not np.isnan(history[0][stayed]).any()
 
 
+def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "apps/train_cifar.py", "--dataset=digits"),
+            *("--network=resnet8", "--epochs=1000", f"--workdir={tmp_path}"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    epochs = len(lines(metrics))
+    with np.load(tmp_path / "channels.npz") as magnitudes:
+        history = magnitudes["stage2_block0_conv1"]
+    assert not np.isnan(history[:epochs]).any()
+    assert np.isnan(history[epochs + 1 :]).all()
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["method"] == "prunetrain"
+    assert recipe["epochs"] == 1000
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_comparison_shows_ratios(finished, capsys):
     method, folder, _ = finished
     compare.main([str(folder), str(folder)])

@@ -15,6 +15,7 @@ sys.path.insert(0, str(TOOLS))
 
 import figures  # noqa: E402
 import report  # noqa: E402
+import run_records  # noqa: E402
 
 EPOCHS = 4
 # Layer -> channels -> the first epoch without it.
@@ -69,6 +70,8 @@ def write_run(folder, method="prunetrain", finished=True):
     (folder / "reconfigurations.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in reports[:shrinks])
     )
+    recipe = {"method": method, "threshold": 1e-3}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
     if finished:
         result = {
             "method": method,
@@ -79,7 +82,7 @@ def write_run(folder, method="prunetrain", finished=True):
             "seconds": 240.0,
             "reconfiguration_seconds": 3.5 * shrinks,
             "reconfigurations": int(shrinks),
-            "recipe": {"threshold": 1e-3},
+            "recipe": recipe,
         }
         (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -115,17 +118,17 @@ def test_the_page_contains_all_pictures_and_needs_nothing_else(
 
 
 def test_the_table_relates_a_run_to_the_dense_one(folders):
-    rows = report.summary_table(list(map(report.read, folders)))
+    rows = report.summary_table(list(map(run_records.read, folders)))
     for cell in (
         *("<th>dense</th>", "<th>pruned</th>", "<td>80.00%</td>"),
-        *("<td>79.00% (-1.00 points)</td>", "<td>700 (70%)</td>"),
-        *("<td>2.0 (50%)</td>", "<td>4.0</td>", "<td>3.5</td>"),
+        *("<td>79.00%  (-1.00 points)</td>", "<td>700  (70%)</td>"),
+        *("<td>2.000  (50%)</td>", "<td>240.0</td>", "<td>3.5  (-)</td>"),
     ):
         assert cell in rows
 
 
 def test_reconfigurations_are_listed_and_names_are_escaped(folders):
-    table = report.reconfiguration_table(report.read(folders[1]))
+    table = report.reconfiguration_table(run_records.read(folders[1]))
     for cell in ("2", "9 → 7", "3.0 → 2.0", "256", "0.05", "3.5"):
         assert f"<td>{cell}</td>" in table
     assert "&lt;block&gt;" in table
@@ -137,7 +140,7 @@ def data(place):
 
 
 def test_accuracy_is_drawn_over_epochs_seconds_and_flops(folders):
-    runs = list(map(report.read, folders))
+    runs = list(map(run_records.read, folders))
     axes = figures.accuracy(runs).axes
     assert [x.get_xlabel() for x in axes] == [
         "epochs",
@@ -158,14 +161,14 @@ def test_accuracy_is_drawn_over_epochs_seconds_and_flops(folders):
 
 
 def test_communication_is_twice_the_gradients_of_all_updates(folders):
-    runs = list(map(report.read, folders))
+    runs = list(map(run_records.read, folders))
     dense, pruned = data(figures.communication(runs).axes[0])
     np.testing.assert_allclose(dense[:, 1], [0.08] * 4)
     np.testing.assert_allclose(pruned[:, 1], [0.08, 0.072, 0.064, 0.056])
 
 
 def test_schedule_cost_and_memory_are_those_of_the_epochs(folders):
-    runs = list(map(report.read, folders))
+    runs = list(map(run_records.read, folders))
     batch, rate = figures.schedule(runs).axes
     np.testing.assert_allclose(data(batch)[1][:, 1], [128, 128, 256, 256])
     np.testing.assert_allclose(data(rate)[0][:, 1], 0.1 / np.arange(1, 5))
@@ -178,7 +181,7 @@ def test_schedule_cost_and_memory_are_those_of_the_epochs(folders):
 
 
 def test_bars_are_the_channels_at_first_and_in_the_end(folders):
-    (place,) = figures.channels(report.read(folders[1])).axes
+    (place,) = figures.channels(run_records.read(folders[1])).axes
     first, left = (
         [bar.get_width() for bar in bars] for bars in place.containers
     )
@@ -188,7 +191,7 @@ def test_bars_are_the_channels_at_first_and_in_the_end(folders):
 
 
 def test_the_heat_map_is_the_share_that_is_left(folders):
-    place = figures.heat_map(report.read(folders[1])).axes[0]
+    place = figures.heat_map(run_records.read(folders[1])).axes[0]
     np.testing.assert_allclose(
         place.get_images()[0].get_array(),
         [[1, 1, 0.5, 0.5], [1, 1, 1, 2 / 3], [1, 1, 1, 1]],
@@ -196,7 +199,7 @@ def test_the_heat_map_is_the_share_that_is_left(folders):
 
 
 def test_revival_shows_all_channels_of_the_layers_that_lost_most(folders):
-    run = report.read(folders[1])
+    run = run_records.read(folders[1])
     assert report._most_changed(run) == ["a", "b", "c"]
     axes = figures.revival(run, ["a", "b"]).axes
     assert [place.get_title() for place in axes] == ["a", "b"]
@@ -216,7 +219,7 @@ def test_the_weights_that_are_left_are_counted(folders):
     )
     model.layers[0].kernel.assign([[0.1, -2e-3], [9e-4, -9e-4]])
     model.save(folders[1] / "model.keras")
-    run = report.read(folders[1])
+    run = run_records.read(folders[1])
     assert report._weight_shares(run) == {"a": 0.5}
     (place,) = figures.weight_density(run, {"a": 0.5}).axes
     assert [bar.get_width() for bar in place.containers[0]] == [0.5]
@@ -228,7 +231,7 @@ def test_the_weights_that_are_left_are_counted(folders):
 def test_a_line_that_breaks_off_is_left_out_with_a_word(folders, tmp_path):
     path = folders[1] / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
-    run = report.read(folders[1])
+    run = run_records.read(folders[1])
     assert len(run.metrics) == 3
     assert run.remarks == ["metrics.jsonl breaks off in line 4"]
     page = report.write(folders, tmp_path / "report").read_text()
@@ -237,12 +240,65 @@ def test_a_line_that_breaks_off_is_left_out_with_a_word(folders, tmp_path):
 
 def test_a_run_that_is_not_finished_is_shown_as_far_as_it_got(tmp_path):
     folder = write_run(tmp_path / "run", finished=False)
-    (folder / "channels.npz").unlink()
+    with np.load(folder / "channels.npz") as whole:
+        arrays = {
+            name: np.vstack([history, np.full_like(history, np.nan)])
+            for name, history in whole.items()
+        }
+    np.savez(folder / "channels.npz", **arrays)
     page = report.write([folder], tmp_path / "report").read_text()
     assert "run: not finished: 4 epochs so far." in page
-    assert "run: no channels.npz" in page
     assert "No dense run is among these" in page
+    pictures = {path.stem for path in (tmp_path / "report").glob("run_*.png")}
+    assert pictures == {"run_channels", "run_heat_map", "run_revival"}
+    run = run_records.read(folder)
+    assert run.threshold == 1e-3
+    assert run.left("a", -1).tolist() == [0, 2]
+    assert "<td>-</td>" in report.summary_table([run])
+
+
+def test_without_its_channels_a_run_has_no_pictures_of_layers(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "channels.npz").unlink()
+    page = report.write([folder], tmp_path / "report").read_text()
+    assert "run: no channels.npz" in page
     assert not list((tmp_path / "report").glob("run_*.png"))
+
+
+def test_a_run_that_was_kept_is_read_from_its_file(folders, tmp_path):
+    recorded = tmp_path / "kept.json"
+    folder = run_records.read(folders[1])
+    record = {
+        "metrics": folder.metrics,
+        "reconfigurations": folder.reconfigurations,
+    }
+    recorded.write_text(json.dumps(folder.result | record))
+    run = run_records.read(recorded)
+    assert run.name == "kept"
+    assert run.metrics == folder.metrics
+    assert run.threshold == 1e-3
+    assert not run.is_dense
+    table = report.summary_table([run_records.read(folders[0]), run])
+    assert "<td>79.00%  (-1.00 points)</td>" in table
+    page = report.write([recorded], tmp_path / "report").read_text()
+    assert "kept: kept without channels.npz" in page
+    assert "<td>9 → 7</td>" in page
+
+
+def test_times_can_be_left_out(folders, tmp_path):
+    path = report.write(folders, tmp_path / "report", without_seconds=True)
+    page = path.read_text()
+    assert "dense: its seconds are left out." in page
+    assert "240" not in page
+    assert "<td>9 → 7</td>" in page
+    runs = [run_records.read(folder).without_seconds() for folder in folders]
+    for figure in (figures.accuracy(runs), figures.cost(runs)):
+        labels = [place.get_xlabel() for place in figure.axes]
+        labels += [place.get_ylabel() for place in figure.axes]
+        assert len(figure.axes) == 2
+        assert not any(
+            word in label for label in labels for word in ("minutes", "seconds")
+        )
 
 
 def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
@@ -269,9 +325,22 @@ def test_a_run_in_which_nothing_died_is_not_dense(tmp_path):
     rows = [json.loads(row) | {"density": 1.0} for row in rows]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(lines)
-    assert not report.read(folder).is_dense
+    assert not run_records.read(folder).is_dense
+    (folder / "recipe.json").unlink()
+    assert not run_records.read(folder).is_dense
     (folder / "result.json").unlink()
-    assert report.read(folder).is_dense
+    assert run_records.read(folder).is_dense
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*("", "[]", "{}"), '{"metrics": [], "reconfigurations": []}'],
+)
+def test_a_file_that_is_no_record_of_a_run_is_refused(tmp_path, content):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"no record of tools/record_run"):
+        run_records.read(path)
 
 
 @pytest.mark.parametrize(
