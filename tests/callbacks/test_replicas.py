@@ -12,6 +12,7 @@ from keras_prunetrain import (
     PruneTrainCallback,
     training_bytes,
 )
+from keras_prunetrain.distribution import average_statistics
 from tests.callbacks.fits import Kill, examples, network, widths
 
 DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
@@ -93,6 +94,23 @@ def test_after_a_reconfiguration_everything_is_still_mirrored(strategy):
         assert len({copy.device for copy in copies}) == 2
         if variable.name not in ("moving_mean", "moving_variance"):
             np.testing.assert_array_equal(copies[0], copies[1])
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_statistics_become_the_mean_of_what_the_replicas_have(strategy):
+    with strategy.scope():
+        model = network()
+    statistics = [
+        w for w in model.non_trainable_weights if w.name.startswith("moving")
+    ]
+    assert statistics
+    for weight in statistics:
+        for copy, value in zip(weight.value.values, (1.0, 4.0), strict=True):
+            copy.assign(tf.fill(copy.shape, value))
+    average_statistics(model)
+    for weight in statistics:
+        for copy in weight.value.values:
+            np.testing.assert_array_equal(copy, 2.5)
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
