@@ -115,7 +115,11 @@ def random_part(encoded, dice, size):
     box = _box_of_random_part(_shape(encoded), dice)
     image = _decoded_part(encoded, box)
     image = tf.image.resize(image, (size, size))
-    image = tf.image.stateless_random_flip_left_right(image, dice)
+    # With a seed of its own: the first number drawn from `dice` decides the
+    # shape of the part, and only wide ones would be mirrored.
+    image = tf.image.stateless_random_flip_left_right(
+        image, tf.add(dice, [0, 1])
+    )
     return tf.ensure_shape(image, (size, size, 3))
 
 

@@ -114,9 +114,12 @@ def train(recipe, data, workdir, strategy=None):
         )
     )
     batches = data.drawn_batches(
-        draws.batch(recipe.batch_size) if batch is None else batch(draws)
+        _fixed_batches(draws, recipe.batch_size, strategy)
+        if batch is None
+        else batch(draws)
     )
-    log = kpt.DensityLog(workdir / "tensorboard")
+    # The histograms of dense and shrinking runs can be laid side by side.
+    log = kpt.DensityLog(workdir / "tensorboard", recipe.threshold or 1e-4)
     recorder = _Recorder(workdir, recipe, data, pruning)
     model.fit(
         batches,
@@ -130,6 +133,19 @@ def train(recipe, data, workdir, strategy=None):
     result = recorder.result(model)
     _write_json(workdir / "result.json", result)
     return result
+
+
+def _fixed_batches(draws, size, strategy):
+    """Forms batches of which each replica gets a part.
+
+    TensorFlow fills one replica after the other: the last batch may leave some
+    without an example, on which layers fail. It is left out then; the images
+    are shuffled, so that it is another one in each epoch.
+    """
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    rest = int(draws.cardinality()) % size
+    is_short = 0 < rest <= size // replicas * (replicas - 1)
+    return draws.batch(size, drop_remainder=is_short)
 
 
 def _write_json(path, content):
@@ -259,7 +275,8 @@ class _Recorder(keras.callbacks.Callback):
         reports = self._pruning.reports if self._pruning else []
         for report in reports[self._known_reports :]:
             for name, keep in report.keep.items():
-                self._positions[name] = self._positions[name][keep]
+                if name in self._positions:
+                    self._positions[name] = self._positions[name][keep]
         self._known_reports = len(reports)
         for name, magnitudes in self._channel_magnitudes().items():
             self._magnitudes[name][epoch, self._positions[name]] = magnitudes
@@ -269,12 +286,17 @@ class _Recorder(keras.callbacks.Callback):
 
     def _channel_magnitudes(self):
         """Returns the largest magnitude of each output channel, per layer."""
+        kernels = {}
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.SeparableConv2D):
+                kernels[layer.name] = layer.pointwise_kernel
+            elif isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+                kernels[layer.name] = layer.kernel
         return {
-            layer.name: np.abs(keras.ops.convert_to_numpy(layer.kernel)).max(
-                axis=tuple(range(len(layer.kernel.shape) - 1))
+            name: np.abs(keras.ops.convert_to_numpy(kernel)).max(
+                axis=tuple(range(len(kernel.shape) - 1))
             )
-            for layer in self.model.layers
-            if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
+            for name, kernel in kernels.items()
         }
 
     def on_train_end(self, logs=None):

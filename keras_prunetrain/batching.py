@@ -2,8 +2,8 @@
 
 import math
 import numbers
-import threading
 import weakref
+from concurrent import futures
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.cost import gradient_bytes, model_cost, variable_bytes
@@ -16,7 +16,7 @@ _SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 
 _OTHER_DATA = (
-    "`fit` does not train on a data set of this DynamicBatch: hand it "
+    "`fit` does not train on the data set of this DynamicBatch: hand it "
     "`batch(train)`, with `train` an unbatched `tf.data.Dataset`, or "
     "`batch.arrays(images, labels)`, and no `steps_per_epoch`."
 )
@@ -165,18 +165,22 @@ class DynamicBatch:
                 Map and prefetch the result as you like.
 
         Raises:
-            ValueError: If `examples` is no such data set, or has fewer
-                examples than one batch.
+            ValueError: If `examples` is no such data set, has fewer examples
+                than one batch, or another number than the data set before.
         """
         import tensorflow as tf
 
         self._check_examples(examples, tf)
         count = int(examples.cardinality())
+        if self.examples not in (None, count):
+            raise ValueError(
+                "A DynamicBatch is that of the one data set that `fit` trains "
+                f"on, and it has had one of {self.examples} examples. Form the "
+                "batches of others, for validation, with `.batch(n)`. "
+                f"Received: one of {count} examples"
+            )
         if self._variable is None:
-            with tf.init_scope(), tf.device("/CPU:0"):
-                self._variable = _outside_strategies(
-                    tf, lambda: tf.Variable(self.size, dtype="int64")
-                )
+            self._variable = _outside_strategies(lambda: _size_on_cpu(tf, self))
         size = self._variable
         batches = tf.data.Dataset.range(1).flat_map(
             lambda _: examples.batch(size)
@@ -205,8 +209,15 @@ class DynamicBatch:
         """
         import tensorflow as tf
 
+        if y is None and sample_weight is not None:
+            raise ValueError(
+                "`sample_weight` without `y` would be taken for the targets. "
+                "Pass `y` as well."
+            )
         parts = [part for part in (x, y, sample_weight) if part is not None]
         structure = tuple(parts) if len(parts) > 1 else parts[0]
+        # A list would be stacked to one tensor.
+        structure = _lists_as_tuples(structure)
         leaves = tf.nest.flatten(structure)
         if len({len(leaf) for leaf in leaves}) != 1:
             raise ValueError(
@@ -248,6 +259,14 @@ class DynamicBatch:
                 f"The {replicas} replicas do not divide the first batch. "
                 f"Received: initial={self.initial}"
             )
+        fixed_steps = keras_internals.fit_argument("steps_per_epoch")
+        if fixed_steps is not None:
+            raise ValueError(
+                f"{_OTHER_DATA} Received: steps_per_epoch={fixed_steps}"
+            )
+        data = keras_internals.fit_argument("x")
+        if data is not None and not _is_data_set(data):
+            raise ValueError(f"{_OTHER_DATA} Received: {type(data).__name__}")
         if self.examples is None or steps != self._steps_of_data:
             raise ValueError(
                 f"{_OTHER_DATA} Received: {steps} steps per epoch, expected "
@@ -352,7 +371,7 @@ class DynamicBatch:
             for spec in tf.nest.flatten(examples.element_spec)
             if hasattr(spec, "shape")
         ]
-        if all(s.rank != 0 and s[:1].as_list() == [None] for s in shapes):
+        if all(s.rank and s[:1].as_list() == [None] for s in shapes):
             raise ValueError(
                 "The data set is batched already: every element has a first "
                 "axis of unknown length. Leave `.batch(...)` out, or undo it "
@@ -395,15 +414,32 @@ def _bytes(model):
     return fixed, model_cost(model).activation_bytes
 
 
-def _outside_strategies(tf, function):
-    """Calls `function` as if no strategy's scope were entered."""
-    if not tf.distribute.has_strategy():
-        return function()
-    result = []
-    thread = threading.Thread(target=lambda: result.append(function()))
-    thread.start()
-    thread.join()
-    return result[0]
+def _size_on_cpu(tf, batch):
+    with tf.init_scope(), tf.device("/CPU:0"):
+        return tf.Variable(batch.size, dtype="int64")
+
+
+def _outside_strategies(function):
+    """Calls `function` as if no strategy's scope were entered.
+
+    Scopes are those of a thread.
+    """
+    with futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+def _is_data_set(data):
+    import tensorflow as tf
+
+    return isinstance(data, tf.data.Dataset | tf.distribute.DistributedDataset)
+
+
+def _lists_as_tuples(structure):
+    if isinstance(structure, dict):
+        return {k: _lists_as_tuples(v) for k, v in structure.items()}
+    if isinstance(structure, list | tuple):
+        return tuple(map(_lists_as_tuples, structure))
+    return structure
 
 
 def _check_counts(**counts):

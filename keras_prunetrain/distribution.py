@@ -1,11 +1,15 @@
 """Several replicas and machines, and what they have to agree on."""
 
 import hashlib
+import logging
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 
 def multi_worker_strategy(timeout_seconds=300):
@@ -52,10 +56,11 @@ def is_first_worker(model):
 
 
 def check_strategy(model):
-    """Raises a `ValueError` if `model` is not of the strategy of this `fit`.
+    """Raises a `ValueError` if `model` cannot be trained by its strategy.
 
-    That is the one in whose scope it was compiled, or else the one in whose
-    scope `fit` is called.
+    It must have been built in its scope. And on several machines a scaled loss
+    (`mixed_float16`) would end in waiting forever: each replica of Keras judges
+    by its own gradients whether to skip an update.
     """
     if replica_count(model) == 1:
         return
@@ -68,6 +73,18 @@ def check_strategy(model):
                 "compile the model under `with strategy.scope():`. Received: "
                 f"'{weight.path}', a variable of another scope"
             )
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        if keras_internals.on_several_machines(strategy):
+            raise ValueError(
+                "On several machines, `mixed_float16` does not work in Keras: "
+                "some workers would skip an update for which the others wait. "
+                "Use `mixed_bfloat16`."
+            )
+        _LOG.warning(
+            "With `mixed_float16`, Keras skips an update if the gradients of "
+            "the first replica overflow, whatever those of the others do. Use "
+            "`mixed_bfloat16` if the hardware has it."
+        )
 
 
 def check_agreement(model, description):

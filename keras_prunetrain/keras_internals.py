@@ -153,9 +153,11 @@ def repair_distributed_fit():
     3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
     the replicas, which must be of one machine and have as many examples each,
     and `reduce_per_replica` takes the first axis of results that have none.
-    Both are replaced by what does the same where Keras's own works.
+    Both are replaced by what does the same where Keras's own works; not in a
+    Keras of another major version, nor where one of the places is gone.
     """
-    if keras.backend.backend() != "tensorflow":
+    is_keras_3 = keras.version().split(".")[0] == "3"
+    if keras.backend.backend() != "tensorflow" or not is_keras_3:
         return
     trainer = importlib.import_module("keras.src.backend.tensorflow.trainer")
     if not all(
@@ -172,7 +174,7 @@ def repair_distributed_fit():
     reduce = trainer.reduce_per_replica
 
     def reduce_per_replica(values, strategy, reduction):
-        if not _on_several_machines(strategy) or reduction not in (
+        if not on_several_machines(strategy) or reduction not in (
             "auto",
             "mean",
             "sum",
@@ -200,8 +202,11 @@ def repair_distributed_fit():
     trainer.TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
 
 
-def _on_several_machines(strategy):
-    # What Keras asks as well; `cluster_resolver` has no answer for one worker.
+def on_several_machines(strategy):
+    """Whether `strategy` has replicas in other processes.
+
+    What Keras asks as well; `cluster_resolver` has no answer for one worker.
+    """
     return getattr(strategy.extended, "_in_multi_worker_mode", bool)()
 
 
@@ -602,6 +607,21 @@ def sibling_callbacks():
             return list(caller.callbacks)
         frame = frame.f_back
     return []
+
+
+def fit_argument(name):
+    """Returns what the running `Model.fit` was called with, `None` outside.
+
+    To be called from a callback. `Callback.params` holds what `fit` made of
+    some of its arguments, not the arguments.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        is_fit = frame.f_code.co_name == "fit" and name in frame.f_locals
+        if is_fit and isinstance(frame.f_locals.get("self"), keras.Model):
+            return frame.f_locals[name]
+        frame = frame.f_back
+    return None
 
 
 def _function(model):

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_prunetrain import DynamicBatch, model_cost, training_bytes
+from keras_prunetrain import (
+    DynamicBatch,
+    keras_internals,
+    model_cost,
+    training_bytes,
+)
 
 
 def model_of(width, optimizer="sgd"):
@@ -58,8 +63,11 @@ def test_a_budget_in_bytes_counts_instead():
 
 def test_the_memory_of_the_device_is_a_budget():
     model = model_of(16)
-    batch = begun(DynamicBatch(8, memory_budget="device"), model, examples=200)
-    assert batch.grow(model) == 192
+    fixed = training_bytes(model, 0)
+    per_example = training_bytes(model, 1) - fixed
+    room = (keras_internals.device_bytes() / 1.25 - fixed) // per_example
+    batch = DynamicBatch(8, granularity=1, memory_budget="device")
+    assert begun(batch, model, examples=10**12).grow(model) == room
 
 
 def test_it_never_gets_smaller():
@@ -121,6 +129,36 @@ def test_arrays_become_a_data_set_with_each_row_once():
     )
 
 
+def test_a_list_of_arrays_is_several_inputs():
+    batch = DynamicBatch(2)
+    x = [np.zeros((4, 3)), {"a": [np.ones((4, 2)), np.ones((4, 5))]}]
+    (inputs, y), _ = batch.arrays(x, np.zeros(4))
+    shapes = tf.nest.map_structure(lambda t: tuple(t.shape), inputs)
+    assert shapes == ((2, 3), {"a": ((2, 2), (2, 5))})
+    assert y.shape == (2,)
+
+
+def test_weights_without_targets_are_refused():
+    with pytest.raises(ValueError, match="Pass `y` as well"):
+        DynamicBatch(2).arrays(np.zeros(4), sample_weight=np.ones(4))
+
+
+def test_a_second_data_set_of_another_size_is_refused():
+    batch = DynamicBatch(2)
+    batch(tf.data.Dataset.range(8))
+    batch(tf.data.Dataset.range(8))
+    with pytest.raises(ValueError, match="one of 8 examples.*one of 6"):
+        batch(tf.data.Dataset.range(6))
+    assert batch.examples == 8
+
+
+def test_examples_of_unknown_rank_are_batched():
+    data = tf.data.Dataset.range(8).map(
+        lambda i: tf.ensure_shape(tf.py_function(float, [i], "float32"), None)
+    )
+    assert [len(rows) for rows in DynamicBatch(4)(data)] == [4, 4]
+
+
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"same number .* Received: 10, 9"):
         DynamicBatch(4).arrays(np.zeros(10), np.zeros(9))
@@ -168,7 +206,7 @@ def test_a_budget_below_a_batch_of_one_is_refused():
 
 def test_other_data_than_its_own_is_refused():
     batch = DynamicBatch(4)
-    with pytest.raises(ValueError, match="does not train on a data set of"):
+    with pytest.raises(ValueError, match="does not train on the data set of"):
         batch.begin(model_of(16), 10)
     batch(tf.data.Dataset.range(100))
     with pytest.raises(ValueError, match="Received: 10 steps .* expected 25"):

@@ -15,16 +15,12 @@ class CalibratedLasso:
     or there is none, it is computed from the first batch, and the one that was
     put on is taken off at the end.
 
-    Args:
-        penalty_ratio: Float in (0, 1). See `PruneTrainCallback`.
-
     Attributes:
         factor: Float, the largest of all; `None` before the first batch.
         acts: Boolean. Whether a kernel carries a lasso now.
     """
 
-    def __init__(self, penalty_ratio):
-        self._penalty_ratio = penalty_ratio
+    def __init__(self):
         self.factor = None
         self.acts = False
         self._given_factors = {}
@@ -58,12 +54,13 @@ class CalibratedLasso:
                 calibration.lasso_norms(model),
             )
 
-    def after_first_batch(self, model, logs):
+    def after_first_batch(self, model, logs, penalty_ratio):
         """Computes the factor, if there is none yet.
 
         Args:
             model: The model.
             logs: Dict. The metrics of the batch.
+            penalty_ratio: Float in (0, 1). See `PruneTrainCallback`.
 
         Raises:
             ValueError: If `logs` has no loss, or a negative one.
@@ -93,7 +90,7 @@ class CalibratedLasso:
                 f"loss of {task_loss} for the first batch, without penalties."
             )
         self.factor = calibration.calibrated_factor(
-            norms, task_loss, self._penalty_ratio
+            norms, task_loss, penalty_ratio
         )
         self._set_factors(model)
 

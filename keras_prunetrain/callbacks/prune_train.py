@@ -150,7 +150,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._forget()
 
     def _forget(self):
-        self._lasso = CalibratedLasso(self.penalty_ratio)
+        self._lasso = CalibratedLasso()
         self.reports = []
         self._first_size = None
         self._first_seconds = math.inf
@@ -196,7 +196,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
-        self._batch_size = None
+        self._batch_size = self._batch = None
         self._epoch = None
         self._reconfigured_after = None
         self._awaits_first_step = False
@@ -218,6 +218,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         parts += [f"reconfigure={arguments}", f"batch={self.batch}"]
         parts += [f"{name}={self.params[name]}" for name in ("epochs", "steps")]
         shapes = [tuple(w.shape) for w in self.model.weights]
+        # It takes part in an exchange of its own.
+        parts.append(f"log_dir given: {self._log is not None}")
         optimizer = self.model.optimizer
         parts += [type(optimizer).__name__, str(learning_rate(optimizer))]
         return ", ".join([*parts, f"weights of shapes {shapes}"])
@@ -234,6 +236,11 @@ class PruneTrainCallback(ReconfiguringCallback):
             )
 
     def on_train_batch_begin(self, batch, logs=None):
+        # What the last step is going to train with; a schedule moves on in it,
+        # callbacks at the end of the epoch.
+        steps = self.params.get("steps") or math.inf
+        if batch + self.model.steps_per_execution >= steps:
+            self._rate = learning_rate(self.model.optimizer)
         # In the logs of later batches is the mean over the epoch.
         if batch == 0:
             self._lasso.before_first_batch(self.model)
@@ -245,29 +252,34 @@ class PruneTrainCallback(ReconfiguringCallback):
             self._awaits_first_step = False
             seconds = time.perf_counter() - self._step_started
             self.reports[-1].first_step_seconds = seconds
-        # At each batch: whoever calls `evaluate` resets the metric.
-        self._count_examples(batch)
+        # Not at each: replicas exchange it. But at the last one: whoever calls
+        # `evaluate` resets it.
+        self._batch = batch
+        if batch == 0 or batch + 1 >= (self.params.get("steps") or 0):
+            self._count_examples()
         if self.batch is not None and batch == 0 and self._examples is not None:
             self.batch.check_first_step(self._examples)
-        self._lasso.after_first_batch(self.model, logs or {})
-        # Callbacks change it at the end of the epoch.
-        if batch + 1 == self.params.get("steps"):
-            self._rate = learning_rate(self.model.optimizer)
+        self._lasso.after_first_batch(
+            self.model, logs or {}, self.penalty_ratio
+        )
         # `fit` goes on until the number of steps that it began with.
         last = self.batch is not None and batch + 1 >= self.batch.steps
         if last and not self.model.stop_training:
             self.model.stop_training = _END_OF_EPOCH
 
-    def _count_examples(self, batch):
-        # With `steps_per_execution`, `batch` may lie behind the last one.
-        steps = min(batch + 1, self.params.get("steps") or math.inf)
+    def _count_examples(self):
+        if self._batch is None or self._counted == self._batch:
+            return
+        self._counted = self._batch
+        # With `steps_per_execution`, it may lie behind the last one.
+        steps = min(self._batch + 1, self.params.get("steps") or math.inf)
         self._examples = keras_internals.example_count(self.model, steps)
         if self._batch_size is None and self._examples is not None:
             self._batch_size = math.ceil(self._examples / steps)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
-        self._examples = None
+        self._examples = self._batch = self._counted = None
         self._rate = None
         if self.batch is not None:
             self._announce_steps(self.batch.steps)
@@ -278,6 +290,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._epoch_started = time.perf_counter()
 
     def on_test_begin(self, logs=None):
+        self._count_examples()  # If a callback ended the epoch early.
         self._tell_log("on_test_begin")
         self._test_started = time.perf_counter()
         average_statistics(self.model)
@@ -289,6 +302,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._epoch_seconds = time.perf_counter() - self._epoch_started
+        self._count_examples()
         if not self.reports:  # The shortest: the very first one is traced.
             self._first_seconds = min(self._first_seconds, self._epoch_seconds)
         average_statistics(self.model)

@@ -48,6 +48,17 @@ def test_a_random_part_is_a_part_in_its_place(encoded):
     assert seen == {True, False}
 
 
+def test_parts_of_one_shape_are_mirrored_and_not():
+    encoded = ENCODERS["png"](picture())
+    seen = set()
+    for i in range(60):
+        image = imagenet.random_part(encoded, [i, 0], 16).numpy()
+        red, green = (np.ptp(image[..., colour]) / 255 for colour in (0, 1))
+        mirrored = bool(image[0, 0, 1] > image[0, -1, 1])
+        seen.add((bool(90 * green > 60 * red), mirrored))
+    assert len(seen) == 4  # Wide and high ones, mirrored and not.
+
+
 def test_the_same_dice_show_the_same_part(encoded):
     one, other, third = (
         imagenet.random_part(encoded, dice, 16).numpy()
@@ -85,6 +96,9 @@ def test_epochs_differ_in_order_and_in_parts_and_runs_do_not():
     (first, second), (again, _) = epochs(), epochs()
     np.testing.assert_array_equal(first[0], again[0])
     assert (first[1].numpy() != second[1].numpy()).any()
+    # The same images, by their labels' classes, in other parts.
+    sums = [sorted(x[0].numpy().sum((1, 2, 3))) for x in (first, second)]
+    assert np.abs(np.subtract(*sums)).max() > 1
 
 
 @pytest.fixture

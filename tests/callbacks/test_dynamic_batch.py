@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_prunetrain import (
     DynamicBatch,
     PruneTrainCallback,
+    model_cost,
     training_bytes,
 )
 from tests.callbacks.fits import Kill, examples, network
@@ -167,6 +168,34 @@ def test_the_logs_show_the_rate_that_was_trained_with():
     _, pruning, _, history = fit(grower())
     np.testing.assert_allclose(history["learning_rate"], [0.05, 0.05, 0.2, 0.2])
     assert pruning.reports[0].learning_rate == pytest.approx(0.05)
+
+
+def test_the_logs_show_what_a_schedule_gave_the_last_step():
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [10], [0.08, 0.01]
+    )  # An epoch has the steps 0 to 10.
+    _, _, _, history = fit(
+        grower(), epochs=2, compiled={"optimizer": keras.optimizers.SGD(rate)}
+    )
+    np.testing.assert_allclose(history["learning_rate"], [0.08, 0.01])
+
+
+def test_examples_are_counted_where_an_epoch_ends_early():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            self.model.stop_training = step == 2
+
+    model, history = network(), {}
+    for validation in (None, examples(8)):
+        history = model.fit(
+            *examples(COUNT),
+            batch_size=4,
+            verbose=0,
+            validation_data=validation,
+            callbacks=[PruneTrainCallback(), Stop()],
+        ).history
+        flops = model_cost(model).training_flops
+        assert history["training_flops"] == [3 * 4 * flops]
 
 
 def test_the_logs_show_the_rate_before_a_callback_reduced_it():
@@ -361,7 +390,7 @@ def test_validation_is_not_cut_short():
 def test_data_of_another_batch_is_refused_before_the_first_step():
     model = network()
     before = model.get_weights()
-    with pytest.raises(ValueError, match="does not train on a data set of"):
+    with pytest.raises(ValueError, match="does not train on the data set of"):
         model.fit(
             *examples(COUNT),
             verbose=0,
@@ -369,6 +398,31 @@ def test_data_of_another_batch_is_refused_before_the_first_step():
         )
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_arrays_are_not_its_data_set():
+    batch = grower()
+    batch.arrays(*examples(COUNT))
+    with pytest.raises(ValueError, match="Received: ndarray"):
+        network().fit(
+            *examples(COUNT),
+            batch_size=4,
+            verbose=0,
+            callbacks=[PruneTrainCallback(batch=batch)],
+        )
+
+
+def test_a_fixed_number_of_steps_is_refused():
+    batch = grower()
+    data = batch.arrays(*examples(COUNT))
+    with pytest.raises(ValueError, match="Received: steps_per_epoch=11"):
+        network().fit(
+            data,
+            steps_per_epoch=batch.steps,
+            verbose=0,
+            shuffle=False,
+            callbacks=[PruneTrainCallback(batch=batch)],
+        )
 
 
 def test_other_data_of_as_many_steps_is_noticed_at_the_first():

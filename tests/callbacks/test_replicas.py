@@ -1,31 +1,41 @@
 """Two replicas, on two logical CPUs, train as one device does."""
 
 import contextlib
+import json
+import logging
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from apps import training
 from keras_prunetrain import (
     DynamicBatch,
     PruneTrainCallback,
     training_bytes,
 )
-from keras_prunetrain.distribution import average_statistics
+from keras_prunetrain.distribution import (
+    average_statistics,
+    check_strategy,
+    is_first_worker,
+)
 from tests.callbacks.fits import Kill, examples, network, widths
 
 DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
 
 
 class Losses(keras.callbacks.Callback):
-    """The running mean of the loss after each step."""
+    """The loss of each step."""
 
     def on_train_begin(self, logs=None):
         self.values = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.values.append(logs["loss"])
+        total = logs["loss"] * (batch + 1)  # The logs have the mean so far.
+        self.values.append(total - (self.before if batch else 0.0))
+        self.before = total
 
 
 def train(strategy=None, *, batch=None, synchronized=False, count=40):
@@ -94,6 +104,80 @@ def test_after_a_reconfiguration_everything_is_still_mirrored(strategy):
         assert len({copy.device for copy in copies}) == 2
         if variable.name not in ("moving_mean", "moving_variance"):
             np.testing.assert_array_equal(copies[0], copies[1])
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_validation_sees_the_statistics_of_all_replicas(strategy):
+    class Look(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            for weight in self.model.non_trainable_weights:
+                np.testing.assert_array_equal(*weight.value.values)
+
+    with strategy.scope():
+        model = network(compiled={"run_eagerly": False})
+    data = tf.data.Dataset.from_tensor_slices(examples(16)).batch(8)
+    model.fit(
+        data,
+        validation_data=data,
+        verbose=0,
+        shuffle=False,
+        callbacks=[PruneTrainCallback(), Look()],
+    )
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def test_a_scaled_loss_is_warned_of(strategy, caplog):
+    with strategy.scope():
+        model = network()
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+            "sparse_categorical_crossentropy",
+        )
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        check_strategy(model)
+    assert "Use `mixed_bfloat16`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("jobs", "task", "first"),
+    [
+        (["worker", "worker"], ("worker", 0), True),
+        (["worker", "worker"], ("worker", 1), False),
+        (["chief", "worker"], ("chief", 0), True),
+        (["chief", "worker"], ("worker", 0), False),
+    ],
+)
+def test_one_worker_is_the_first(monkeypatch, jobs, task, first):
+    cluster = {}
+    for i, job in enumerate(jobs):
+        cluster.setdefault(job, []).append(f"127.0.0.1:{1000 + i}")
+    config = {
+        "cluster": cluster,
+        "task": dict(zip(("type", "index"), task, strict=True)),
+    }
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    strategy = types.SimpleNamespace(cluster_resolver=resolver)
+    model = types.SimpleNamespace(distribute_strategy=strategy)
+    assert is_first_worker(model) == first
+    folder = training._own_folder(strategy)
+    assert folder == ("" if first else f"{task[0]}{task[1]}")
+
+
+@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+@pytest.mark.parametrize(("count", "steps"), [(41, 5), (43, 5), (45, 6)])
+def test_the_programs_leave_no_replica_without_images(strategy, count, steps):
+    draws = tf.data.Dataset.from_tensor_slices(examples(count))
+    data = training._fixed_batches(draws, 8, strategy)
+    assert int(data.cardinality()) == steps
+    with strategy.scope():
+        model = network(compiled={"run_eagerly": False})
+    history = model.fit(
+        data, verbose=0, shuffle=False, callbacks=[PruneTrainCallback()]
+    ).history
+    assert np.isfinite(history["loss"]).all()
+    for weight in model.weights:
+        assert np.isfinite(weight.numpy()).all()
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)

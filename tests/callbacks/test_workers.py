@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -76,11 +77,21 @@ def test_workers_end_bitwise_equal_and_share_each_epoch(tmp_path):
         assert abs(len(share) - len(rest)) <= 8
 
 
-def test_workers_of_different_settings_are_refused(tmp_path):
-    results = run_workers([str(tmp_path), "1"], [str(tmp_path), "2"])
-    for text, code in results:
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (["1"], ["2"], "The workers do not train the same way"),
+        (["1"], ["1", "no_log"], "The workers do not train the same way"),
+        (["1", "float16"], ["1", "float16"], "`mixed_float16` does not work"),
+    ],
+    ids=["interval", "log", "float16"],
+)
+def test_what_would_hang_is_refused(tmp_path, one, other, message):
+    for text, code in run_workers(
+        [str(tmp_path), *one], [str(tmp_path), *other]
+    ):
         assert code != 0
-        assert "The workers do not train the same way" in text
+        assert message in text
     assert not list(tmp_path.iterdir())
 
 

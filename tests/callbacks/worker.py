@@ -1,6 +1,6 @@
 """One of several workers: trains, and writes down what it ended with.
 
-    python -m tests.callbacks.worker FOLDER INTERVAL [die]
+    python -m tests.callbacks.worker FOLDER INTERVAL [die | no_log | float16]
 
 Who the others are is in `TF_CONFIG`.
 """
@@ -53,14 +53,18 @@ def indices(batch):
     return taken
 
 
-def main(folder, interval, death=None):
+def main(folder, interval, what=None):
+    if what == "float16":
+        keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
         model = network(compiled={"run_eagerly": False}, dropout=0.0)
     batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
     pruning = PruneTrainCallback(
         interval=int(interval),
         batch=batch,
-        log_dir=pathlib.Path(folder) / f"logs{INDEX}",
+        log_dir=None
+        if what == "no_log"
+        else pathlib.Path(folder) / f"logs{INDEX}",
     )
     first = indices(batch)
     history = model.fit(
@@ -74,7 +78,7 @@ def main(folder, interval, death=None):
         callbacks=[
             Kill({0: {"inner": [0]}, 1: {"stage": [2]}}),
             pruning,
-            *([Die()] if death and INDEX == 1 else []),
+            *([Die()] if what == "die" and INDEX == 1 else []),
         ],
     ).history
     grown = indices(batch)

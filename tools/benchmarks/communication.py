@@ -3,8 +3,9 @@
     python tools/benchmarks/communication.py tools/results/RUN.json ...
 
 Nothing is measured: the architectures are rebuilt from the records, and each
-update sends their gradients once around. The batch is that of the run, or what
-a `DynamicBatch` would have made of it with the memory of the dense network.
+update sends their gradients once around. On each device is a batch as large as
+that of the run, or what a `DynamicBatch` would have made of it with the memory
+of the dense network.
 """
 
 import json
@@ -56,26 +57,24 @@ def of_run(path):
         batches[f"granularity {granularity}"] = grown(
             stages, recipe["batch_size"], granularity
         )
-    updates = {
-        name: np.ceil(EXAMPLES / batch) for name, batch in batches.items()
-    }
+    # For each image and device; all of them send in proportion to it.
+    updates = {name: 1 / batch for name, batch in batches.items()}
     dense = sizes[0] * updates["fixed"][0] * run["epochs"]
     return {
         "run": path.stem,
         "gradient_bytes": sizes.tolist(),
         "epochs": epochs.tolist(),
-        "batch_sizes": {k: v.tolist() for k, v in batches.items()},
-        # All devices and both ways of all-reduce send in proportion to it.
+        "batch_sizes_per_device": {k: v.tolist() for k, v in batches.items()},
         "ratio_to_dense": {
             name: float((sizes * updates[name] * epochs).sum() / dense)
             for name in batches
         },
-        "devices": [row(n, sizes[0], updates["fixed"][0]) for n in DEVICES],
+        "devices": [row(n, sizes[0], recipe["batch_size"]) for n in DEVICES],
     }
 
 
 def grown(stages, initial, granularity):
-    """Returns the batch size of a `DynamicBatch` for each architecture."""
+    """Returns the batch of each device for each architecture."""
     budget = kpt.training_bytes(stages[0], initial)
     batch = [initial]
     for model in stages[1:]:
@@ -86,8 +85,9 @@ def grown(stages, initial, granularity):
     return np.array(batch)
 
 
-def row(devices, size, updates):
+def row(devices, size, batch_size):
     """Returns what each device sends for the dense network, in bytes."""
+    updates = math.ceil(EXAMPLES / (batch_size * devices))
     between = kpt.communication_bytes(size, devices, DEVICES_PER_MACHINE)
     ring = kpt.communication_bytes(size, devices)
     return {

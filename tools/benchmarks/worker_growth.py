@@ -47,6 +47,8 @@ def main(argv):
             )
         )
     outputs = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        sys.exit("A worker has failed.")
     rows = json.loads(outputs[0].splitlines()[-1])
     for row in rows:
         print(row)
