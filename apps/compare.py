@@ -68,7 +68,10 @@ def _relation(key, result, reference):
 
 def is_finished(folder):
     """Whether there is a finished run in `folder`."""
-    return (pathlib.Path(folder) / "result.json").exists()
+    try:
+        return "method" in read(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def read(folder):

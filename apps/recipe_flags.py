@@ -1,5 +1,8 @@
 """The flags that all training programs share, and the recipe they make."""
 
+import os
+import pathlib
+
 from absl import flags
 
 from apps import compare, training
@@ -71,6 +74,16 @@ def define(**defaults):
         "must be the folder of a finished run.",
     )
     flags.register_validator(
+        "workdir",
+        _may_be_written,
+        "must be a folder that may be written.",
+    )
+    flags.register_multi_flags_validator(
+        ["dense", "workdir"],
+        lambda values: not _same_folder(values["dense"], values["workdir"]),
+        "the dense run's folder cannot be that of the new run.",
+    )
+    flags.register_validator(
         "learning_rate_drops",
         lambda drops: all(drop.isdecimal() for drop in drops),
         "must be epochs, such as 91,136.",
@@ -94,6 +107,18 @@ def recipe():
     return training.Recipe(
         **settings | {"learning_rate_drops": tuple(map(int, drops))}
     )
+
+
+def _may_be_written(folder):
+    place = pathlib.Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return place.is_dir() and os.access(place, os.W_OK)
+
+
+def _same_folder(one, other):
+    paths = (one, other)
+    return None not in paths and len(set(map(os.path.realpath, paths))) == 1
 
 
 def _integer(name, default, text):

@@ -22,10 +22,9 @@ LAYERS = [  # A module may import only from the layers above its own.
     {"surgery.slots"},
     {
         *("surgery.reconfigure", "callbacks.record", "callbacks.dashboard"),
-        *("callbacks.arguments", "callbacks.calibrated_lasso"),
-        "callbacks.logged_run",
+        *("callbacks.calibrated_lasso", "callbacks.logged_run"),
     },
-    {"callbacks.event_writer"},
+    {"callbacks.arguments", "callbacks.event_writer"},
     {"callbacks.density_log"},
     {"callbacks.prune_train"},
     {""},

@@ -25,15 +25,16 @@ def accuracy(runs):
         },
     )
     figure = _figure(4 * len(abscissas), 3.6)
-    axes = figure.subplots(1, len(abscissas), sharey=True)
+    (axes,) = figure.subplots(1, len(abscissas), sharey=True, squeeze=False)
     for place, (key, (title, convert)) in zip(
         axes, abscissas.items(), strict=True
     ):
         for i, run in enumerate(runs):
             values = 100 * run.column("val_accuracy")
             abscissa = convert(run.column(key))
-            place.plot(abscissa, values, label=run.name, **_line(i))
+            place.plot(abscissa, values, label=run.name, **_line(i, run))
         place.set_xlabel(title)
+    _whole_numbers(axes[0])
     axes[0].set_ylabel("validation accuracy, %")
     axes[0].legend()
     return figure
@@ -50,7 +51,7 @@ def cost(runs):
         },
     )
     figure = _figure(4 * len(titles), 3.6)
-    axes = figure.subplots(1, len(titles))
+    (axes,) = figure.subplots(1, len(titles), squeeze=False)
     for place, (key, (title, unit)) in zip(axes, titles.items(), strict=True):
         columns = [run.column(key) / unit for run in runs]
         _steps(place, runs, columns, title)
@@ -163,6 +164,7 @@ def revival(run, layers):
                 np.maximum(history[:, mask], 1e-9),
                 color=colour,
                 linewidth=0.8,
+                marker=_marker(run),
                 alpha=0.7,
             )
             if lines:
@@ -171,6 +173,7 @@ def revival(run, layers):
         place.set_yscale("log")
         place.set_title(layer, fontsize=9)
         place.set_xlabel("epoch")
+        _whole_numbers(place)
     axes[0].set_ylabel("largest |weight| of a channel")
     handles = {}
     for place in axes:
@@ -188,8 +191,18 @@ def _figure(width, height):
     return Figure((width, height), dpi=110, layout="constrained")
 
 
-def _line(i):
+def _whole_numbers(place):
+    place.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _marker(run):
+    # A line of one point is nothing to see.
+    return "o" if len(run.metrics) == 1 else None
+
+
+def _line(i, run):
     return {
+        "marker": _marker(run),
         "color": _COLOURS[i % len(_COLOURS)],
         "linestyle": _STYLES[i % len(_STYLES)],
     }
@@ -202,10 +215,10 @@ def _steps(place, runs, columns, title, scale="linear"):
             values,
             drawstyle="steps-mid",
             label=run.name,
-            **_line(i),
+            **_line(i, run),
         )
     place.set_xlabel("epoch")
-    place.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(place)
     place.set_ylabel(title)
     place.set_yscale(scale)
     if scale == "linear":

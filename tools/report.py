@@ -14,6 +14,7 @@ import argparse
 import base64
 import html
 import io
+import os
 import pathlib
 import sys
 
@@ -42,8 +43,10 @@ def pictures(runs):
     )
     yield (
         "What an epoch costs",
-        "Steps down are reconfigurations. An epoch behind one contains the "
-        "surgery and the tracing of a new step.",
+        "Steps down are reconfigurations, each at the end of an epoch. The "
+        "FLOPs are those that the epoch took, the parameters those that it "
+        "left. Its seconds contain the surgery, those of the next epoch the "
+        "tracing of a new step.",
         "cost",
         figures.cost(runs),
     )
@@ -99,13 +102,14 @@ def _pictures_of(run):
         f"{run.name}_revival",
         figures.revival(run, _most_changed(run)),
     )
-    if (run.path / "model.keras").exists():
+    shares = _weight_shares(run)
+    if shares:
         yield (
             f"{run.name}: weights inside the channels that are left",
             "Whole channels go; single weights below the threshold stay, and "
             "are computed with (figure 12 of the paper).",
             f"{run.name}_weights",
-            figures.weight_density(run, _weight_shares(run)),
+            figures.weight_density(run, shares),
         )
 
 
@@ -119,10 +123,20 @@ def _most_changed(run):
 
 
 def _weight_shares(run):
-    """Dict from each layer to the share of its weights above the threshold."""
+    """Dict from each layer to the share of its weights above the threshold.
+
+    Empty if the model is not there, or cannot be read.
+    """
+    path = run.path / "model.keras"
+    if not path.exists():
+        return {}
     import keras
 
-    model = keras.saving.load_model(run.path / "model.keras", compile=False)
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError):
+        run.remarks.append("model.keras cannot be read: none of its weights")
+        return {}
     return {
         layer.name: float(
             np.mean(np.abs(layer.get_weights()[0]) >= run.threshold)
@@ -274,10 +288,12 @@ def write(paths, output, *, without_seconds=False):
 
 
 def _told_apart(runs):
-    """Names runs by their whole path where two folders have the same name."""
+    """Names runs by more of their path where two have the same name."""
     names = [run.name for run in runs]
+    parents = [run.path.resolve().parent for run in runs]
+    shared = len(pathlib.Path(os.path.commonpath(parents)).parts)
     return [
-        run._replace(name="_".join(run.path.resolve().parts[1:]))
+        run._replace(name="_".join(run.path.resolve().parts[shared:]))
         if names.count(run.name) > 1
         else run
         for run in runs

@@ -5,6 +5,7 @@ import numbers
 import keras
 
 from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.callbacks.record import ReconfiguringCallback
 from keras_prunetrain.channels.liveness import check_limits
 
 
@@ -64,10 +65,13 @@ def check_siblings(callback, siblings):
         siblings: All callbacks of the same `fit`.
     """
     for sibling in siblings:
-        if isinstance(sibling, type(callback)) and sibling is not callback:
+        reconfigures = isinstance(sibling, ReconfiguringCallback)
+        if reconfigures and sibling is not callback:
             raise ValueError(
-                f"There are two {type(callback).__name__}s among the callbacks "
-                "of one `fit`, and a kernel has one lasso. Pass one of them."
+                f"There are two callbacks that make the model smaller among "
+                "those of one `fit`, and a kernel has one lasso. Pass one of "
+                f"them. Received: {type(callback).__name__}, "
+                f"{type(sibling).__name__}"
             )
         if (
             isinstance(sibling, keras.callbacks.EarlyStopping)

@@ -1,12 +1,14 @@
 """TensorBoard shows where the channels went, when, and what it saved."""
 
+import logging
 import time
+import weakref
 
 import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks import dashboard
-from keras_prunetrain.callbacks.event_writer import EventWriter
+from keras_prunetrain.callbacks.event_writer import EventWriter, check_installed
 from keras_prunetrain.callbacks.logged_run import LoggedRun
 from keras_prunetrain.callbacks.record import (
     ReconfiguringCallback,
@@ -17,13 +19,12 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import known_cost
 from keras_prunetrain.distribution import is_first_worker
 
+_LOG = logging.getLogger("keras_prunetrain")
 # Columns of *HParams*, the same in all runs.
 _SETTINGS = (
     *("method", "penalty_ratio", "interval", "threshold", "finetune_epochs"),
     *("optimizer", "learning_rate", "epochs"),
 )
-# That of the histograms where no callback has one.
-_THRESHOLD = 1e-4
 
 
 class DensityLog(keras.callbacks.Callback):
@@ -64,19 +65,29 @@ class DensityLog(keras.callbacks.Callback):
             continued by the next `fit` with the same callback, or, in a new
             process, by one with the same model and `initial_epoch`; an epoch
             that is trained once more is not logged again.
+        threshold: Float above 0. What the histograms are relative to where no
+            callback in front has a threshold above 0. Defaults to `1e-4`.
 
     Raises:
-        ValueError: In `fit`, before the first step, if `log_dir` cannot be
-            written or holds another run, if the model has no known graph, or if
-            a `PruneTrainCallback` stands behind this callback.
+        ValueError: If `threshold` is not above 0; in `fit`, before the first
+            step, if `log_dir` cannot be written or holds another run, if the
+            model has no known graph, if a `PruneTrainCallback` stands behind
+            this callback, or if tensorboard is not installed.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), figure 12.
     """
 
-    def __init__(self, log_dir):
+    def __init__(self, log_dir, threshold=1e-4):
         super().__init__()
+        if not threshold > 0:
+            raise ValueError(
+                "`threshold` must be above 0: the histograms are relative to "
+                f"it. Received: threshold={threshold}"
+            )
+        self._threshold = threshold
         self._run = LoggedRun(log_dir)
+        self._trained = None
         self._followed = None
         self._writer = None
         self._seconds = 0.0
@@ -97,12 +108,17 @@ class DensityLog(keras.callbacks.Callback):
         self._started = None
         if not self._acts:
             return
+        check_installed()
+        if self._trained is not None and self._trained() is not self.model:
+            self._run = LoggedRun(self._run.folder)  # That was another one.
+        self._trained = weakref.ref(self.model)
         self._pruning = self._followed or self._callback_in_front()
         self._reports = len(self._pruning.reports) if self._pruning else 0
         self._last_report = None
         self._last_logs = None  # Until this `fit` has logged an epoch.
         self._heat_map_step = None
         self._offset = None
+        self._first_rate = learning_rate(self.model.optimizer)
         self._look_at_model()
         flops = self._cost and self._cost.training_flops
         self._run.begin(self._size, self._counts, flops)
@@ -177,6 +193,11 @@ class DensityLog(keras.callbacks.Callback):
         reports = self._new_reports()
         step = epoch + self._offset
         if step < len(self._run.densities):
+            _LOG.info(
+                "Epoch %d is in the log of '%s' already.",
+                epoch + 1,
+                self._run.folder,
+            )
             return  # Trained once more, from a backup.
         self._last_logs = dict(logs or {})
         self._run.note(self._counts)
@@ -187,7 +208,7 @@ class DensityLog(keras.callbacks.Callback):
             self._write_scalars(self._last_logs, trained)
             threshold = getattr(self._pruning, "threshold", 0.0)
             self._writer.magnitudes(
-                _kernels(numbering), threshold or _THRESHOLD
+                _kernels(numbering), threshold or self._threshold
             )
             self._write_reports(reports)
         self._run.save()
@@ -227,7 +248,7 @@ class DensityLog(keras.callbacks.Callback):
             if self._pruning
             else "dense",
             "optimizer": type(self.model.optimizer).__name__,
-            "learning_rate": learning_rate(self.model.optimizer),
+            "learning_rate": self._first_rate,
             "epochs": self.params.get("epochs"),
         }
         results = sorted(
@@ -264,7 +285,9 @@ class DensityLog(keras.callbacks.Callback):
             values |= {
                 "cost/training_flops": self._examples
                 and trained.training_flops * self._examples,
-                "cost/relative_training_flops": trained.training_flops / dense,
+                "cost/relative_training_flops": trained.training_flops / dense
+                if dense
+                else None,
                 "memory/activation_bytes_per_example": trained.activation_bytes,
             }
         values |= {

@@ -11,8 +11,18 @@ from keras_prunetrain.channels.liveness import slice_magnitudes
 
 _LOG = logging.getLogger("keras_prunetrain")
 _SMALLEST = 1e-12  # Of which a logarithm is shown.
-# The tags of the histograms; 0 is where a channel begins to count as dead.
+# The tags of the histograms.
 MAGNITUDES = "log10_of_magnitude_over_threshold"
+
+
+def check_installed():
+    """Raises a `ValueError` if tensorboard is not there."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "DensityLog needs tensorboard: pip install tensorboard"
+        ) from error
 
 
 class EventWriter:
@@ -74,13 +84,13 @@ class EventWriter:
 
         Args:
             labels: The labels of the kernels' output axes.
-            threshold: Float above 0. Magnitude below which a channel is dead.
+            threshold: Float above 0. What is shown as 0.
         """
         import tensorflow as tf
 
         text = (
-            "Decimal logarithm of the largest |w| in each channel, over the "
-            f"threshold of {threshold:g}. Below 0 a channel is dead."
+            "Decimal logarithm of the largest |w| in each channel, over "
+            f"{threshold:g}. With this threshold, what is below 0 is dead."
         )
         for label in labels:
             magnitudes = np.maximum(slice_magnitudes(label), _SMALLEST)
@@ -97,9 +107,11 @@ class EventWriter:
         tf.summary.text("reconfigurations", _markdown(report))
 
     def heat_map(self, densities, layers):
-        """Writes `dashboard.heat_map`, if matplotlib is installed."""
+        """Writes `dashboard.heat_map`, if matplotlib is there to draw it."""
         import tensorflow as tf
 
+        if not layers:
+            return
         try:
             picture = dashboard.heat_map(densities, layers)
         except ImportError:

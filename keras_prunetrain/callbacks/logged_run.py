@@ -96,7 +96,7 @@ class LoggedRun:
         return run
 
     def offset(self, epoch, counts):
-        """Returns what to add to the epochs of a `fit` to count on.
+        """Returns what to add to the epochs of a `fit` to get its steps.
 
         Args:
             epoch: Integer. The first one of this `fit`.
@@ -106,31 +106,36 @@ class LoggedRun:
             ValueError: If the run in the folder is another one.
         """
         done = len(self.densities)
-        if self._resumes and not 0 < epoch <= done:
+        if not self._resumes:
+            # A second `fit` begins to count anew.
+            self._record.setdefault("offset", done - epoch)
+            return done - epoch
+        offset = self._record.get("offset", 0)
+        step = epoch + offset
+        if not 0 < step <= done:
             self._refuse(
-                f"it has {done} epochs, and this `fit` begins with epoch "
-                f"{epoch}"
+                f"it has the epochs up to {done - offset}, and this `fit` "
+                f"begins with `initial_epoch={epoch}`"
             )
         # A checkpoint may have been written before the epoch's surgery.
-        last = epoch - 2 if self._resumes else done - 1
-        if self._has_more_channels(counts, last):
-            self._refuse("its model has other layers or fewer channels")
-        # A second `fit` begins to count anew, a continued one does not.
-        return 0 if self._resumes or epoch >= done else done - epoch
+        if counts not in (self._counts(step - 1), self._counts(step - 2)):
+            self._refuse("its model has other layers or channels")
+        return offset
 
-    def _has_more_channels(self, counts, step):
-        """Whether a layer has more channels than were left after `step`."""
+    def _counts(self, step):
+        """Returns the channels of each layer after `step`."""
         first = self._record["layers"]
         densities = self.densities[step] if step >= 0 else [1.0] * len(first)
-        limits = {
+        counts = {
             layer: round(density * count)
             for (layer, count), density in zip(
                 first.items(), densities, strict=True
             )
         }
-        return any(n > limits.get(layer, 0) for layer, n in counts.items())
+        return {layer: count for layer, count in counts.items() if count}
 
     def _refuse(self, reason):
+        self._record = None  # The next `fit` looks again.
         raise ValueError(
             f"The folder '{self.folder}' holds the log of another run: "
             f"{reason}. Give each run a folder of its own, or delete this one. "

@@ -75,11 +75,12 @@ class Reconfiguration:
         ]
         before, after = self.cost_before, self.cost_after
         if before is not None:
-            saved = 1 - after.forward_flops / before.forward_flops
+            saved = before.forward_flops - after.forward_flops
             parts += [
                 f"parameters {before.parameters:,} -> {after.parameters:,}",
                 f"forward MFLOP {before.forward_flops / 1e6:,.1f} -> "
-                f"{after.forward_flops / 1e6:,.1f} (-{saved:.0%})",
+                f"{after.forward_flops / 1e6:,.1f} "
+                f"(-{saved / max(before.forward_flops, 1):.0%})",
             ]
         if self.batch_size_after != self.batch_size:
             parts.append(f"batch {self.batch_size} -> {self.batch_size_after}")

@@ -155,6 +155,22 @@ def test_comparison_shows_ratios(finished, capsys):
     assert "(+0.00 points)" in table
 
 
+def test_a_folder_that_cannot_be_made_ends_the_program(tmp_path):
+    (tmp_path / "file").write_text("")
+    process = run(
+        "apps/train_cifar.py", f"--workdir={tmp_path / 'file' / 'run'}"
+    )
+    assert process.returncode == 1
+    assert "must be a folder that may be written" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_comparison_of_a_run_that_breaks_off_says_so(tmp_path):
+    (tmp_path / "result.json").write_text('{"method": "den')
+    with pytest.raises(SystemExit, match="No finished run"):
+        compare.main([str(tmp_path)])
+
+
 def test_comparison_of_an_unfinished_run_says_so(tmp_path):
     with pytest.raises(SystemExit, match="No finished run"):
         compare.main([str(tmp_path)])
@@ -169,6 +185,10 @@ def test_a_run_compares_itself_with_another_at_its_end(finished, tmp_path):
     process = run(*arguments, f"--dense={tmp_path}")
     assert process.returncode == 1
     assert "must be the folder of a finished run" in process.stderr
+    process = run(*arguments[:-1], f"--dense={other}", f"--workdir={other}")
+    assert process.returncode == 1
+    assert "cannot be that of the new run" in process.stderr
+    assert (other / "result.json").exists()
     process = run(*arguments, f"--dense={other}")
     assert process.returncode == 0, process.stderr
     table = process.stdout.splitlines()[-7:]

@@ -356,7 +356,7 @@ def test_an_optimizer_without_a_true_config_is_refused_before_training():
 def test_two_callbacks_in_one_fit_are_refused():
     model = network()
     both = [PruneTrainCallback(), PruneTrainCallback()]
-    with pytest.raises(ValueError, match="two PruneTrainCallbacks"):
+    with pytest.raises(ValueError, match="two callbacks that make the model"):
         model.fit(*examples(), callbacks=both, verbose=0)
 
 

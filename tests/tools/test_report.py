@@ -210,6 +210,14 @@ def test_revival_shows_all_channels_of_the_layers_that_lost_most(folders):
         gone = sorted(EPOCHS - epoch for epoch in GONE[layer].values())
         assert ends == [0] * (WIDTHS[layer] - len(gone)) + gone
         assert set(threshold[:, 1]) == {1e-3}
+        for line in place.get_lines():
+            gone = np.isnan(line.get_ydata()).any()
+            if line.get_label() == "removed in the end":
+                assert gone
+            elif line.get_label() == "left in the end":
+                assert not gone
+    labels = {line.get_label() for line in axes[0].get_lines()}
+    assert {"removed in the end", "left in the end"} <= labels
 
 
 def test_the_weights_that_are_left_are_counted(folders):
@@ -305,7 +313,7 @@ def test_runs_in_folders_of_one_name_are_told_apart(tmp_path):
     places = ("one/x", "two/x")
     folders = [write_run(tmp_path / x / "run") for x in places]
     page = report.write(folders, tmp_path / "report").read_text()
-    for word in ("one_x_run</th>", "two_x_run</th>"):
+    for word in ("<th>one_x_run</th>", "<th>two_x_run</th>"):
         assert word in page
     assert len(list((tmp_path / "report").glob("*_revival.png"))) == 2
 
@@ -317,6 +325,35 @@ def test_files_that_break_off_are_left_out_with_a_word(folders, tmp_path):
     page = report.write(folders, tmp_path / "report").read_text()
     assert "pruned: result.json breaks off." in page
     assert "pruned: channels.npz breaks off" in page
+
+
+def test_a_model_that_breaks_off_is_left_out_with_a_word(folders, tmp_path):
+    (folders[1] / "model.keras").write_bytes(b"PK")
+    page = report.write(folders, tmp_path / "report").read_text()
+    assert "pruned: model.keras cannot be read" in page
+    assert not (tmp_path / "report" / "pruned_weights.png").exists()
+
+
+def test_a_single_epoch_is_a_point(tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    run = run_records.read(folder)
+    for figure in (figures.accuracy([run]), figures.revival(run, ["a"])):
+        for place in figure.axes:
+            assert place.get_lines()[0].get_marker() == "o"
+
+
+def test_a_run_that_knows_little_is_drawn(tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    few = ("epoch", "val_accuracy", "parameters")
+    rows = [{k: row[k] for k in few} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = report.write([folder], tmp_path / "report").read_text()
+    assert "<h2>What an epoch costs</h2>" in page
+    assert "<h2>Memory</h2>" not in page
 
 
 def test_a_run_in_which_nothing_died_is_not_dense(tmp_path):
