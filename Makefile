@@ -35,8 +35,9 @@ test: setup
 # Debian's Chromium; without it, and without leave to install it, the tests say
 # that they are skipped.
 browser: setup
-	command -v chromium || apt-get install --yes --quiet \
-	    --no-install-recommends chromium || true
+	command -v chromium || timeout 300 sh -c "apt-get update --quiet=2 && \
+	    apt-get install --yes --quiet=2 --no-install-recommends chromium" \
+	    || true
 	$(BIN)/python -m pytest -rs tests/test_tensorboard.py
 
 lint: setup

@@ -220,6 +220,11 @@ def test_revival_shows_all_channels_of_the_layers_that_lost_most(folders):
     assert {"removed in the end", "left in the end"} <= labels
 
 
+def test_the_layer_that_lost_most_is_chosen(folders, monkeypatch):
+    monkeypatch.setattr(report, "_CHOSEN_LAYERS", 1)
+    assert report._most_changed(run_records.read(folders[1])) == ["a"]
+
+
 def test_the_weights_that_are_left_are_counted(folders):
     keras = pytest.importorskip("keras")
     model = keras.Sequential(
@@ -244,6 +249,14 @@ def test_a_line_that_breaks_off_is_left_out_with_a_word(folders, tmp_path):
     assert run.remarks == ["metrics.jsonl breaks off in line 4"]
     page = report.write(folders, tmp_path / "report").read_text()
     assert "pruned: metrics.jsonl breaks off in line 4." in page
+
+
+def test_nothing_is_read_behind_a_broken_line(folders):
+    path = folders[1] / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1][:20]
+    path.write_text("\n".join(lines))
+    assert len(run_records.read(folders[1]).metrics) == 1
 
 
 def test_a_run_that_is_not_finished_is_shown_as_far_as_it_got(tmp_path):

@@ -6,9 +6,10 @@
 
 The seconds in a run's records depend on what else the machine did meanwhile.
 Here the dense network and all architectures of the run, rebuilt from the
-records, the latter with lasso and callback, train in turns, so that their
-ratios hold. The epochs of the run, each weighted with its architecture's ratio,
-give the training time relative to dense; reconfigurations are listed apart.
+records, the latter with lasso, callback and the batch that they had, train in
+turns, so that their ratios hold: they are of the time for an image. The epochs
+of the run, each weighted with its architecture's ratio, give the training time
+relative to dense; reconfigurations are listed apart.
 """
 
 import json
@@ -54,12 +55,19 @@ def main(argv):
         first_steps.append(first_step_seconds(stages[-1]))
     # No reconfiguration comes up in so few epochs.
     lassos = [[kpt.PruneTrainCallback(interval=10**6)] for _ in stages]
+    first = recipe["batch_size"]
+    sizes = [first, *(r.get("batch_size_after") or first for r in reports)]
     dense, *seconds = in_turns(
-        [first_architecture(recipe), *stages], _TURNS.value, SEED, [[], *lassos]
+        [first_architecture(recipe), *stages],
+        _TURNS.value,
+        SEED,
+        [[], *lassos],
+        [first, *sizes],
     )
     ratios = [
         statistics.median(b / a for a, b in zip(dense, times, strict=True))
-        for times in seconds
+        * (first / size)
+        for times, size in zip(seconds, sizes, strict=True)
     ]
     begins = [0, *(report["epoch"] + 1 for report in reports), run["epochs"]]
     epochs = np.diff(begins).tolist()
@@ -70,13 +78,14 @@ def main(argv):
         "architectures": [
             {
                 "epochs": n,
+                "batch_size": size,
                 "forward_flops": kpt.model_cost(model).forward_flops,
                 "parameters": model.count_params(),
                 "step_seconds": statistics.median(times),
                 "time_ratio": ratio,
             }
-            for n, model, times, ratio in zip(
-                epochs, stages, seconds, ratios, strict=True
+            for n, size, model, times, ratio in zip(
+                epochs, sizes, stages, seconds, ratios, strict=True
             )
         ],
         "training_time_ratio": float(np.dot(epochs, ratios) / run["epochs"]),
