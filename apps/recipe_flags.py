@@ -1,7 +1,6 @@
 """The flags that all training programs share, and the recipe they make."""
 
 import os
-import pathlib
 
 from absl import flags
 
@@ -110,10 +109,10 @@ def recipe():
 
 
 def _may_be_written(folder):
-    place = pathlib.Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    return place.is_dir() and os.access(place, os.W_OK)
+    place = os.path.abspath(folder)
+    while not os.path.exists(place):  # Nor where one may not look.
+        place = os.path.dirname(place)
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
 
 
 def _same_folder(one, other):

@@ -144,7 +144,8 @@ def _fixed_batches(draws, size, strategy):
     """
     replicas = strategy.num_replicas_in_sync if strategy else 1
     rest = int(draws.cardinality()) % size
-    is_short = 0 < rest <= size // replicas * (replicas - 1)
+    # The first ones have the larger parts.
+    is_short = 0 < rest <= size - size // replicas
     return draws.batch(size, drop_remainder=is_short)
 
 
@@ -232,6 +233,9 @@ class _Recorder(keras.callbacks.Callback):
             self.model, self._recipe.batch_size // replicas
         )
         self._updates = 0
+        # Of all images, or of all but a short last batch.
+        steps, size = self.params["steps"], self._recipe.batch_size
+        self._images = min(self._data.train_size, steps * size)
 
     def on_train_batch_end(self, batch, logs=None):
         self._updates += 1
@@ -256,9 +260,7 @@ class _Recorder(keras.callbacks.Callback):
         row.setdefault("memory_bytes", self._memory_bytes)
         if self._pruning is None:
             row["density"] = 1.0
-            row["training_flops"] = (
-                self._cost.training_flops * self._data.train_size
-            )
+            row["training_flops"] = self._cost.training_flops * self._images
         self._epoch_seconds = self._clock
         self._rows.append(row)
         # In this order: an epoch with metrics has all its other records.

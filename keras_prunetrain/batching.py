@@ -218,6 +218,8 @@ class DynamicBatch:
         structure = tuple(parts) if len(parts) > 1 else parts[0]
         # A list would be stacked to one tensor.
         structure = _lists_as_tuples(structure)
+        if y is None and isinstance(structure, tuple):
+            structure = (structure,)  # Else the second input were the target.
         leaves = tf.nest.flatten(structure)
         if len({len(leaf) for leaf in leaves}) != 1:
             raise ValueError(

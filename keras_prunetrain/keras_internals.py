@@ -464,6 +464,22 @@ def update_count(optimizer):
     return int(keras.ops.convert_to_numpy(inner._iterations))
 
 
+def scheduled_rate(optimizer):
+    """Returns what a schedule gives the next step; `None` if there is none.
+
+    The schedule has moved on once the step is done, and `learning_rate` does
+    not tell that it is one.
+    """
+    inner = _leaf_optimizers(optimizer)
+    rate = getattr(inner[0], "_learning_rate", None)
+    is_schedule = isinstance(
+        rate, keras.optimizers.schedules.LearningRateSchedule
+    )
+    if len(inner) > 1 or not is_schedule:
+        return None
+    return float(rate(update_count(optimizer)))
+
+
 def restore_learning_rate(optimizer):
     """Undoes `scale_learning_rate`."""
     for inner in _leaf_optimizers(optimizer):

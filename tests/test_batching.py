@@ -136,6 +136,10 @@ def test_a_list_of_arrays_is_several_inputs():
     shapes = tf.nest.map_structure(lambda t: tuple(t.shape), inputs)
     assert shapes == ((2, 3), {"a": ((2, 2), (2, 5))})
     assert y.shape == (2,)
+    (element,) = DynamicBatch(2).arrays(x).take(1)
+    inputs, y, weight = keras.utils.unpack_x_y_sample_weight(element)
+    assert len(inputs) == 2
+    assert y is None and weight is None
 
 
 def test_weights_without_targets_are_refused():

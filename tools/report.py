@@ -137,12 +137,17 @@ def _weight_shares(run):
     except (ValueError, OSError):
         run.remarks.append("model.keras cannot be read: none of its weights")
         return {}
-    return {
-        layer.name: float(
-            np.mean(np.abs(layer.get_weights()[0]) >= run.threshold)
-        )
+    kernels = {
+        # Of a separable convolution the part whose channels are in the records.
+        layer.name: layer.pointwise_kernel
+        if hasattr(layer, "pointwise_kernel")
+        else layer.kernel
         for layer in model.layers
         if layer.name in run.channels
+    }
+    return {
+        name: float(np.mean(np.abs(kernel.numpy()) >= run.threshold))
+        for name, kernel in kernels.items()
     }
 
 

@@ -111,6 +111,7 @@ class DensityLog(keras.callbacks.Callback):
         check_installed()
         if self._trained is not None and self._trained() is not self.model:
             self._run = LoggedRun(self._run.folder)  # That was another one.
+            self._writer = None
         self._trained = weakref.ref(self.model)
         self._pruning = self._followed or self._callback_in_front()
         self._reports = len(self._pruning.reports) if self._pruning else 0

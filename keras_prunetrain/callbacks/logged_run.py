@@ -108,7 +108,8 @@ class LoggedRun:
         done = len(self.densities)
         if not self._resumes:
             # A second `fit` begins to count anew.
-            self._record.setdefault("offset", done - epoch)
+            if not done:
+                self._record["offset"] = -epoch
             return done - epoch
         offset = self._record.get("offset", 0)
         step = epoch + offset

@@ -156,6 +156,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._first_seconds = math.inf
         self._epoch_started = 0.0
         self._batch_size = None
+        self._examples = self._batch = self._counted = None
         self._said_nothing_dead = False
 
     @property
@@ -236,11 +237,9 @@ class PruneTrainCallback(ReconfiguringCallback):
             )
 
     def on_train_batch_begin(self, batch, logs=None):
-        # What the last step is going to train with; a schedule moves on in it,
-        # callbacks at the end of the epoch.
         steps = self.params.get("steps") or math.inf
         if batch + self.model.steps_per_execution >= steps:
-            self._rate = learning_rate(self.model.optimizer)
+            self._rate = keras_internals.scheduled_rate(self.model.optimizer)
         # In the logs of later batches is the mean over the epoch.
         if batch == 0:
             self._lasso.before_first_batch(self.model)
@@ -252,16 +251,21 @@ class PruneTrainCallback(ReconfiguringCallback):
             self._awaits_first_step = False
             seconds = time.perf_counter() - self._step_started
             self.reports[-1].first_step_seconds = seconds
-        # Not at each: replicas exchange it. But at the last one: whoever calls
-        # `evaluate` resets it.
+        # At the last one at least: whoever calls `evaluate` resets it. Replicas
+        # have to exchange it, so they do it no more often.
         self._batch = batch
-        if batch == 0 or batch + 1 >= (self.params.get("steps") or 0):
+        is_first = batch < self.model.steps_per_execution
+        is_last = batch + 1 >= (self.params.get("steps") or 0)
+        if self._replicas == 1 or is_first or is_last:
             self._count_examples()
         if self.batch is not None and batch == 0 and self._examples is not None:
             self.batch.check_first_step(self._examples)
         self._lasso.after_first_batch(
             self.model, logs or {}, self.penalty_ratio
         )
+        # Callbacks change it at the end of the epoch.
+        if is_last and self._rate is None:
+            self._rate = learning_rate(self.model.optimizer)
         # `fit` goes on until the number of steps that it began with.
         last = self.batch is not None and batch + 1 >= self.batch.steps
         if last and not self.model.stop_training:

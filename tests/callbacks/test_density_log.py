@@ -422,6 +422,28 @@ def test_a_folder_that_was_emptied_takes_a_new_run(tmp_path):
     assert "custom_scalars__config__" in found
 
 
+def test_a_callback_logs_another_run_where_the_first_was_deleted(tmp_path):
+    folder = tmp_path / "logs"
+    log = kpt.DensityLog(folder)
+    fit(network(), log, epochs=2)
+    shutil.rmtree(folder)
+    fit(network(), log, epochs=1)
+    assert list(events(folder)["density/model"]) == [0]
+
+
+def test_a_run_that_broke_off_in_its_first_epoch_can_begin_late(tmp_path):
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model, log = network(), kpt.DensityLog(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, log, Break())
+    fit(model, log, epochs=7, initial_epoch=5)
+    fit(model, kpt.DensityLog(tmp_path), epochs=8, initial_epoch=7)
+    assert sorted(events(tmp_path)["density/model"]) == [0, 1, 2]
+
+
 def test_a_run_whose_log_begins_late_has_a_dashboard(tmp_path):
     model = network()
     fit(model, kpt.DensityLog(tmp_path), epochs=7, initial_epoch=5)
@@ -505,8 +527,11 @@ def test_what_is_not_known_is_not_logged(tmp_path):
     assert "final/training_flops" not in found  # NaN in the history.
 
 
-def test_an_evaluation_before_training_is_no_epoch(tmp_path):
+@pytest.mark.parametrize("of_callback", [False, True])
+def test_an_evaluation_before_training_is_no_epoch(tmp_path, of_callback):
     model, log = network(), kpt.DensityLog(tmp_path)
+    if of_callback:
+        log = kpt.PruneTrainCallback(log_dir=tmp_path)
     for _ in range(2):
         model.evaluate(*examples(8), verbose=0, callbacks=[log])
     fit(model, log, epochs=1)

@@ -180,10 +180,29 @@ def test_the_logs_show_what_a_schedule_gave_the_last_step():
     np.testing.assert_allclose(history["learning_rate"], [0.08, 0.01])
 
 
+def test_the_logs_show_the_rate_that_a_callback_sets_before_the_step():
+    class WarmUp(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.optimizer.learning_rate = 0.01 * (1 + batch)
+
+    model, batch = network(), grower()
+    history = model.fit(
+        batch.arrays(*examples(COUNT)),
+        verbose=0,
+        shuffle=False,
+        callbacks=[PruneTrainCallback(batch=batch), WarmUp()],
+    ).history
+    np.testing.assert_allclose(history["learning_rate"], [0.11])
+
+
 def test_examples_are_counted_where_an_epoch_ends_early():
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, step, logs=None):
             self.model.stop_training = step == 2
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.evaluate(*examples(6), verbose=0)
 
     model, history = network(), {}
     for validation in (None, examples(8)):
@@ -192,7 +211,7 @@ def test_examples_are_counted_where_an_epoch_ends_early():
             batch_size=4,
             verbose=0,
             validation_data=validation,
-            callbacks=[PruneTrainCallback(), Stop()],
+            callbacks=[Evaluate(), PruneTrainCallback(), Stop()],
         ).history
         flops = model_cost(model).training_flops
         assert history["training_flops"] == [3 * 4 * flops]

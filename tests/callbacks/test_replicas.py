@@ -180,6 +180,19 @@ def test_the_programs_leave_no_replica_without_images(strategy, count, steps):
         assert np.isfinite(weight.numpy()).all()
 
 
+@pytest.mark.parametrize("replicas", [2, 3, 4])
+def test_a_kept_rest_gives_each_replica_an_image(replicas):
+    strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
+    size = 10
+    sizes = [size // replicas + (i < size % replicas) for i in range(replicas)]
+    for rest in range(1, size):
+        draws = tf.data.Dataset.range(size + rest)
+        data = training._fixed_batches(draws, size, strategy)
+        # TensorFlow fills one after the other.
+        has_all = rest > sum(sizes[:-1])
+        assert int(data.cardinality()) == 1 + has_all
+
+
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_statistics_become_the_mean_of_what_the_replicas_have(strategy):
     with strategy.scope():
