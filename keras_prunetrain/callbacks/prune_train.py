@@ -251,12 +251,13 @@ class PruneTrainCallback(ReconfiguringCallback):
             self._awaits_first_step = False
             seconds = time.perf_counter() - self._step_started
             self.reports[-1].first_step_seconds = seconds
+        steps = self.params.get("steps")
+        is_first = batch < self.model.steps_per_execution
+        is_last = steps is not None and batch + 1 >= steps
         # At the last one at least: whoever calls `evaluate` resets it. Replicas
         # have to exchange it, so they do it no more often.
         self._batch = batch
-        is_first = batch < self.model.steps_per_execution
-        is_last = batch + 1 >= (self.params.get("steps") or 0)
-        if self._replicas == 1 or is_first or is_last:
+        if self._replicas == 1 or is_first or is_last or steps is None:
             self._count_examples()
         if self.batch is not None and batch == 0 and self._examples is not None:
             self.batch.check_first_step(self._examples)

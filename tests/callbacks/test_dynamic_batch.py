@@ -180,6 +180,25 @@ def test_the_logs_show_what_a_schedule_gave_the_last_step():
     np.testing.assert_allclose(history["learning_rate"], [0.08, 0.01])
 
 
+# That is how Keras learns of its length.
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_reports_show_the_last_rate_of_data_of_unknown_length():
+    class Lower(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.optimizer.learning_rate = 0.01 / (1 + batch)
+
+    data = tf.data.Dataset.from_tensor_slices(examples(COUNT)).batch(8)
+    data = data.filter(lambda *_: True)  # Six batches, as nobody knows.
+    pruning = PruneTrainCallback(interval=1)
+    network().fit(
+        data,
+        verbose=0,
+        shuffle=False,
+        callbacks=[Kill({0: {"inner": [0]}}), Lower(), pruning],
+    )
+    assert pruning.reports[0].learning_rate == pytest.approx(0.01 / 6)
+
+
 def test_the_logs_show_the_rate_that_a_callback_sets_before_the_step():
     class WarmUp(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
