@@ -32,9 +32,10 @@ SEED = 0
 BATCH_SIZE = 128
 STEPS = 10
 STEPS_OF_CIFAR = 391
+THRESHOLD = 0.2  # So that channels go after a few steps.
 HOOKS = (
     *("on_epoch_begin", "on_epoch_end", "on_train_batch_end"),
-    *("on_test_begin", "on_test_end"),
+    *("on_test_begin", "on_test_end", "on_train_begin", "on_train_end"),
 )
 
 
@@ -56,6 +57,8 @@ class Timed(kpt.DensityLog):
             if hook.__name__ == "on_epoch_end":
                 self.epochs.append(self.spent)
                 self.spent = 0.0
+            elif hook.__name__ == "on_train_end":
+                self.epochs[-1] += self.spent
 
         return timed
 
@@ -87,7 +90,7 @@ def main(argv):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    pruning = kpt.PruneTrainCallback(interval=3, threshold=0.05)
+    pruning = kpt.PruneTrainCallback(interval=3, threshold=THRESHOLD)
     steps = Steps()
     with tempfile.TemporaryDirectory() as folder:
         log = Timed(folder)
