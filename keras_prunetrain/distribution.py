@@ -12,7 +12,7 @@ from keras_prunetrain import keras_internals
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-def multi_worker_strategy(timeout_seconds=300):
+def multi_worker_strategy(timeout_seconds=None):
     """Returns a `MultiWorkerMirroredStrategy` under which `fit` works.
 
     Each worker is a process that runs the same program and is told by the
@@ -23,8 +23,10 @@ def multi_worker_strategy(timeout_seconds=300):
 
     Args:
         timeout_seconds: Number. How long a worker waits for the others in an
-            exchange before it gives up with an error; at least as long as the
-            slowest step. Defaults to `300`.
+            exchange before it gives up with an error. TensorFlow keeps a thread
+            for each exchange until then, even when it is done: thousands of
+            them, if steps are short. Defaults to `None`, forever; that a worker
+            has died is noticed without it.
 
     Returns:
         A `tf.distribute.MultiWorkerMirroredStrategy`.

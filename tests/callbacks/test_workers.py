@@ -69,6 +69,7 @@ def test_workers_end_bitwise_equal_and_share_each_epoch(tmp_path):
     )
     assert one["history"] == other["history"]
     assert one["reports"] == 2
+    assert 0 < one["threads"] < 20  # TensorFlow can leave one per exchange.
     assert one["history"]["batch_size"] == [8, 16, 16, 16]
     assert all(np.isfinite(one["history"]["val_loss"]))
     # Before and after the growth: each example once, on one of the workers.

@@ -19,7 +19,7 @@ from keras_prunetrain import (
     multi_worker_strategy,
 )
 
-strategy = multi_worker_strategy(timeout_seconds=30)
+strategy = multi_worker_strategy()
 
 import tensorflow as tf  # noqa: E402
 
@@ -51,6 +51,12 @@ def indices(batch):
         for part in strategy.experimental_local_results(share):
             taken += part.numpy().tolist()
     return taken
+
+
+def threads():
+    """How many threads of the process wait for an exchange, or did."""
+    names = pathlib.Path("/proc/self/task").glob("*/comm")
+    return sum(name.read_text() == "collective_ops\n" for name in names)
 
 
 def main(folder, interval, what=None):
@@ -96,6 +102,7 @@ def main(folder, interval, what=None):
         "history": {k: [float(x) for x in v] for k, v in history.items()},
         "indices": [first, grown],
         "reports": len(pruning.reports),
+        "threads": threads(),
     }
     path.with_suffix(".json").write_text(json.dumps(record))
 
