@@ -55,7 +55,7 @@ def cost(runs):
     for place, (key, (title, unit)) in zip(axes, titles.items(), strict=True):
         columns = [run.column(key) / unit for run in runs]
         _steps(place, runs, columns, title)
-    axes[0].legend(loc="lower left")
+    _legend(axes[0])
     return figure
 
 
@@ -76,7 +76,7 @@ def schedule(runs):
     _steps(left, runs, batches, "batch size, images")
     rates = [run.column("learning_rate") for run in runs]
     _steps(right, runs, rates, "learning rate", "log")
-    left.legend(loc="lower left")
+    _legend(left)
     return figure
 
 
@@ -86,7 +86,7 @@ def memory(runs):
     place = figure.subplots()
     columns = [run.column("memory_bytes") / 1e6 for run in runs]
     _steps(place, runs, columns, "MB of a training iteration")
-    place.legend(loc="lower left")
+    _legend(place)
     return figure
 
 
@@ -100,7 +100,7 @@ def communication(runs):
     ]
     title = "MB that each of many devices\nsends in an epoch"
     _steps(place, runs, columns, title)
-    place.legend(loc="lower left")
+    _legend(place)
     return figure
 
 
@@ -191,6 +191,11 @@ def _figure(width, height):
     return Figure((width, height), dpi=110, layout="constrained")
 
 
+def _legend(place):
+    if place.get_legend_handles_labels()[0]:
+        place.legend(loc="lower left")
+
+
 def _whole_numbers(place):
     place.xaxis.get_major_locator().set_params(integer=True)
 
@@ -210,6 +215,8 @@ def _line(i, run):
 
 def _steps(place, runs, columns, title, scale="linear"):
     for i, (run, values) in enumerate(zip(runs, columns, strict=True)):
+        if np.isnan(values).all():
+            continue  # Not known of this run; the others keep their colours.
         place.plot(
             run.column("epoch") + 1,
             values,

@@ -56,24 +56,22 @@ def pictures(runs):
         "schedule",
         figures.schedule(runs),
     )
-    with_memory = [run for run in runs if run.has("memory_bytes")]
-    if with_memory:
+    if any(run.has("memory_bytes") for run in runs):
         yield (
             "Memory",
             "Activations, weights, gradients and slots of one iteration, by "
             "the model of keras_prunetrain.training_bytes (figure 9 of the "
             "paper).",
             "memory",
-            figures.memory(with_memory),
+            figures.memory(runs),
         )
-    with_bytes = [run for run in runs if run.has("gradient_bytes", "updates")]
-    if with_bytes:
+    if any(run.has("gradient_bytes", "updates") for run in runs):
         yield (
             "Communication",
             "Computed: twice the gradients at each update, as in a ring "
             "all-reduce of many devices (figure 11 of the paper).",
             "communication",
-            figures.communication(with_bytes),
+            figures.communication(runs),
         )
     for run in runs:
         if run.channels and not run.is_dense:

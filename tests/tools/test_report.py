@@ -180,6 +180,16 @@ def test_schedule_cost_and_memory_are_those_of_the_epochs(folders):
     np.testing.assert_allclose(data(place)[0][:, 1], [2] * 4)
 
 
+def test_a_run_has_one_colour_in_all_pictures(folders):
+    dense, pruned = map(run_records.read, folders)
+    for row in dense.metrics:
+        del row["memory_bytes"]
+    (line,) = figures.memory([dense, pruned]).axes[0].get_lines()
+    both = figures.communication([dense, pruned]).axes[0].get_lines()
+    assert line.get_label() == "pruned"
+    assert line.get_color() == both[1].get_color() != both[0].get_color()
+
+
 def test_bars_are_the_channels_at_first_and_in_the_end(folders):
     (place,) = figures.channels(run_records.read(folders[1])).axes
     first, left = (
