@@ -2,9 +2,10 @@
 
     python tools/benchmarks/worker_growth.py tools/results/RUN.json
 
-Two processes of this machine train the last architecture of a recorded run, in
-turns with the first batch and with the one that a `DynamicBatch` grows to in
-the memory of the dense network. A turn is an epoch of as many images each time.
+Two processes, each on a core of its own, train the last architecture of a
+recorded run, in turns with the first batch and with the one that a
+`DynamicBatch` grows to in the memory of the dense network. A turn is an epoch of
+as many images each time.
 """
 
 import json
@@ -29,6 +30,7 @@ WARM_UP = 1  # Epochs of a turn that are not counted.
 
 def main(argv):
     if "TF_CONFIG" in os.environ:
+        _keep_to_one_core()
         print(json.dumps(_growths(argv[1])))
         return
     addresses = [f"127.0.0.1:{port}" for port in _free_ports()]
@@ -60,6 +62,13 @@ def main(argv):
     record = environment([SEED]) | {"run": argv[1], "growths": rows}
     output = ROOT / "tools" / "results" / "worker_growth.json"
     output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _keep_to_one_core():
+    """Gives each worker a core of its own: they are to be machines."""
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[index % len(cores)]})
 
 
 def _free_ports():
