@@ -4,8 +4,8 @@
 
 Two processes, each on a core of its own, train the last architecture of a
 recorded run, in turns with the first batch and with the one that a
-`DynamicBatch` grows to in the memory of the dense network. A turn is an epoch of
-as many images each time.
+`DynamicBatch` grows to in the memory of the dense network. A turn is an epoch
+of as many images each time.
 """
 
 import json
