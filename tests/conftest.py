@@ -44,6 +44,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--graphs",
         type=int,
-        default=40,
+        default=100,
         help="How many random networks to cut and compare.",
     )
