@@ -315,6 +315,23 @@ def test_a_schedule_is_read_at_another_step_and_scaled():
     ]
 
 
+def test_the_rate_of_the_next_step_is_known_of_a_schedule():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [1], [1.0, 0.1]
+    )
+    for wrap in WRAPPED.values():
+        optimizer = wrap(schedule)
+        weight = keras.Variable([0.0])
+        optimizer.build([weight])
+        rates = []
+        for _ in range(3):
+            rates.append(keras_internals.scheduled_rate(optimizer))
+            optimizer.apply([keras.ops.ones(1)], [weight])
+        # The step at the boundary has the rate before it.
+        np.testing.assert_allclose(rates, [1.0, 1.0, 0.1], rtol=1e-6)
+        assert keras_internals.scheduled_rate(wrap(0.5)) is None
+
+
 def test_decoupled_weight_decay_is_scaled_as_well():
     optimizer = keras.optimizers.SGD(0.5, weight_decay=0.1)
     weight = keras.Variable([1.0])

@@ -96,3 +96,45 @@ def test_a_loss_scale_is_not_put_around_another_one():
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
     keras_internals.compile_like(model, smaller, optimizer)
     assert smaller.optimizer is optimizer
+
+
+class Asked(keras.callbacks.Callback):
+    """Asks for what `fit` was called with."""
+
+    def __init__(self, *names):
+        super().__init__()
+        self.names, self.answers = names, {}
+
+    def on_train_begin(self, logs=None):
+        self.answers = {n: keras_internals.fit_argument(n) for n in self.names}
+
+
+class OwnFit(keras.Model):
+    """Hands its own arguments on to Keras's `fit`."""
+
+    def fit(self, pictures, **kwargs):
+        return super().fit(*pictures, **kwargs)
+
+
+def test_what_fit_was_called_with_is_known_inside_of_it_alone():
+    images, labels = examples(40)
+    asked = Asked("x", "steps_per_epoch", "batch_size", "no_argument")
+    network().fit(
+        *(images, labels),
+        batch_size=8,
+        steps_per_epoch=2,
+        callbacks=[asked],
+        verbose=0,
+    )
+    assert asked.answers["x"] is images
+    assert asked.answers["steps_per_epoch"] == 2
+    assert asked.answers["batch_size"] == 8
+    assert asked.answers["no_argument"] is None
+    assert keras_internals.fit_argument("x") is None
+
+
+def test_what_keras_was_given_is_known_below_a_fit_of_the_users_own():
+    asked = Asked("x")
+    pictures = examples(40)
+    network(OwnFit).fit(pictures, callbacks=[asked], verbose=0)
+    assert asked.answers["x"] is pictures[0]

@@ -34,10 +34,17 @@ _CHOSEN_LAYERS = 3
 
 def pictures(runs):
     """Yields the title, caption, file name and figure of each picture."""
+    of_times = of_seconds = ""
+    if any(run.has("seconds") for run in runs):
+        of_times = "; times without validation"
+        of_seconds = (
+            " Its seconds contain the surgery, those of the next epoch the "
+            "tracing of a new step."
+        )
     yield (
         "Accuracy",
-        "The same accuracy against what it took; times without validation. "
-        "Further left is cheaper.",
+        f"The same accuracy against what it took{of_times}. Further left is "
+        "cheaper.",
         "accuracy",
         figures.accuracy(runs),
     )
@@ -45,8 +52,7 @@ def pictures(runs):
         "What an epoch costs",
         "Steps down are reconfigurations, each at the end of an epoch. The "
         "FLOPs are those that the epoch took, the parameters those that it "
-        "left. Its seconds contain the surgery, those of the next epoch the "
-        "tracing of a new step.",
+        f"left.{of_seconds}",
         "cost",
         figures.cost(runs),
     )

@@ -120,7 +120,8 @@ class DensityLog(keras.callbacks.Callback):
         self._heat_map_step = None
         self._offset = None
         self._first_rate = learning_rate(self.model.optimizer)
-        self._look_at_model()
+        # Of all layers: the first epoch may remove some.
+        self._stages = dashboard.stages(self._look_at_model())
         flops = self._cost and self._cost.training_flops
         self._run.begin(self._size, self._counts, flops)
 
@@ -204,7 +205,7 @@ class DensityLog(keras.callbacks.Callback):
         self._run.note(self._counts)
         with self._writer.at(step):
             if step == 0:
-                self._writer.layout(numbering)
+                self._writer.layout(self._stages)
                 self._write_settings()
             self._write_scalars(self._last_logs, trained)
             threshold = getattr(self._pruning, "threshold", 0.0)

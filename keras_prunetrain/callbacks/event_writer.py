@@ -52,12 +52,16 @@ class EventWriter:
             if value is not None and not math.isnan(value):
                 tf.summary.scalar(tag, float(value))
 
-    def layout(self, numbering):
-        """Writes which curves the *Custom Scalars* tab shows together."""
+    def layout(self, stages):
+        """Writes which curves the *Custom Scalars* tab shows together.
+
+        Args:
+            stages: As `dashboard.stages` returns them.
+        """
         import tensorflow as tf
         from tensorboard.plugins.custom_scalar import summary
 
-        layout = summary.pb(dashboard.layout(dashboard.stages(numbering)))
+        layout = summary.pb(dashboard.layout(stages))
         tf.summary.experimental.write_raw_pb(layout.SerializeToString())
 
     def settings(self, values, results, run):

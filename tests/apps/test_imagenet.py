@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from apps import imagenet
+from tests import workers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -194,3 +195,23 @@ def test_the_program_trains_and_leaves_its_files(tmp_path):
     assert {"memory_bytes", "gradient_bytes", "learning_rate"} <= set(rows[0])
     assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 2
     assert (tmp_path / "model.keras").exists()
+
+
+def test_two_workers_train_one_model_and_the_first_keeps_the_records(tmp_path):
+    command = [
+        *(sys.executable, "apps/train_imagenet.py", "--dataset=fake"),
+        *("--network=resnet8", "--image_size=32", "--epochs=2"),
+        *("--batch_size=16", "--interval=1", "--threshold=0.2"),
+        *("--strategy=multiworker", f"--workdir={tmp_path}"),
+    ]
+    for text, code in workers.run(command, command):
+        assert code == 0, text[-3000:]
+    first, second = (
+        json.loads((folder / "result.json").read_text())
+        for folder in (tmp_path, tmp_path / "worker1")
+    )
+    assert first["reconfigurations"] == second["reconfigurations"] > 0
+    for name in ("parameters", "val_accuracy"):
+        assert first[name] == second[name]
+    assert (tmp_path / "tensorboard" / "density_log.json").exists()
+    assert not (tmp_path / "worker1" / "tensorboard").exists()

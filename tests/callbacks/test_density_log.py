@@ -608,6 +608,15 @@ def test_without_matplotlib_there_is_no_heat_map(tmp_path, monkeypatch, caplog):
 # The dashboard.
 
 
+def logged_layout(found):
+    content = found["custom_scalars__config__"][0].item()
+    return layout_pb2.Layout.FromString(content)
+
+
+def charts(layout):
+    return [chart for part in layout.category for chart in part.chart]
+
+
 def test_stages_are_layers_of_one_size_in_running_order():
     numbering = number_channels(kpt.models.resnet20())
     groups = dashboard.stages(numbering)
@@ -634,36 +643,45 @@ def test_a_size_that_comes_again_is_a_stage_of_its_own():
 
 def test_each_layer_is_a_line_in_one_chart_of_few():
     groups = dashboard.stages(number_channels(kpt.models.resnet50_cifar()))
-    layout = layout_pb2.Layout.FromString(
-        dashboard.layout(groups).SerializeToString()
-    )
-    charts = [chart for part in layout.category for chart in part.chart]
-    titles = [chart.title for chart in charts]
+    drawn = charts(dashboard.layout(groups))
+    titles = [chart.title for chart in drawn]
     assert len(set(titles)) == len(titles)
     for names in groups.values():
         for name in names:
             tag = f"channels/{name}"
             matching = [
                 chart
-                for chart in charts
+                for chart in drawn
                 if any(re.search(p, tag) for p in chart.multiline.tag)
             ]
             assert len(matching) == 1
-    assert all(2 <= len(chart.multiline.tag) <= 7 for chart in charts)
+    assert all(2 <= len(chart.multiline.tag) <= 7 for chart in drawn)
 
 
 def test_every_chart_of_the_dashboard_has_a_curve(run):
     found = run[3]
-    content = found["custom_scalars__config__"][0].item()
-    layout = layout_pb2.Layout.FromString(content)
-    patterns = [
-        (chart.title, pattern)
-        for part in layout.category
-        for chart in part.chart
-        for pattern in chart.multiline.tag
-    ]
-    for title, pattern in patterns:
-        assert any(re.search(pattern, tag) for tag in found), title
+    for chart in charts(logged_layout(found)):
+        for pattern in chart.multiline.tag:
+            assert any(re.search(pattern, tag) for tag in found), chart.title
+
+
+def test_a_layer_that_goes_in_the_first_epoch_is_in_its_chart(tmp_path):
+    model = network()
+    model.fit(
+        *examples(40),
+        epochs=2,
+        verbose=0,
+        callbacks=[
+            Kill({0: {"inner": range(6)}}),
+            kpt.PruneTrainCallback(interval=1, log_dir=tmp_path),
+        ],
+    )
+    assert "inner" not in [layer.name for layer in model.layers]
+    found = events(tmp_path)
+    assert curve(found, "channels/inner") == [0.0, 0.0]
+    drawn = charts(logged_layout(found))
+    tags = [tag for chart in drawn for tag in chart.multiline.tag]
+    assert "^channels/inner$" in tags
 
 
 def test_the_heat_map_is_dark_where_little_is_left():

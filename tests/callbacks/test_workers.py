@@ -1,55 +1,18 @@
 """Two workers, two processes of this machine, train one model."""
 
 import json
-import os
-import pathlib
-import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+from tests import workers
 
 
 def run_workers(*arguments):
-    """Starts a worker with each of `arguments`; returns (code, stderr)s."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(len(arguments))]
-    workers = []
-    for index, words in enumerate(arguments):
-        config = {
-            "cluster": {"worker": addresses},
-            "task": {"type": "worker", "index": index},
-        }
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.callbacks.worker", *words],
-                cwd=ROOT,
-                env=os.environ | {"TF_CONFIG": json.dumps(config)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        return [
-            (worker.communicate(timeout=240)[1], worker.returncode)
-            for worker in workers
-        ]
-    finally:
-        for worker in workers:
-            worker.kill()
+    """Starts a worker with each of `arguments`; returns (stderr, code)s."""
+    program = [sys.executable, "-m", "tests.callbacks.worker"]
+    return workers.run(*([*program, *words] for words in arguments))
 
 
 def test_workers_end_bitwise_equal_and_share_each_epoch(tmp_path):
@@ -96,8 +59,11 @@ def test_what_would_hang_is_refused(tmp_path, one, other, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_death_of_a_worker_ends_the_others_with_an_error(tmp_path):
-    results = run_workers(*[[str(tmp_path), "1", "die"]] * 2)
-    text, code = results[0]  # It would time out if this one hung.
+@pytest.mark.parametrize("dying", [0, 1])
+def test_the_death_of_a_worker_ends_the_others_with_an_error(tmp_path, dying):
+    arguments = [[str(tmp_path), "1"] for _ in range(2)]
+    arguments[dying].append("die")
+    results = run_workers(*arguments)
+    text, code = results[1 - dying]  # It would time out if this one hung.
     assert code not in (0, None)
-    assert "/job:worker/replica:0/task:1" in text
+    assert f"/job:worker/replica:0/task:{dying}" in text

@@ -84,7 +84,7 @@ def main(folder, interval, what=None):
         callbacks=[
             Kill({0: {"inner": [0]}, 1: {"stage": [2]}}),
             pruning,
-            *([Die()] if what == "die" and INDEX == 1 else []),
+            *([Die()] if what == "die" else []),
         ],
     ).history
     grown = indices(batch)

@@ -320,6 +320,10 @@ def test_times_can_be_left_out(folders, tmp_path):
     path = report.write(folders, tmp_path / "report", without_seconds=True)
     page = path.read_text()
     assert "dense: its seconds are left out." in page
+    about_times = ("times without validation", "Its seconds contain")
+    assert not any(words in page for words in about_times)
+    with_times = report.write(folders, tmp_path / "report").read_text()
+    assert all(words in with_times for words in about_times)
     assert "<td>9 → 7</td>" in page
     runs = [run_records.read(folder).without_seconds() for folder in folders]
     assert "240.0" not in report.summary_table(runs)

@@ -26,7 +26,7 @@ _TURNS = flags.DEFINE_integer("turns", 15, "Turns of each batch size.")
 
 OUTPUT = ROOT / "tools" / "results" / "batch_growth.json"
 # First batch size -> granularity.
-FIRST = {16: 4, 64: 8}
+FIRST = {16: 1, 64: 8}
 
 
 def main(argv):

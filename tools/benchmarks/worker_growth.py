@@ -4,10 +4,12 @@
 
 Two processes, each on a core of its own, train the last architecture of a
 recorded run, in turns with the first batch and with the one that a
-`DynamicBatch` grows to in the memory of the dense network. A turn is an epoch
-of as many images each time.
+`DynamicBatch` grows to in the memory of the dense network. A turn has as many
+images each time.
 """
 
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -19,13 +21,13 @@ import time
 
 from absl import app, flags
 
-_TURNS = flags.DEFINE_integer("turns", 10, "Turns of each batch size.")
+_TURNS = flags.DEFINE_integer("turns", 24, "Turns of each batch size.")
 
 WORKERS = 2
 # First batch size of each worker -> granularity; small, so that updates cost.
 FIRST = {8: 2}
-IMAGES = 3360  # Of an epoch, about: whole batches of either size.
-WARM_UP = 1  # Epochs of a turn that are not counted.
+IMAGES = 960  # Of a turn, about: whole batches of either size.
+WARM_UP = 1  # Pairs of turns that are not counted.
 
 
 def main(argv):
@@ -103,51 +105,67 @@ def _growths(path):
 
 def _growth(model, first, last):
     sizes = [WORKERS * first, WORKERS * last]
-    turns = range(_TURNS.value)
-    seconds = [[_turn(model, size) for size in sizes] for _ in turns]
-    ratios = [b / a for a, b in seconds]
+    seconds = _seconds_per_image(model, sizes, _TURNS.value)
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
     return {
         "workers": WORKERS,
         "batch_sizes": sizes,
         "images_per_second": [
-            1 / statistics.median(column)
-            for column in zip(*seconds, strict=True)
+            1 / statistics.median(column) for column in seconds
         ],
         "time_per_image_ratio": statistics.median(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4),
     }
 
 
-def _turn(model, batch_size):
-    """Returns the seconds per image of an epoch."""
+def _seconds_per_image(model, sizes, turns):
+    """Trains with each of two sizes in turn; returns a list for each."""
     import keras
-    import numpy as np
     import tensorflow as tf
 
-    class Clock(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.started = time.perf_counter()
+    # In every other pair the larger one is first.
+    order = [
+        size for i in range(turns + WARM_UP) for size in sizes[:: (-1) ** i]
+    ]
+    blocks = [_block(model, size) for size in order]
+    ends = list(itertools.accumulate(int(b.cardinality()) for b in blocks))
+    batches = functools.reduce(tf.data.Dataset.concatenate, blocks)
+    options = tf.data.Options()
+    # Its tuner holds up the end of an epoch; see apps/data.py.
+    options.autotune.enabled = False
+    times = []
 
-        def on_epoch_end(self, epoch, logs=None):
-            self.seconds = time.perf_counter() - self.started
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch + 1 in ends:
+                times.append(time.perf_counter())
+
+    model.fit(
+        batches.with_options(options),
+        callbacks=[Clock()],
+        shuffle=False,
+        verbose=0,
+    )
+    seconds = {size: [] for size in sizes}
+    images = {
+        size: size * int(_block(model, size).cardinality()) for size in sizes
+    }
+    turns_taken = zip(order[1:], itertools.pairwise(times), strict=True)
+    for size, (start, end) in turns_taken:
+        seconds[size].append((end - start) / images[size])
+    return [column[-turns:] for column in seconds.values()]
+
+
+def _block(model, batch_size):
+    """Returns a data set of one turn: a batch, again and again."""
+    import numpy as np
+    import tensorflow as tf
 
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch_size, *model.input_shape[1:]))
     labels = rng.integers(0, model.output_shape[-1], batch_size)
-    steps = round(IMAGES / batch_size)
-    options = tf.data.Options()
-    # Its tuner holds up the end of an epoch; see apps/data.py.
-    options.autotune.enabled = False
     batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels))
-    clock = Clock()
-    model.fit(
-        batches.repeat(steps).with_options(options),
-        epochs=WARM_UP + 1,
-        callbacks=[clock],
-        shuffle=False,
-        verbose=0,
-    )
-    return clock.seconds / (steps * batch_size)
+    return batches.repeat(round(IMAGES / batch_size))
 
 
 if __name__ == "__main__":
