@@ -7,6 +7,7 @@ left in `runs/screenshots`.
 import contextlib
 import io
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -144,6 +145,8 @@ def test_hparams_have_a_row_of_each_run(tab):
     page = tab("hparams")
     page.get_by_text("PruneTrainCallb").first.wait_for()
     page.get_by_text("dense", exact=True).first.wait_for()
+    for run in ("dense/tensor", "prunetrain/t"):
+        page.get_by_text(re.compile(f"^ *{run}")).first.wait_for()
     for name in (
         *("penalty_ratio", "interval", "threshold", "learning_rate"),
         *("final/val_accuracy", "final/density", "final/parameters"),

@@ -3,6 +3,7 @@
 import logging
 import time
 import weakref
+import zlib
 
 import keras
 
@@ -262,8 +263,11 @@ class DensityLog(keras.callbacks.Callback):
             *("final/parameters", "time/epoch_seconds"),
             *(f"final/{name}" for name in results[1:] if name != "density"),
         ]
-        # Runs of the same settings, but another seed, are rows of their own.
-        run = str(self._run.folder.resolve())
+        # Runs of the same settings, but another seed, are rows of their own:
+        # the end of the path is to be read, the number is no other run's.
+        folder = self._run.folder.resolve()
+        name = "/".join(folder.parts[-2:])
+        run = f"{name} {zlib.crc32(bytes(folder)):08x}"
         self._writer.settings(settings, tags, run)
 
     def _write_scalars(self, logs, trained):

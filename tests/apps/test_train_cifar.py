@@ -176,6 +176,7 @@ def test_comparison_of_an_unfinished_run_says_so(tmp_path):
         compare.main([str(tmp_path)])
 
 
+@pytest.mark.parametrize("finished", ["dense"], indirect=True)
 def test_a_run_compares_itself_with_another_at_its_end(finished, tmp_path):
     method, other, _ = finished
     arguments = [

@@ -173,10 +173,10 @@ def test_the_heat_map_is_drawn_when_something_changed_and_at_the_end(run):
     assert int(width) == 800
 
 
-def test_the_settings_are_hparams(run):
+def session(folder):
+    """What *HParams* shows in the row of a run."""
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    folder = run[4]
     (path,) = folder.glob("events.out.tfevents.*")
     (content,) = [
         value.metadata.plugin_data.content
@@ -185,11 +185,26 @@ def test_the_settings_are_hparams(run):
         if value.tag == "_hparams_/session_start_info"
     ]
     data = plugin_data_pb2.HParamsPluginData.FromString(content)
-    settings = data.session_start_info.hparams
+    return data.session_start_info
+
+
+def test_the_settings_are_hparams(run):
+    settings = session(run[4]).hparams
     assert settings["method"].string_value == "PruneTrainCallback"
     assert settings["penalty_ratio"].number_value == 0.25
     assert settings["interval"].number_value == 1
     assert settings["learning_rate"].number_value == pytest.approx(0.05)
+
+
+def test_runs_of_the_same_settings_are_rows_of_their_own(tmp_path):
+    rows = []
+    for place in ("one/logs/run", "two/logs/run", "two/logs/other"):
+        fit(network(), kpt.DensityLog(tmp_path / place), epochs=1)
+        rows.append(session(tmp_path / place).group_name)
+    assert len(set(rows)) == 3
+    assert [row.split()[0] for row in rows] == [
+        *("logs/run", "logs/run", "logs/other"),
+    ]
 
 
 @pytest.mark.parametrize("of_callback", [False, True])

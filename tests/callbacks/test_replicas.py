@@ -38,7 +38,9 @@ class Losses(keras.callbacks.Callback):
         self.before = total
 
 
-def train(strategy=None, *, batch=None, synchronized=False, count=40):
+def train(
+    strategy=None, *, batch=None, synchronized=False, count=40, epochs=10
+):
     scope = strategy.scope() if strategy else contextlib.nullcontext()
     with scope:
         model = network(
@@ -55,7 +57,7 @@ def train(strategy=None, *, batch=None, synchronized=False, count=40):
     pruning = PruneTrainCallback(interval=3, batch=batch)
     history = model.fit(
         data,
-        epochs=10,
+        epochs=epochs,
         verbose=0,
         shuffle=False,
         callbacks=[Kill(DEATHS), pruning, losses],
@@ -94,7 +96,7 @@ def test_a_growing_batch_is_that_of_one_device(strategy):
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_after_a_reconfiguration_everything_is_still_mirrored(strategy):
-    model, pruning, *_ = train(strategy)
+    model, pruning, *_ = train(strategy, epochs=7)
     assert pruning.reports
     assert model.distribute_strategy is strategy
     variables = [*model.variables, *model.optimizer.variables]
@@ -236,10 +238,12 @@ def test_the_memory_is_that_of_each_replica(strategy):
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_a_batch_does_not_grow_to_where_a_replica_is_empty(strategy):
     batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=40)
-    train(strategy, batch=batch, count=65)  # 65 = 2 x 32 + 1 = 40 + 25.
+    # 65 = 2 x 32 + 1 = 40 + 25.
+    train(strategy, batch=batch, count=65, epochs=4)
     assert batch.size == 40
     batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=39)
-    train(strategy, batch=batch, count=65)  # 65 = 2 x 24 + 17.
+    # 65 = 2 x 24 + 17.
+    train(strategy, batch=batch, count=65, epochs=4)
     assert batch.size == 24
 
 

@@ -30,9 +30,9 @@ COUNT = 42
 
 
 class Die(keras.callbacks.Callback):
-    """Ends the process, without a word, after the first epoch."""
+    """Ends the process, without a word, after the first step."""
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):
         os._exit(1)
 
 
