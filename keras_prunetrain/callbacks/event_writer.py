@@ -91,6 +91,7 @@ class EventWriter:
             threshold: Float above 0. What is shown as 0.
         """
         import tensorflow as tf
+        from tensorboard.plugins.histogram import summary
 
         text = (
             "Decimal logarithm of the largest |w| in each channel, over "
@@ -98,11 +99,13 @@ class EventWriter:
         )
         for label in labels:
             magnitudes = np.maximum(slice_magnitudes(label), _SMALLEST)
-            tf.summary.histogram(
+            # `tf.summary.histogram` takes twenty times as long.
+            histogram = summary.histogram_pb(
                 f"{MAGNITUDES}/{label.layer}",
                 np.log10(magnitudes / threshold),
                 description=text,
             )
+            tf.summary.experimental.write_raw_pb(histogram.SerializeToString())
 
     def reconfiguration(self, report):
         """Writes a `Reconfiguration` as a table."""
