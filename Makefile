@@ -11,7 +11,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make browser  look at the TensorBoard dashboards, in Chromium"
 	@echo "make lint   check format and style"
-	@echo "make bench  run all benchmarks"
+	@echo "make bench  run the benchmarks that need no recorded run"
 	@echo "make fuzz   cut thousands of random networks and compare them"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 

@@ -48,17 +48,29 @@ def _from_root(argument):
 
 
 def _commit():
-    """Returns the checked-out commit, or `"unknown"` outside a repository."""
+    """Returns the checked-out commit, or `"unknown"` outside a repository.
+
+    With "-dirty" behind it if a file of it was changed, other than results.
+    """
     try:
-        finished = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
+        commit = _git("rev-parse", "HEAD")
+        changes = _git(
+            *("status", "--porcelain", "--untracked-files=no"),
+            *("--", ".", ":!tools/results"),
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments):
+    finished = subprocess.run(
+        ["git", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return finished.stdout.strip()
 
 

@@ -263,8 +263,9 @@ class DensityLog(keras.callbacks.Callback):
             *("final/parameters", "time/epoch_seconds"),
             *(f"final/{name}" for name in results[1:] if name != "density"),
         ]
-        # Runs of the same settings, but another seed, are rows of their own:
-        # the end of the path is to be read, the number is no other run's.
+        # Runs of the same settings, but another seed, are rows of their own.
+        # The end of the path is for people; the checksum of all of it tells
+        # runs apart whose paths end alike.
         folder = self._run.folder.resolve()
         name = "/".join(folder.parts[-2:])
         run = f"{name} {zlib.crc32(bytes(folder)):08x}"

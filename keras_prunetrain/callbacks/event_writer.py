@@ -71,7 +71,7 @@ class EventWriter:
             values: Dict of settings; `None` for those that a run has not.
                 TensorBoard takes the columns of one run for all.
             results: List of tags of scalars.
-            run: String that no other run has.
+            run: String that tells this run apart.
         """
         from tensorboard.plugins.hparams import api
 
@@ -98,8 +98,11 @@ class EventWriter:
             f"{threshold:g}. With this threshold, what is below 0 is dead."
         )
         for label in labels:
-            magnitudes = np.maximum(slice_magnitudes(label), _SMALLEST)
-            # `tf.summary.histogram` takes twenty times as long.
+            magnitudes = slice_magnitudes(label)
+            # Of a training that has diverged, what is left.
+            magnitudes = magnitudes[np.isfinite(magnitudes)]
+            magnitudes = np.maximum(magnitudes, _SMALLEST)
+            # `tf.summary.histogram` takes many times as long.
             histogram = summary.histogram_pb(
                 f"{MAGNITUDES}/{label.layer}",
                 np.log10(magnitudes / threshold),

@@ -135,6 +135,24 @@ def check_histogram(found, model, layer, step, threshold):
     np.testing.assert_allclose(full[-1, 1], above.max(), atol=1e-5)
 
 
+def test_what_is_not_finite_is_left_out_of_the_histograms(tmp_path):
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            inner = self.model.get_layer("inner").kernel
+            last = self.model.get_layer("last").kernel
+            values = inner.numpy()
+            values[..., 0], values[..., 1] = np.nan, np.inf
+            inner.assign(values)
+            last.assign(np.full(last.shape, np.nan))
+
+    log = kpt.DensityLog(tmp_path)
+    network().fit(*examples(16), verbose=0, callbacks=[Diverge(), log])
+    found = events(tmp_path)
+    # Of 6 channels each: left, right and count of each bin.
+    for layer, count in {"inner": 4, "last": 0}.items():
+        assert found[f"{MAGNITUDES}/{layer}"][0][:, 2].sum() == count
+
+
 @pytest.mark.parametrize("threshold", [0.05, 0.0, None])
 def test_histograms_are_relative_to_the_threshold(tmp_path, threshold):
     model = network()

@@ -27,13 +27,14 @@ from tests.callbacks.fits import Kill, examples, network  # noqa: E402
 
 INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 COUNT = 42
+DIED = 77  # The exit code of a worker that was to die.
 
 
 class Die(keras.callbacks.Callback):
     """Ends the process, without a word, after the first step."""
 
     def on_train_batch_end(self, batch, logs=None):
-        os._exit(1)
+        os._exit(DIED)
 
 
 def local(variable):

@@ -25,7 +25,8 @@ from apps.environment import ROOT, environment  # noqa: E402
 _TURNS = flags.DEFINE_integer("turns", 15, "Turns of each batch size.")
 
 OUTPUT = ROOT / "tools" / "results" / "batch_growth.json"
-# First batch size -> granularity.
+# First batch size -> granularity: the finest for the small one, which has room
+# for a few images more, and for the other one that suits a CPU.
 FIRST = {16: 1, 64: 8}
 
 
@@ -50,6 +51,7 @@ def main(argv):
         rows.append(
             {
                 "batch_sizes": [first, last],
+                "granularity": granularity,
                 "images_per_second": [
                     first / statistics.median(small),
                     last / statistics.median(large),

@@ -1,14 +1,14 @@
-"""Measures what a grown batch saves where workers exchange gradients.
+"""Measures what a grown batch saves two workers, and one that is alone.
 
     python tools/benchmarks/worker_growth.py tools/results/RUN.json
 
-Two processes, each on a core of its own, train the last architecture of a
-recorded run, in turns with the first batch and with the one that a
-`DynamicBatch` grows to in the memory of the dense network. A turn has as many
-images each time.
+Processes, each on a core of its own, train the last architecture of a recorded
+run, in turns with the first batch and with the one that a `DynamicBatch` grows
+to in the memory of the dense network. All turns have as many images. Two
+workers exchange gradients over the loopback device, which no network is; one
+worker, which exchanges nothing, shows what of the gain is another step's.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -23,21 +23,36 @@ from absl import app, flags
 
 _TURNS = flags.DEFINE_integer("turns", 24, "Turns of each batch size.")
 
-WORKERS = 2
-# First batch size of each worker -> granularity; small, so that updates cost.
-FIRST = {8: 2}
+WORKERS = (1, 2)
+# First batch size of each worker; small, so that updates cost.
+FIRST, GRANULARITY = 8, 2
 IMAGES = 960  # Of a turn, about: whole batches of either size.
-WARM_UP = 1  # Pairs of turns that are not counted.
 
 
 def main(argv):
     if "TF_CONFIG" in os.environ:
         _keep_to_one_core()
-        print(json.dumps(_growths(argv[1])))
+        print(json.dumps(_growth(argv[1])))
         return
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports()]
+    rows = []
+    for count in WORKERS:
+        rows.append(_run_workers(count))
+        print(rows[-1], flush=True)
+    from architectures import SEED
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+    from apps.environment import ROOT, environment
+
+    record = environment([SEED]) | {"run": argv[1], "growths": rows}
+    output = ROOT / "tools" / "results" / "worker_growth.json"
+    output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _run_workers(count):
+    """Runs this program as `count` workers; returns what the first measured."""
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     workers = []
-    for index in range(WORKERS):
+    for index in range(count):
         config = {
             "cluster": {"worker": addresses},
             "task": {"type": "worker", "index": index},
@@ -53,17 +68,7 @@ def main(argv):
     outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         sys.exit("A worker has failed.")
-    rows = json.loads(outputs[0].splitlines()[-1])
-    for row in rows:
-        print(row)
-    from architectures import SEED
-
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-    from apps.environment import ROOT, environment
-
-    record = environment([SEED]) | {"run": argv[1], "growths": rows}
-    output = ROOT / "tools" / "results" / "worker_growth.json"
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def _keep_to_one_core():
@@ -73,8 +78,8 @@ def _keep_to_one_core():
     os.sched_setaffinity(0, {cores[index % len(cores)]})
 
 
-def _free_ports():
-    sockets = [socket.socket() for _ in range(WORKERS)]
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
     ports = [one.getsockname()[1] for one in sockets]
@@ -83,7 +88,7 @@ def _free_ports():
     return ports
 
 
-def _growths(path):
+def _growth(path):
     """Trains as one of the workers; returns what it measured."""
     import keras_prunetrain as kpt
 
@@ -97,19 +102,18 @@ def _growths(path):
         stages = [first_architecture(run["recipe"])]
         for report in run["reconfigurations"]:
             stages.append(cut_like(report, stages[-1]))
-    return [
-        _growth(stages[-1], first, int(grown(stages, first, granularity)[-1]))
-        for first, granularity in FIRST.items()
-    ]
-
-
-def _growth(model, first, last):
-    sizes = [WORKERS * first, WORKERS * last]
-    seconds = _seconds_per_image(model, sizes, _TURNS.value)
+    last = int(grown(stages, FIRST, GRANULARITY)[-1])
+    if last == FIRST:
+        sys.exit(f"The batch of {FIRST} does not grow in this run.")
+    workers = strategy.num_replicas_in_sync
+    sizes = [workers * FIRST, workers * last]
+    seconds = _seconds_per_image(stages[-1], sizes)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     return {
-        "workers": WORKERS,
+        "workers": workers,
         "batch_sizes": sizes,
+        "granularity": GRANULARITY,
+        "images_of_a_turn": IMAGES,
         "images_per_second": [
             1 / statistics.median(column) for column in seconds
         ],
@@ -118,24 +122,42 @@ def _growth(model, first, last):
     }
 
 
-def _seconds_per_image(model, sizes, turns):
-    """Trains with each of two sizes in turn; returns a list for each."""
+def _seconds_per_image(model, sizes):
+    """Trains with each of two sizes in turn; returns a list for each.
+
+    All turns are of one `fit`: each `fit` would trace the step anew.
+    """
     import keras
+    import numpy as np
     import tensorflow as tf
 
+    pairs = _TURNS.value + 1  # The first is not counted: it has no beginning.
     # In every other pair the larger one is first.
-    order = [
-        size for i in range(turns + WARM_UP) for size in sizes[:: (-1) ** i]
-    ]
-    blocks = [_block(model, size) for size in order]
-    ends = list(itertools.accumulate(int(b.cardinality()) for b in blocks))
-    batches = functools.reduce(tf.data.Dataset.concatenate, blocks)
+    order = [sizes[:: (-1) ** pair] for pair in range(pairs)]
+    steps = {size: round(IMAGES / size) for size in sizes}
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(max(sizes), *model.input_shape[1:]))
+    images = images.astype("float32")
+    labels = rng.integers(0, model.output_shape[-1], max(sizes))
+    blocks = {
+        size: tf.data.Dataset.from_tensors(
+            (images[:size], labels[:size])
+        ).repeat(steps[size])
+        for size in sizes
+    }
+    turns = list(itertools.chain(*order))
+    batches = blocks[turns[0]]
+    for size in turns[1:]:
+        batches = batches.concatenate(blocks[size])
     options = tf.data.Options()
     # Its tuner holds up the end of an epoch; see apps/data.py.
     options.autotune.enabled = False
+    ends = list(itertools.accumulate(steps[size] for size in turns))
     times = []
 
     class Clock(keras.callbacks.Callback):
+        """Notes when each turn ended."""
+
         def on_train_batch_end(self, batch, logs=None):
             if batch + 1 in ends:
                 times.append(time.perf_counter())
@@ -147,25 +169,10 @@ def _seconds_per_image(model, sizes, turns):
         verbose=0,
     )
     seconds = {size: [] for size in sizes}
-    images = {
-        size: size * int(_block(model, size).cardinality()) for size in sizes
-    }
-    turns_taken = zip(order[1:], itertools.pairwise(times), strict=True)
-    for size, (start, end) in turns_taken:
-        seconds[size].append((end - start) / images[size])
-    return [column[-turns:] for column in seconds.values()]
-
-
-def _block(model, batch_size):
-    """Returns a data set of one turn: a batch, again and again."""
-    import numpy as np
-    import tensorflow as tf
-
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, *model.input_shape[1:]))
-    labels = rng.integers(0, model.output_shape[-1], batch_size)
-    batches = tf.data.Dataset.from_tensors((images.astype("float32"), labels))
-    return batches.repeat(round(IMAGES / batch_size))
+    for i in range(len(sizes), len(turns)):
+        taken = times[i] - times[i - 1]
+        seconds[turns[i]].append(taken / (steps[turns[i]] * turns[i]))
+    return list(seconds.values())
 
 
 if __name__ == "__main__":
