@@ -135,6 +135,18 @@ def check_histogram(found, model, layer, step, threshold):
     np.testing.assert_allclose(full[-1, 1], above.max(), atol=1e-5)
 
 
+def test_an_epoch_can_be_looked_at_as_soon_as_it_is_over(tmp_path):
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(sorted(events(tmp_path)["density/model"]))
+
+    log = kpt.DensityLog(tmp_path)
+    fit(network(), log, Look(), epochs=2)
+    assert seen == [[0], [0, 1]]
+
+
 def test_what_is_not_finite_is_left_out_of_the_histograms(tmp_path):
     class Diverge(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
