@@ -6,7 +6,7 @@ Processes, each on a core of its own, train the last architecture of a recorded
 run, in turns with the first batch and with the one that a `DynamicBatch` grows
 to in the memory of the dense network. All turns have as many images. Two
 workers exchange gradients over the loopback device, which no network is; one
-worker, which exchanges nothing, shows what of the gain is another step's.
+worker, which exchanges nothing, shows how much of the gain is not due to that.
 """
 
 import itertools
