@@ -30,7 +30,7 @@ train: setup
 # The browser has a target of its own.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
-	    --ignore=tests/test_tensorboard.py
+	    --ignore=tests/tensorboard/test_dashboards.py
 
 # Debian's Chromium; without it, and without leave to install it, the tests say
 # that they are skipped.
@@ -38,7 +38,7 @@ browser: setup
 	command -v chromium || timeout 300 sh -c "apt-get update --quiet=2 && \
 	    apt-get install --yes --quiet=2 --no-install-recommends chromium" \
 	    || true
-	$(BIN)/python -m pytest -rs tests/test_tensorboard.py
+	$(BIN)/python -m pytest -rs tests/tensorboard/test_dashboards.py
 
 lint: setup
 	$(BIN)/ruff format --check .

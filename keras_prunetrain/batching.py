@@ -6,8 +6,12 @@ import weakref
 from concurrent import futures
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.cost import gradient_bytes, model_cost, variable_bytes
 from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.memory import (
+    device_bytes,
+    iteration_bytes,
+    training_bytes,
+)
 
 # What an iteration really takes, over what is counted: 1.14 at most as measured
 # (tools/benchmarks/memory.py), and something to spare.
@@ -326,7 +330,7 @@ class DynamicBatch:
             The new size, an integer.
         """
         replicas = replica_count(model)
-        fixed, per_example = _bytes(model)
+        fixed, per_example = iteration_bytes(model)
         room = (self._budget - fixed) // per_example  # On one replica.
         limit = min(self.maximum or math.inf, self.examples)
         step = self.granularity * replicas
@@ -350,7 +354,7 @@ class DynamicBatch:
             return training_bytes(model, self.initial // replicas)
         budget = self.memory_budget
         if budget == "device":
-            budget = keras_internals.device_bytes() / _OVERHEAD
+            budget = device_bytes() / _OVERHEAD
         least = training_bytes(model, 1)
         if budget < least:
             raise ValueError(
@@ -392,28 +396,6 @@ class DynamicBatch:
                 f"A batch is larger than the data set: {self.size} examples, "
                 f"and {count} are there."
             )
-
-
-def training_bytes(model, batch_size):
-    """Returns how many bytes a training iteration keeps at its peak.
-
-    The activations that the backward pass needs, for each example, and for all
-    of them the weights, one gradient for each weight that trains, and the
-    optimizer's slots.
-
-    Args:
-        model: A compiled functional model; its sizes but the batch are fixed.
-        batch_size: Integer. Examples on one replica.
-    """
-    fixed, per_example = _bytes(model)
-    return fixed + batch_size * per_example
-
-
-def _bytes(model):
-    """Returns the bytes of a model's variables, and those of an example."""
-    variables = [*model.variables, *model.optimizer.variables]
-    fixed = gradient_bytes(model) + variable_bytes(variables)
-    return fixed, model_cost(model).activation_bytes
 
 
 def _size_on_cpu(tf, batch):

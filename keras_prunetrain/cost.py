@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
 
 from keras_prunetrain.keras_internals import calls, is_graph
+from keras_prunetrain.variables import item_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +85,6 @@ def known_cost(model):
     return model_cost(model)
 
 
-def gradient_bytes(model):
-    """Returns the bytes of all gradients of `model`, one per trainable weight.
-
-    That is what devices exchange in each update.
-    """
-    return variable_bytes(model.trainable_variables)
-
-
-def variable_bytes(variables):
-    """Returns the bytes of a list of `keras.Variable`s."""
-    return sum(math.prod(v.shape) * _item_bytes(v.dtype) for v in variables)
-
-
 def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
     """Returns what each device sends in one update, in bytes.
 
@@ -127,12 +114,6 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
         )
     machines = devices // group
     return 2 * (gradient_bytes / group) * (machines - 1) / machines
-
-
-def _item_bytes(dtype):
-    bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
-    # "bool" has no number of bits in its name and takes a byte.
-    return int(bits[0]) // 8 if bits else 1
 
 
 def _macs_at_outputs(layer, read, written):
@@ -264,7 +245,7 @@ class _Feature:
         dtype = keras.backend.standardize_dtype(self.tensor.dtype)
         if "float" in dtype and isinstance(operation, keras.layers.Layer):
             dtype = operation.compute_dtype
-        return math.prod(self.shape) * _item_bytes(dtype)
+        return math.prod(self.shape) * item_bytes(dtype)
 
 
 class _Tally:

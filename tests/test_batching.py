@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from keras_prunetrain import (
     DynamicBatch,
-    keras_internals,
     model_cost,
     training_bytes,
 )
+from keras_prunetrain.memory import device_bytes
 
 
 def model_of(width, optimizer="sgd"):
@@ -65,7 +65,7 @@ def test_the_memory_of_the_device_is_a_budget():
     model = model_of(16)
     fixed = training_bytes(model, 0)
     per_example = training_bytes(model, 1) - fixed
-    room = (keras_internals.device_bytes() / 1.25 - fixed) // per_example
+    room = (device_bytes() / 1.25 - fixed) // per_example
     batch = DynamicBatch(8, granularity=1, memory_budget="device")
     assert begun(batch, model, examples=10**12).grow(model) == room
 

@@ -6,13 +6,8 @@ import pytest
 from keras import layers
 
 from keras_prunetrain import models
-from keras_prunetrain.cost import (
-    Cost,
-    communication_bytes,
-    gradient_bytes,
-    model_cost,
-    variable_bytes,
-)
+from keras_prunetrain.cost import Cost, communication_bytes, model_cost
+from keras_prunetrain.variables import gradient_bytes, variable_bytes
 
 
 @pytest.mark.parametrize(

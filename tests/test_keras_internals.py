@@ -10,6 +10,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.memory import device_bytes
+from keras_prunetrain.surgery.takeover import adopt_class
 from tests import networks
 
 
@@ -157,7 +159,7 @@ def test_a_class_and_its_attributes_are_adopted():
     other = layers.Dense(3)
     model.answer, model.mine = 42, {"dense": [model.get_layer("d")]}
     clones = {id(model.get_layer("d")): other}
-    keras_internals.adopt_class(smaller, model, clones)
+    adopt_class(smaller, model, clones)
     assert type(smaller) is WithAttributes
     assert smaller.answer == 42
     assert smaller.mine["dense"][0] is other
@@ -199,7 +201,7 @@ def test_slots_are_made_without_values_and_an_optimizer_stays_as_it_was():
             return super().__call__(shape, dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras_internals, "Unfilled", Recorded)
+        patch.setattr(keras_internals.optimizer, "Unfilled", Recorded)
         with keras_internals.unfilled_slots(optimizer):
             optimizer.build([weight])
 
@@ -246,7 +248,7 @@ def test_an_optimizers_variables_are_found_by_what_they_are():
 
 
 def test_the_memory_of_a_device_is_that_of_the_machine_in_shares():
-    share = keras_internals.device_bytes()
+    share = device_bytes()
     with open("/proc/meminfo") as file:
         total = int(file.readline().split()[1]) * 1024
     cpus = len(tf.config.list_logical_devices("CPU"))

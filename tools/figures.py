@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_prunetrain.callbacks.dashboard import heat_map_figure
+from keras_prunetrain.tensorboard.dashboard import heat_map_figure
 
 # Okabe and Ito's: the colour-blind tell them apart. Styles for print.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

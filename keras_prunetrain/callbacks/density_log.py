@@ -8,17 +8,20 @@ import zlib
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.callbacks import dashboard
-from keras_prunetrain.callbacks.event_writer import EventWriter, check_installed
-from keras_prunetrain.callbacks.logged_run import LoggedRun
-from keras_prunetrain.callbacks.record import (
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.cost import known_cost
+from keras_prunetrain.distribution import is_first_worker
+from keras_prunetrain.fit.record import (
     ReconfiguringCallback,
     learning_rate,
     penalty_share,
 )
-from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.cost import known_cost
-from keras_prunetrain.distribution import is_first_worker
+from keras_prunetrain.tensorboard import dashboard
+from keras_prunetrain.tensorboard.event_writer import (
+    EventWriter,
+    check_installed,
+)
+from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
 _LOG = logging.getLogger("keras_prunetrain")
 # Columns of *HParams*, the same in all runs.

@@ -7,25 +7,12 @@ import time
 
 import keras
 
-from keras_prunetrain import calibration, keras_internals
-from keras_prunetrain.batching import training_bytes
-from keras_prunetrain.callbacks.arguments import (
-    check_arguments,
-    check_siblings,
-    reconfigure_arguments,
-)
-from keras_prunetrain.callbacks.calibrated_lasso import CalibratedLasso
+from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
-from keras_prunetrain.callbacks.record import (
-    ReconfiguringCallback,
-    learning_rate,
-    record_of,
-)
 from keras_prunetrain.channels.liveness import matching_layers
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import (
     communication_bytes,
-    gradient_bytes,
     known_cost,
 )
 from keras_prunetrain.distribution import (
@@ -34,11 +21,26 @@ from keras_prunetrain.distribution import (
     check_strategy,
     replica_count,
 )
+from keras_prunetrain.fit.arguments import (
+    check_arguments,
+    check_siblings,
+    reconfigure_arguments,
+)
+from keras_prunetrain.fit.record import (
+    ReconfiguringCallback,
+    learning_rate,
+    record_of,
+)
+from keras_prunetrain.lasso import attach
+from keras_prunetrain.lasso.calibrated import CalibratedLasso
+from keras_prunetrain.memory import training_bytes
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
     check_reconfigurable,
     make_plan,
 )
+from keras_prunetrain.surgery.takeover import take_over
+from keras_prunetrain.variables import gradient_bytes
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -400,7 +402,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         started = time.perf_counter()
         self._reconfigured_after = self._epoch
         loss = logs.get("loss", 0.0)
-        if not (math.isfinite(loss) and calibration.all_finite(self.model)):
+        if not (math.isfinite(loss) and attach.all_finite(self.model)):
             _LOG.warning(
                 "No reconfiguration after epoch %d: the loss (%s) or a weight "
                 "of '%s' is not finite.",
@@ -439,7 +441,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             rate=self._trained_rate(),
             batch_size=self.batch.size if self.batch else self._batch_size,
         )
-        keras_internals.take_over(self.model, smaller)
+        take_over(self.model, smaller)
         self._size = int(plan.alive.sum())
         self._cost = cost
         if self.batch is not None:

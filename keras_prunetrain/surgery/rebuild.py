@@ -10,6 +10,7 @@ from keras import ops, tree
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.branches import needed_calls
 from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.surgery.takeover import adopt_class
 
 
 class Cut(NamedTuple):
@@ -195,7 +196,7 @@ class _Builder:
             if keras_internals.is_graph(layer):
                 shapes = [x.shape for x in inputs]
                 clone = self.graph(layer, f"{key}/", shapes)
-                keras_internals.adopt_class(clone, layer, self.clones)
+                adopt_class(clone, layer, self.clones)
             else:
                 clone = self._leaf(layer, key)
                 # `x + y` is an operation, too, and no layer.

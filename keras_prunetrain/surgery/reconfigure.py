@@ -7,6 +7,7 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import plan_cut, trial_plan
 from keras_prunetrain.surgery.rebuild import Cut, rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
+from keras_prunetrain.surgery.takeover import adopt_class
 
 
 def reconfigure(
@@ -118,7 +119,7 @@ def _smaller(model, plan, optimizer):
         cuts += _weights_outside(model, plan)
         optimizer = carry_optimizer(optimizer, cuts)
         keras_internals.compile_like(model, smaller, optimizer)
-        keras_internals.adopt_class(smaller, model, clones)
+        adopt_class(smaller, model, clones)
     return smaller
 
 

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import keras_prunetrain as kpt
-from keras_prunetrain.callbacks import dashboard
-from keras_prunetrain.callbacks.event_writer import MAGNITUDES
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.tensorboard import dashboard
+from keras_prunetrain.tensorboard.event_writer import MAGNITUDES
 from tests.callbacks.fits import Kill, examples, network, widths
 
 PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}

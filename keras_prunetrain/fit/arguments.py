@@ -5,8 +5,8 @@ import numbers
 import keras
 
 from keras_prunetrain.batching import DynamicBatch
-from keras_prunetrain.callbacks.record import ReconfiguringCallback
 from keras_prunetrain.channels.liveness import check_limits
+from keras_prunetrain.fit.record import ReconfiguringCallback
 
 
 def check_arguments(penalty_ratio, interval, finetune_epochs, batch):

@@ -3,7 +3,7 @@
 import logging
 import math
 
-from keras_prunetrain import calibration
+from keras_prunetrain.lasso import attach
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -35,14 +35,14 @@ class CalibratedLasso:
             skipped: Keys of layers that get none.
         """
         self._first_batch = None
-        calibration.detach_lasso(model)  # Left by a `fit` that broke off.
-        own = [lasso for lasso, _ in calibration.lassos_of(model)]
+        attach.detach_lasso(model)  # Left by a `fit` that broke off.
+        own = [lasso for lasso, _ in attach.lassos_of(model)]
         if any(lasso.factor for lasso in own):
             self._given_factors = {id(lasso): lasso.factor for lasso in own}
             self.factor = max(self._given_factors.values())
         if not own:
-            calibration.attach_lasso(model, numbering, skipped)
-        self.acts = bool(calibration.lassos_of(model))
+            attach.attach_lasso(model, numbering, skipped)
+        self.acts = bool(attach.lassos_of(model))
         self._set_factors(model)
         _trace_anew(model)
 
@@ -50,8 +50,8 @@ class CalibratedLasso:
         """Measures the weights with which the first batch is computed."""
         if self.factor is None and self.acts:
             self._first_batch = (
-                calibration.weight_penalties(model),
-                calibration.lasso_norms(model),
+                attach.weight_penalties(model),
+                attach.lasso_norms(model),
             )
 
     def after_first_batch(self, model, logs, penalty_ratio):
@@ -89,31 +89,42 @@ class CalibratedLasso:
                 "`GroupLasso` with a factor above 0 yourself. Received: a "
                 f"loss of {task_loss} for the first batch, without penalties."
             )
-        self.factor = calibration.calibrated_factor(
-            norms, task_loss, penalty_ratio
-        )
+        self.factor = calibrated_factor(norms, task_loss, penalty_ratio)
         self._set_factors(model)
 
     def pause(self, model):
         """Lets the rest of this `fit` train without it."""
         self.acts = False
-        calibration.detach_lasso(model)
-        for lasso, _ in calibration.lassos_of(model):  # The user's own.
+        attach.detach_lasso(model)
+        for lasso, _ in attach.lassos_of(model):  # The user's own.
             lasso.factor = 0.0
         _trace_anew(model)
 
     def end(self, model):
         """Leaves the model as an ordinary one, the user's own lassos on it."""
         self.acts = False
-        calibration.detach_lasso(model)
+        attach.detach_lasso(model)
         self._set_factors(model)
         model.train_function = model.test_function = None
 
     def _set_factors(self, model):
-        for lasso, _ in calibration.lassos_of(model):
+        for lasso, _ in attach.lassos_of(model):
             lasso.factor = self._given_factors.get(
                 id(lasso), self.factor or 0.0
             )
+
+
+def calibrated_factor(norms, task_loss, penalty_ratio):
+    """Returns the lasso's factor for a wanted share of the loss (Eq. 3).
+
+        penalty_ratio = factor * norms / (task_loss + factor * norms)
+
+    Args:
+        norms: Float above 0. `lasso_norms`, of the weights of `task_loss`.
+        task_loss: Float above 0. The loss without any regularizer.
+        penalty_ratio: Float in (0, 1).
+    """
+    return penalty_ratio * task_loss / (norms * (1.0 - penalty_ratio))
 
 
 def _trace_anew(model):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_prunetrain import GroupLasso
-from keras_prunetrain.regularizers import BesideLasso
+from keras_prunetrain.lasso.group_lasso import BesideLasso
 
 
 def norms(kernel, axis):

@@ -5,9 +5,9 @@ import dataclasses
 import keras
 from keras import ops
 
-from keras_prunetrain import calibration
 from keras_prunetrain.channels.report import report_of
 from keras_prunetrain.cost import Cost
+from keras_prunetrain.lasso import attach
 
 
 class ReconfiguringCallback(keras.callbacks.Callback):
@@ -149,8 +149,8 @@ def penalty_share(model, loss):
         model: The model, with a lasso or without.
         loss: Float. Mean loss of the epoch, all penalties included.
     """
-    lasso = calibration.lasso_penalty(model)
-    others = calibration.weight_penalties(model) - lasso
+    lasso = attach.lasso_penalty(model)
+    others = attach.weight_penalties(model) - lasso
     return lasso / (loss - others) if loss > others else 0.0
 
 

@@ -17,7 +17,7 @@ import urllib.request
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 CHROMIUM = shutil.which("chromium")
 SECONDS = 60  # To wait for a server, or a page.

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.regularizers import BesideLasso, GroupLasso
+from keras_prunetrain.lasso.group_lasso import BesideLasso, GroupLasso
 
 
 def attach_lasso(model, numbering, skip=()):
@@ -89,19 +89,6 @@ def lasso_norms(model):
     return _number(
         sum(lasso.unscaled(kernel) for lasso, kernel in lassos_of(model))
     )
-
-
-def calibrated_factor(norms, task_loss, penalty_ratio):
-    """Returns the lasso's factor for a wanted share of the loss (Eq. 3).
-
-        penalty_ratio = factor * norms / (task_loss + factor * norms)
-
-    Args:
-        norms: Float above 0. `lasso_norms`, of the weights of `task_loss`.
-        task_loss: Float above 0. The loss without any regularizer.
-        penalty_ratio: Float in (0, 1).
-    """
-    return penalty_ratio * task_loss / (norms * (1.0 - penalty_ratio))
 
 
 def all_finite(model):

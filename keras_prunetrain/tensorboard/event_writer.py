@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from keras_prunetrain.callbacks import dashboard
 from keras_prunetrain.channels.liveness import slice_magnitudes
+from keras_prunetrain.tensorboard import dashboard
 
 _LOG = logging.getLogger("keras_prunetrain")
 _SMALLEST = 1e-12  # Of which a logarithm is shown.

@@ -1,0 +1,75 @@
+"""The private parts of Keras that this package needs, all in one place.
+
+Each function says which attribute it reads and why nothing public does. The
+tests of these modules fail when a new Keras moves one of them.
+"""
+
+from keras_prunetrain.keras_internals.graph import (
+    Call,
+    application_layer,
+    arguments_with,
+    calls,
+    has_array_arguments,
+    is_graph,
+    operation_class,
+    producer,
+    run_graph,
+    structures,
+)
+from keras_prunetrain.keras_internals.optimizer import (
+    carry_exclusions,
+    copy_optimizer,
+    inner_optimizers,
+    optimizer_variables,
+    restore_learning_rate,
+    scale_learning_rate,
+    scheduled_rate,
+    unfilled_slots,
+    update_count,
+)
+from keras_prunetrain.keras_internals.trainer import (
+    compile_like,
+    example_count,
+    fit_argument,
+    on_several_machines,
+    repair_distributed_fit,
+    sibling_callbacks,
+    strategy_scope,
+)
+from keras_prunetrain.keras_internals.variables import (
+    Unfilled,
+    values_of,
+    weight_name,
+)
+
+__all__ = [
+    "Call",
+    "Unfilled",
+    "application_layer",
+    "arguments_with",
+    "calls",
+    "carry_exclusions",
+    "compile_like",
+    "copy_optimizer",
+    "example_count",
+    "fit_argument",
+    "has_array_arguments",
+    "inner_optimizers",
+    "is_graph",
+    "on_several_machines",
+    "operation_class",
+    "optimizer_variables",
+    "producer",
+    "repair_distributed_fit",
+    "restore_learning_rate",
+    "run_graph",
+    "scale_learning_rate",
+    "scheduled_rate",
+    "sibling_callbacks",
+    "strategy_scope",
+    "structures",
+    "unfilled_slots",
+    "update_count",
+    "values_of",
+    "weight_name",
+]

@@ -1,0 +1,123 @@
+"""The private parts of Keras that describe a functional model's graph."""
+
+import importlib
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Call(NamedTuple):
+    """One call of an operation in a functional graph.
+
+    Attributes:
+        operation: The `keras.Operation` (mostly a layer) that was called.
+        inputs: List of the `KerasTensor`s it was called with.
+        outputs: List of the `KerasTensor`s it returned.
+        arguments: All arguments; see `arguments_with`.
+    """
+
+    operation: Any
+    inputs: list
+    outputs: list
+    arguments: Any
+
+
+def is_graph(operation):
+    """Whether `operation` is a model whose layers form a known graph."""
+    return _function(operation) is not None
+
+
+def calls(model):
+    """Returns the `Call`s of a functional model, in an order that runs.
+
+    `Model.operations` names the operations, but an operation that is called
+    twice, or that belongs to several models, has calls in each of them: only
+    `Function._nodes_by_depth` says which of them make up this model.
+    """
+    nodes_by_depth = _function(model)._nodes_by_depth
+    return [
+        Call(node.operation, node.input_tensors, node.outputs, node.arguments)
+        for depth in sorted(nodes_by_depth, reverse=True)
+        for node in nodes_by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def run_graph(model, inputs, visit):
+    """Runs the graph of a functional model on stand-ins for its tensors.
+
+    Args:
+        model: A functional model.
+        inputs: List of what stands in for `model.inputs`.
+        visit: Function of a `Call` and the list of its inputs' stand-ins that
+            returns the list of its outputs'.
+
+    Returns:
+        List of what stands in for `model.outputs`.
+    """
+    values = dict(zip(map(id, model.inputs), inputs, strict=True))
+    for call in calls(model):
+        outputs = visit(call, [values[id(x)] for x in call.inputs])
+        values.update(zip(map(id, call.outputs), outputs, strict=True))
+    return [values[id(x)] for x in model.outputs]
+
+
+def arguments_with(call, values):
+    """Returns `(args, kwargs)` of `call` with its tensors replaced.
+
+    Args:
+        call: A `Call`.
+        values: Dict from `id` of a `KerasTensor` to what stands in for it.
+    """
+    return call.arguments.fill_in(values)
+
+
+def has_array_arguments(call):
+    """Whether `call` was made with an array or tensor that is not symbolic."""
+    stand_ins = dict.fromkeys(map(id, call.inputs))
+    return any(
+        getattr(leaf, "shape", ())
+        for leaf in keras.tree.flatten(arguments_with(call, stand_ins))
+    )
+
+
+def operation_class(tensors):
+    """Returns the class of the operation that `tensors` came out of.
+
+    The functions of `keras.ops` are public, the classes that they put into a
+    functional graph are not.
+
+    Args:
+        tensors: A `KerasTensor`, or a list of what one operation returned.
+    """
+    return type(producer(keras.tree.flatten(tensors)[0]))
+
+
+def application_layer(module, name):
+    """Returns a layer class of `keras.applications`, `None` if it is not there.
+
+    Those that an architecture defines for itself are exported nowhere.
+    """
+    path = f"keras.src.applications.{module}"
+    try:
+        return getattr(importlib.import_module(path), name, None)
+    except ImportError:
+        return None
+
+
+def producer(tensor):
+    """Returns the operation that a `KerasTensor` came out of."""
+    return tensor._keras_history.operation
+
+
+def structures(model):
+    """Returns inputs and outputs of a functional model as they were nested."""
+    function = _function(model)
+    return function._inputs_struct, function._outputs_struct
+
+
+def _function(model):
+    # `Sequential` keeps its graph in a functional model of its own.
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if hasattr(model, "_nodes_by_depth") else None

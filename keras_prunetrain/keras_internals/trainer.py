@@ -1,0 +1,150 @@
+"""The private parts of Keras that concern `compile` and `fit`."""
+
+import contextlib
+import importlib
+import sys
+
+import keras
+
+
+def strategy_scope(model):
+    """Returns the scope in which variables for `model` must be made.
+
+    Outside of it they would silently not be distributed. Only the TensorFlow
+    trainer has `distribute_strategy`.
+    """
+    if hasattr(model, "distribute_strategy"):
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def repair_distributed_fit():
+    """Lets `fit` work on several machines, and on uneven batches.
+
+    Two private places of Keras's TensorFlow trainer fail there (Keras 3.8 to
+    3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
+    the replicas, which must be of one machine and have as many examples each,
+    and `reduce_per_replica` takes the first axis of results that have none.
+    Both are replaced by what does the same where Keras's own works; not in a
+    Keras of another major version, nor where one of the places is gone.
+    """
+    is_keras_3 = keras.version().split(".")[0] == "3"
+    if keras.backend.backend() != "tensorflow" or not is_keras_3:
+        return
+    trainer = importlib.import_module("keras.src.backend.tensorflow.trainer")
+    if not all(
+        hasattr(owner, name)
+        for owner, name in (
+            (trainer, "reduce_per_replica"),
+            (trainer.TensorFlowTrainer, "_maybe_symbolic_build"),
+        )
+    ):
+        return  # A Keras that does it in another way, and maybe right.
+    if getattr(trainer, "_repaired_by_keras_prunetrain", False):
+        return
+    trainer._repaired_by_keras_prunetrain = True
+    reduce = trainer.reduce_per_replica
+
+    def reduce_per_replica(values, strategy, reduction):
+        if not on_several_machines(strategy) or reduction not in (
+            "auto",
+            "mean",
+            "sum",
+        ):
+            return reduce(values, strategy, reduction)
+        how = "SUM" if reduction == "sum" else "MEAN"
+        return keras.tree.map_structure(
+            lambda value: strategy.reduce(how, value, axis=None), values
+        )
+
+    def maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is None:
+            return
+        strategy = self.distribute_strategy
+        for _, _, batches in iterator or ():
+            data_batch = keras.tree.map_structure(
+                lambda x: strategy.experimental_local_results(x)[0],
+                next(batches),
+            )
+            break
+        with strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+    trainer.reduce_per_replica = reduce_per_replica
+    trainer.TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
+
+
+def on_several_machines(strategy):
+    """Whether `strategy` has replicas in other processes.
+
+    What Keras asks as well; `cluster_resolver` has no answer for one worker.
+    """
+    return getattr(strategy.extended, "_in_multi_worker_mode", bool)()
+
+
+def compile_like(model, smaller, optimizer):
+    """Compiles `smaller` with the very objects `model` was compiled with.
+
+    `get_compile_config` is public, but it serializes: lambdas, unregistered
+    losses and the identity of the objects would be lost. `_compile_config`
+    keeps what the user passed.
+    """
+    keras.Model.compile(
+        smaller,
+        **{
+            **model._compile_config.config,
+            "optimizer": optimizer,
+            "run_eagerly": model.run_eagerly,
+            "steps_per_execution": model.steps_per_execution,
+            "jit_compile": model.jit_compile,
+            # A loss that is scaled has a LossScaleOptimizer by now.
+            "auto_scale_loss": False,
+        },
+    )
+
+
+def example_count(model, steps):
+    """Returns how many examples the epoch's training steps have seen so far.
+
+    `fit` weighs the mean of the loss by the examples of each step, so the
+    weights add up to their number. A `train_step` of the user's own may count
+    steps instead, or nothing: then `None`. On several replicas this is an
+    exchange, so that all of them have to call it.
+
+    Args:
+        model: The model, while it trains.
+        steps: Integer. How many steps the epoch has had.
+    """
+    count = int(keras.ops.convert_to_numpy(model._loss_tracker.count))
+    own_step = type(model).train_step is not keras.Model.train_step
+    return None if own_step and count <= steps else count
+
+
+def sibling_callbacks():
+    """Returns the callbacks that are handed a model in the same list.
+
+    To be called from `Callback.set_model`. `CallbackList` tells its members
+    nothing about each other, but it is a caller.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
+
+
+def fit_argument(name):
+    """Returns what the running `Model.fit` was called with, `None` outside.
+
+    To be called from a callback. `Callback.params` holds what `fit` made of
+    some of its arguments, not the arguments.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        is_fit = frame.f_code.co_name == "fit" and name in frame.f_locals
+        if is_fit and isinstance(frame.f_locals.get("self"), keras.Model):
+            return frame.f_locals[name]
+        frame = frame.f_back
+    return None

@@ -1,0 +1,1 @@
+"""The penalty that drives whole channels to zero."""
