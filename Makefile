@@ -2,13 +2,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help setup train test lint bench fuzz
+PARALLEL := --numprocesses=2 --dist=loadfile
+NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
+
+.PHONY: help setup train test test-long lint bench fuzz
 .PHONY: coverage browser
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
 	@echo "make train  train dense and shrinking, and compare the two"
 	@echo "make test   run the tests"
+	@echo "make test-long  run the tests that take long"
 	@echo "make browser  look at the TensorBoard dashboards, in Chromium"
 	@echo "make lint   check format and style"
 	@echo "make bench  run the benchmarks that need no recorded run"
@@ -29,8 +33,11 @@ train: setup
 # A file at a time in each of two processes: most of a test is done on one core.
 # The browser has a target of its own.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
-	    --ignore=tests/tensorboard/test_dashboards.py
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER)
+
+# What must take long: the same claims on more networks, and whole trainings.
+test-long: setup
+	$(BIN)/python -m pytest $(PARALLEL) -m long $(NO_BROWSER)
 
 # Debian's Chromium; without it, and without leave to install it, the tests say
 # that they are skipped.
