@@ -152,7 +152,8 @@ class DensityLog(keras.callbacks.Callback):
         """
         numbering = number_channels(self.model)
         counts = {
-            label.layer: len(label.numbers) for label in _kernels(numbering)
+            label.layer: len(label.numbers)
+            for label in numbering.kernels("out")
         }
         if counts != getattr(self, "_counts", None):
             self._cost = known_cost(self.model)
@@ -214,7 +215,7 @@ class DensityLog(keras.callbacks.Callback):
             self._write_scalars(self._last_logs, trained)
             threshold = getattr(self._pruning, "threshold", 0.0)
             self._writer.magnitudes(
-                _kernels(numbering), threshold or self._threshold
+                numbering.kernels("out"), threshold or self._threshold
             )
             self._write_reports(reports)
         self._run.save()
@@ -332,12 +333,3 @@ class DensityLog(keras.callbacks.Callback):
     def _write_heat_map(self):
         self._writer.heat_map(self._run.densities, self._run.layers)
         self._heat_map_step = len(self._run.densities)
-
-
-def _kernels(numbering):
-    """Returns the labels of what each layer with a kernel computes."""
-    return [
-        label
-        for label in numbering.labels
-        if label.is_kernel and label.side == "out"
-    ]

@@ -46,17 +46,13 @@ def constant_branches(model, numbering, alive, skip=()):
     """
     dead = {
         label.layer
-        for label in numbering.labels
-        if label.is_kernel and not alive[label.numbers].any()
+        for label in numbering.kernels()
+        if not alive[label.numbers].any()
     }
     if not dead:
         return {}, frozenset()
     found = _constant_summands(model, numbering, dead)
-    skipped = {
-        key
-        for key in numbering.layers
-        if any(key == k or key.startswith(f"{k}/") for k in skip)
-    }
+    skipped = {k for key in skip for k in numbering.keys_within(key)}
     branches = {
         output: branch
         for output, branch in found.items()

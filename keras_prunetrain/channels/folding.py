@@ -23,12 +23,16 @@ class Folding:
         foldable: Bool array, shape `(numbering.size,)`.
     """
 
-    def __init__(self, model, numbering, threshold):
-        """Looks at a model; arguments as in `plan_cut`."""
+    def __init__(self, model, numbering, living):
+        """Looks at a model.
+
+        Args:
+            model: A functional model.
+            numbering: Its `Numbering`.
+            living: For each label, which channels it holds alive; see `Plan`.
+        """
         self._numbering = numbering
-        visits = follow_constants(
-            model, numbering, _still(numbering, threshold)
-        )
+        visits = follow_constants(model, numbering, _still(numbering, living))
         self._visits = collections.defaultdict(list)
         self._readers = collections.defaultdict(list)
         for visit in visits:
@@ -45,7 +49,7 @@ class Folding:
         read = np.zeros(numbering.size, bool)
         self.foldable = np.ones(numbering.size, bool)
         self.foldable[list(numbering.frozen)] = False
-        for label in self._kernels_that_read():
+        for label in numbering.kernels("in"):
             read[label.numbers] = True
             self.foldable[label.numbers[~self._can_take(label)]] = False
         self.foldable &= read
@@ -61,7 +65,7 @@ class Folding:
             Dict from the `id` of a variable to a float array of its shape.
         """
         found = {}
-        for label in self._kernels_that_read():
+        for label in self._numbering.kernels("in"):
             constant = self._constant(label)
             if constant is None:
                 continue
@@ -74,11 +78,6 @@ class Folding:
                 variable, sign = self._taker(label)
                 found[id(variable)] = sign * made
         return found
-
-    def _kernels_that_read(self):
-        for label in self._numbering.labels:
-            if label.is_kernel and label.side == "in":
-                yield label
 
     def _visits_of(self, label):
         return self._visits[id(self._numbering.layers[label.layer])]
@@ -136,15 +135,15 @@ class Folding:
         return None, 0
 
 
-def _still(numbering, threshold):
-    """Returns which channels of each layer its kernel computes from nothing."""
+def _still(numbering, living):
+    """Returns, for each layer, the channels that all its kernels leave dead."""
     still = {}
-    for label in numbering.labels:
+    for label, lives in zip(numbering.labels, living, strict=True):
         if label.is_kernel and label.side == "out":
-            weight = np.abs(ops.convert_to_numpy(label.weight))
-            others = tuple(i for i in range(weight.ndim) if i != label.axis)
-            zero = weight.max(axis=others) < threshold
-            still[label.layer] = zero & still.get(label.layer, True)
+            dead = np.zeros(label.numbers.shape, bool)
+            if lives is not None:
+                dead = ~lives
+            still[label.layer] = dead & still.get(label.layer, True)
     return still
 
 

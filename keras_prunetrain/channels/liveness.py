@@ -3,17 +3,24 @@
 import dataclasses
 import fnmatch
 import functools
-import math
 import operator
-from numbers import Real
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.branches import constant_branches
+from keras_prunetrain.channels.branches import Branch, constant_branches
 from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.numbering import Numbering, number_channels
+from keras_prunetrain.channels.scores import (
+    Score,
+    channel_scores,
+    label_scores,
+    magnitude,
+    unscored,
+)
+from keras_prunetrain.checks import is_count, is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,139 +30,243 @@ class Plan:
     Attributes:
         numbering: The model's `Numbering`.
         alive: Bool array, shape `(numbering.size,)`: which channels stay.
-        strength: Float array, same shape: largest weight magnitude of each
-            channel in any kernel, on either side.
-        threshold: The magnitude below which a channel is dead.
-        branches: Dict of the `Branch`es that leave the graph, see
-            `constant_branches`.
+        score: Float array, same shape: how much each channel matters, where
+            branches that leave have no say.
+        living: For each label of `numbering`, in their order, a bool array of
+            the label's shape: which channels this label alone holds alive;
+            `None` if the label has no say.
+        branches: Dict from the `id` of an addition's output to its `Branch`,
+            for each branch that leaves the graph; see `constant_branches`.
         removed: Keys of the layers that leave the graph with them.
         kept: Dict from a number that is dead and stays all the same to the
             reason, a string.
         offsets: Dict from the `id` of a variable to a float array of its
-            shape: what it takes over from channels that are folded.
+            shape: what is added to it for channels that are folded.
     """
 
     numbering: Numbering
     alive: np.ndarray
-    strength: np.ndarray
-    threshold: float
-    branches: dict
-    removed: frozenset
-    kept: dict
-    offsets: dict = dataclasses.field(default_factory=dict)
+    score: np.ndarray
+    living: list[np.ndarray | None]
+    branches: dict[int, Branch]
+    removed: frozenset[str]
+    kept: dict[int, str]
+    offsets: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
-    def removes_nothing(self):
+    def removes_nothing(self) -> bool:
         return bool(self.alive.all()) and not self.branches
 
-    def keep(self, numbers):
+    def keep(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the positions in `numbers` that stay, sorted ints."""
         return np.flatnonzero(self.alive[numbers])
 
 
 def plan_cut(
-    model,
-    threshold=1e-4,
-    channel_multiple=1,
-    min_channels=1,
-    skip=(),
-    fold=False,
-):
-    """Returns the `Plan` for `model`; arguments as in `reconfigure`."""
-    check_limits(threshold, channel_multiple, min_channels)
+    model: keras.Model,
+    threshold: float = 1e-4,
+    channel_multiple: int = 1,
+    min_channels: int = 1,
+    skip: Any = (),
+    fold: bool = False,
+    score: Score = magnitude,
+) -> Plan:
+    """Returns the `Plan` that drops the channels that score below `threshold`.
+
+    Arguments and errors as in `reconfigure`.
+    """
+    check_limits(threshold, channel_multiple, min_channels, fold)
     numbering = number_channels(model)
-    reasons = dict(numbering.frozen)
-    skipped = matching_layers(numbering, skip)
-    for key in skipped:
-        for number in _touched(numbering, key):
-            reasons.setdefault(number, f"skip: {key}")
-    removed = frozenset()
-    while True:
-        # A branch that leaves may have been the last to hold a channel alive.
-        strength = _strength(numbering, removed)
-        alive = strength >= threshold
-        kept = {n: reason for n, reason in reasons.items() if not alive[n]}
-        alive[list(kept)] = True
-        branches, found = constant_branches(model, numbering, alive, skipped)
-        if found == removed:
-            break
-        removed = found
-    folding, unfolded = None, alive.copy()
+    by_label = label_scores(numbering, score)
+    living = [None if x is None else x >= threshold for x in by_label]
+    draft = _Draft(model, numbering, skip)
+    draft.hold(unscored(numbering, by_label), "no weight says if it counts")
+
+    def decide(removed):
+        scores = channel_scores(numbering, by_label, removed)
+        return scores, scores >= threshold
+
+    draft.choose(decide)
     if fold:
-        folding = Folding(model, numbering, threshold)
-        folding.foldable[list(reasons)] = False
-        alive &= ~folding.foldable
-    limits = [
-        *(
-            (numbers, channel_multiple, min_channels)
-            for numbers in _written(numbering, removed)
-        ),
-        # No tensor without channels: each piece of a split keeps one.
-        *((numbers, 1, 1) for numbers in _passed_on(numbering, removed)),
+        draft.fold(Folding(model, numbering, living))
+    draft.round_up(channel_multiple, min_channels)
+    return draft.plan(living)
+
+
+def plan_of(
+    model: keras.Model,
+    numbering: Numbering,
+    alive: np.ndarray,
+    channel_multiple: int = 1,
+    min_channels: int = 1,
+    skip: Any = (),
+    score: np.ndarray | None = None,
+) -> Plan:
+    """Returns the `Plan` that keeps the channels that the caller has chosen.
+
+    More may stay than those: frozen and skipped ones, and the best of the
+    others where a layer would be left with too few.
+
+    Args:
+        model: A functional model.
+        numbering: Its `Numbering`.
+        alive: Bool array, shape `(numbering.size,)`: the channels to keep.
+        channel_multiple: As in `reconfigure`.
+        min_channels: As in `reconfigure`.
+        skip: As in `reconfigure`.
+        score: Float array, shape `(numbering.size,)`: of the channels that are
+            not to be kept, those with the highest score stay first where some
+            must. Defaults to `None`, the lowest numbers first.
+
+    Raises:
+        ValueError: As `reconfigure`.
+    """
+    check_limits(0.0, channel_multiple, min_channels)
+    if score is None:
+        score = np.zeros(numbering.size)
+    living = [
+        alive[label.numbers] if label.is_kernel else None
+        for label in numbering.labels
     ]
-    # Until nothing changes: what one layer revives may upset another's count.
-    while sum(_round_up(*x, strength, alive, kept) for x in limits):
-        pass
-    offsets = folding.offsets(unfolded & ~alive) if fold else {}
-    alive &= ~_vanished(numbering, removed)
-    return Plan(
-        numbering=numbering,
-        alive=alive,
-        strength=strength,
-        threshold=threshold,
-        branches=branches,
-        removed=removed,
-        kept=kept,
-        offsets=offsets,
-    )
+    draft = _Draft(model, numbering, skip)
+    draft.choose(lambda removed: (score, alive.copy()))
+    draft.round_up(channel_multiple, min_channels)
+    return draft.plan(living)
 
 
-def trial_plan(model, skip=()):
+def trial_plan(model: keras.Model, skip: Any = ()) -> Plan:
     """Returns a `Plan` that drops every second channel, dead or not."""
-    plan = plan_cut(model, threshold=0.0, skip=skip)
-    numbering = plan.numbering
+    numbering = number_channels(model)
     alive = np.arange(numbering.size) % 2 == 0
-    alive[list(numbering.frozen)] = True
-    for key in matching_layers(numbering, skip):
-        alive[list(_touched(numbering, key))] = True
+    # No layer is to leave the graph: the trial is to make each of them anew.
     for numbers in (*_written(numbering), *_passed_on(numbering)):
         alive[numbers[0]] |= not alive[numbers].any()
-    return dataclasses.replace(plan, alive=alive)
+    return plan_of(model, numbering, alive, skip=skip)
 
 
-def matching_layers(numbering, skip):
+class _Draft:
+    """A plan in the making; the one place with state."""
+
+    def __init__(self, model, numbering, skip):
+        self._model = model
+        self._numbering = numbering
+        self._skipped = matching_layers(numbering, skip)
+        self._reasons = dict(numbering.frozen)
+        for key in self._skipped:
+            self.hold(_touched(numbering, key), f"skip: {key}")
+        self._kept = {}
+        self._removed = frozenset()
+        self._folding = None
+
+    def hold(self, numbers, reason):
+        """Keeps `numbers`, whatever they score."""
+        for number in np.asarray(numbers, int).tolist():
+            self._reasons.setdefault(number, reason)
+
+    def choose(self, decide):
+        """Decides which channels are alive, and which branches leave.
+
+        Args:
+            decide: Function of the keys of the layers that leave that returns
+                the scores of all channels, and which of them are alive.
+        """
+        while True:
+            # A branch that leaves may be the last that held a channel alive.
+            self._score, self._alive = decide(self._removed)
+            dead = ~self._alive
+            self._kept = {n: r for n, r in self._reasons.items() if dead[n]}
+            self._alive[list(self._kept)] = True
+            self._branches, removed = constant_branches(
+                self._model, self._numbering, self._alive, self._skipped
+            )
+            if removed == self._removed:
+                return
+            self._removed = removed
+
+    def fold(self, folding):
+        """Lets go of what is constant and need not stay."""
+        self._folding = folding
+        foldable = folding.foldable.copy()
+        foldable[list(self._reasons)] = False
+        self._unfolded = self._alive
+        self._alive = self._alive & ~foldable
+
+    def round_up(self, channel_multiple, min_channels):
+        """Revives channels until every layer and every tensor has enough."""
+        limits = [
+            (numbers, channel_multiple, min_channels)
+            for numbers in _written(self._numbering, self._removed)
+        ]
+        # Every tensor, and each piece of a split, keeps a channel.
+        limits += [
+            (numbers, 1, 1)
+            for numbers in _passed_on(self._numbering, self._removed)
+        ]
+        # Until nothing changes: what one layer revives may upset another's
+        # count.
+        while sum(self._round_up(*limit) for limit in limits):
+            pass
+
+    def _round_up(self, numbers, channel_multiple, min_channels):
+        """Revives the best dead `numbers`, until there are enough of them.
+
+        A number that stands at several positions, being tied, counts as often.
+
+        Returns whether it revived any.
+        """
+        alive = self._alive
+        living = int(alive[numbers].sum())
+        reason = "min_channels" if living < min_channels else "channel_multiple"
+        dead = np.unique(numbers[~alive[numbers]])
+        order = np.argsort(-self._score[dead], kind="stable")
+        for number in dead[order].tolist():
+            if living >= min_channels and living % channel_multiple == 0:
+                break
+            alive[number] = True
+            self._kept[number] = reason
+            living += int((numbers == number).sum())
+        return len(dead) > int((~alive[dead]).sum())
+
+    def plan(self, living):
+        """Returns the `Plan`."""
+        offsets = {}
+        if self._folding is not None:
+            offsets = self._folding.offsets(self._unfolded & ~self._alive)
+        gone = _only_in(self._numbering, self._removed)
+        return Plan(
+            numbering=self._numbering,
+            alive=self._alive & ~gone,
+            score=self._score,
+            living=living,
+            branches=self._branches,
+            removed=self._removed,
+            kept=self._kept,
+            offsets=offsets,
+        )
+
+
+def matching_layers(numbering: Numbering, skip: Any) -> list[str]:
     """Returns the keys of the layers that `skip` names.
 
     Args:
         numbering: A `Numbering`.
-        skip: Layers, names or patterns (`"stage1_*"`) of names or keys, or
-            functions of a layer that return whether it is meant.
+        skip: One of, or several of: a layer; a name or a pattern
+            (`"stage1_*"`) of names or keys; a function of a layer that returns
+            whether it is meant.
 
     Raises:
         ValueError: If one of them matches no layer.
     """
-    if isinstance(skip, str) or not hasattr(skip, "__iter__"):
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
         skip = (skip,)
     found = []
     for wanted in skip:
-        if isinstance(wanted, str):
-            matches = [
-                key
-                for key, layer in numbering.layers.items()
-                if fnmatch.fnmatchcase(layer.name, wanted)
-                or fnmatch.fnmatchcase(key, wanted)
-                or key == wanted
-            ]
-        else:
-            # A layer is callable, too.
-            is_wanted = wanted
-            if isinstance(wanted, keras.Operation) or not callable(wanted):
-                is_wanted = functools.partial(operator.is_, wanted)
-            matches = [
-                key
-                for key, layer in numbering.layers.items()
-                if is_wanted(layer)
-            ]
+        is_wanted = _matcher(wanted)
+        matches = [
+            key
+            for key, layer in numbering.layers.items()
+            if is_wanted(key, layer)
+        ]
         if not matches:
             name = getattr(wanted, "name", wanted)
             raise ValueError(
@@ -167,38 +278,35 @@ def matching_layers(numbering, skip):
     return found
 
 
-def _touched(numbering, wanted):
+def _matcher(wanted) -> Callable[[str, keras.Operation], bool]:
+    """Returns a function of a key and its layer: whether `wanted` means it."""
+    if isinstance(wanted, str):
+        return lambda key, layer: (
+            key == wanted
+            or fnmatch.fnmatchcase(key, wanted)
+            or fnmatch.fnmatchcase(layer.name, wanted)
+        )
+    # A layer is callable, too.
+    if isinstance(wanted, keras.Operation) or not callable(wanted):
+        wanted = functools.partial(operator.is_, wanted)
+    return lambda key, layer: wanted(layer)
+
+
+def _touched(numbering, key):
     """Returns the numbers that a layer, or a nested model, reads or writes."""
-
-    def within(key):
-        return key == wanted or key.startswith(f"{wanted}/")
-
-    vectors = [x.numbers for x in numbering.labels if within(x.layer)]
-    for key, outputs in numbering.outputs.items():
-        if within(key):
-            vectors += [x.numbers for x in outputs]
-    return {int(number) for vector in vectors for number in vector}
-
-
-def slice_magnitudes(label):
-    """Returns the largest magnitude of each slice of `label`'s weight.
-
-    Shape `(channels,)`, one for each index of the labelled axis.
-    """
-    weight = keras_internals.values_of(label.weight)
-    others = tuple(i for i in range(weight.ndim) if i != label.axis)
-    # Without a third copy for the absolute values.
-    return np.maximum(weight.max(axis=others), -weight.min(axis=others))
+    keys = set(numbering.keys_within(key))
+    vectors = [x.numbers for x in numbering.labels if x.layer in keys]
+    for other in keys & numbering.outputs.keys():
+        vectors += [x.numbers for x in numbering.outputs[other]]
+    return np.unique(np.concatenate([np.arange(0), *vectors]))
 
 
 def _written(numbering, removed=()):
     """Returns the numbers that each layer writes that stays in the graph."""
     return [
         label.numbers
-        for label in numbering.labels
-        if label.is_kernel
-        and label.side == "out"
-        and label.layer not in removed
+        for label in numbering.kernels("out")
+        if label.layer not in removed
     ]
 
 
@@ -212,55 +320,26 @@ def _passed_on(numbering, removed=()):
     ]
 
 
-def _strength(numbering, removed):
-    strength = np.zeros(numbering.size)
-    for label in numbering.labels:
-        if label.is_kernel and label.layer not in removed:
-            magnitudes = slice_magnitudes(label)
-            if not np.isfinite(magnitudes).all():
-                raise ValueError(
-                    f"Cannot tell which channels are dead: '{label.layer}' has "
-                    f"weights that are not finite ({label.weight.path}). The "
-                    "training has diverged; lower the learning rate."
-                )
-            np.maximum.at(strength, label.numbers, magnitudes)
-    return strength
-
-
-def _vanished(numbering, removed):
-    """Returns which channels only occur in layers that leave the graph."""
-    lost, held = np.zeros((2, numbering.size), bool)
+def _only_in(numbering, removed):
+    """Returns which channels occur in no other layers than `removed`."""
+    inside, outside = np.zeros((2, numbering.size), bool)
     for key, outputs in numbering.outputs.items():
         for channels in outputs:
-            (lost if key in removed else held)[channels.numbers] = True
+            (inside if key in removed else outside)[channels.numbers] = True
     for label in numbering.labels:  # The model's inputs are only read.
         if label.layer not in removed:
-            held[label.numbers] = True
-    return lost & ~held
+            outside[label.numbers] = True
+    return inside & ~outside
 
 
-def _round_up(numbers, channel_multiple, min_channels, strength, alive, kept):
-    """Revives the strongest dead `numbers`, until there are enough of them.
-
-    A number that stands at several positions, being tied, counts as often.
-
-    Returns whether it revived any.
-    """
-    living = int(alive[numbers].sum())
-    reason = "min_channels" if living < min_channels else "channel_multiple"
-    dead = np.unique(numbers[~alive[numbers]])
-    for number in dead[np.argsort(-strength[dead], kind="stable")].tolist():
-        if living >= min_channels and living % channel_multiple == 0:
-            break
-        alive[number] = True
-        kept[number] = reason
-        living += int((numbers == number).sum())
-    return len(dead) > int((~alive[dead]).sum())
-
-
-def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
+def check_limits(
+    threshold: float = 0.0,
+    channel_multiple: int = 1,
+    min_channels: int = 1,
+    fold: bool = False,
+) -> None:
     """Raises a `ValueError` if an argument of `plan_cut` is out of range."""
-    if not isinstance(threshold, Real) or not 0.0 <= threshold < math.inf:
+    if not is_number(threshold) or threshold < 0.0:
         raise ValueError(
             "`threshold` must be a finite number, at least 0, in the unit of "
             f"the weights. Received: threshold={threshold}"
@@ -269,8 +348,12 @@ def check_limits(threshold=0.0, channel_multiple=1, min_channels=1):
         ("channel_multiple", channel_multiple),
         ("min_channels", min_channels),
     ):
-        if type(value) is not int or value < 1:  # Nor a bool.
+        if not is_count(value, 1):
             raise ValueError(
                 f"`{name}` must be an integer, at least 1. "
                 f"Received: {name}={value}"
             )
+    if not isinstance(fold, bool):
+        raise ValueError(
+            f"`fold` must be True or False. Received: fold={fold!r}"
+        )

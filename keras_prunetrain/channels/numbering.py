@@ -39,6 +39,16 @@ class Label(NamedTuple):
     side: str
     is_kernel: bool
 
+    def magnitudes(self) -> np.ndarray:
+        """Returns the largest weight magnitude at each index of the axis.
+
+        Float array, shape `(channels,)`.
+        """
+        weight = keras_internals.values_of(self.weight)
+        others = tuple(i for i in range(weight.ndim) if i != self.axis)
+        # Without a third copy for the absolute values.
+        return np.maximum(weight.max(axis=others), -weight.min(axis=others))
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
@@ -66,6 +76,27 @@ class Numbering:
     outputs: dict
     calls: list
     frozen: dict
+
+    def kernels(self, side: str | None = None) -> list[Label]:
+        """Returns the labels of the kernels, on both sides or on one.
+
+        Args:
+            side: `"in"` for the channels that kernels read, `"out"` for those
+                that they write. Defaults to `None`, both.
+        """
+        return [
+            label
+            for label in self.labels
+            if label.is_kernel and side in (None, label.side)
+        ]
+
+    def keys_within(self, key: str) -> list[str]:
+        """Returns the keys of a layer and of all layers nested in it."""
+        return [
+            other
+            for other in self.layers
+            if other == key or other.startswith(f"{key}/")
+        ]
 
 
 def number_channels(model):

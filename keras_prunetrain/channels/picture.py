@@ -72,17 +72,13 @@ def plot_channels(model, to_file="channels.png", threshold=1e-4):
     path.write_bytes(picture)
 
 
-def _kernels(plan, side):
-    return [x for x in plan.numbering.labels if x.is_kernel and x.side == side]
-
-
 def _groups(plan):
     """Returns the sets of channels: for each channel number, that of its set.
 
     All channels that one layer computes are in one set. -1: nothing computes
     them; they are of the model's input, or nothing is known of them.
     """
-    written = [label.numbers for label in _kernels(plan, "out")]
+    written = [label.numbers for label in plan.numbering.kernels("out")]
     ties = [(x[:-1], x[1:]) for x in written]
     groups = merge(plan.numbering.size, ties)
     groups[
@@ -96,9 +92,7 @@ def _groups(plan):
 def _nodes(plan):
     """Returns a dict from the name of each node to its attributes."""
     nodes = {}
-    for layer in dict.fromkeys(
-        x.layer for x in plan.numbering.labels if x.is_kernel
-    ):
+    for layer in dict.fromkeys(x.layer for x in plan.numbering.kernels()):
         nodes[layer] = {"shape": "box", "label": f'"{layer}"'}
     groups = _groups(plan)
     for group in np.unique(groups[groups >= 0]):
@@ -129,9 +123,7 @@ def _edges(plan):
     """Returns pairs of names of nodes, each once, in the order of the model."""
     groups = _groups(plan)
     edges = {}
-    for label in plan.numbering.labels:
-        if not label.is_kernel:
-            continue
+    for label in plan.numbering.kernels():
         for group in np.unique(groups[label.numbers]):
             if group >= 0:
                 pair = (label.layer, _name(group))

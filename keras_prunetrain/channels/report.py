@@ -5,7 +5,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_prunetrain.channels.liveness import plan_cut, slice_magnitudes
+from keras_prunetrain.channels.liveness import Plan, plan_cut
+from keras_prunetrain.channels.scores import magnitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,14 @@ class ChannelReport(tuple):
         return "\n".join(lines)
 
 
-def channel_report(model, threshold=1e-4):
+def channel_report(model, threshold=1e-4, score=magnitude):
     """Says which channels of each layer could go, and what holds the others.
 
     Args:
         model: A functional or `Sequential` model.
         threshold: Float, at least 0, in the unit of the weights. Defaults to
             `1e-4`.
+        score: As in `reconfigure`.
 
     Returns:
         A `ChannelReport`: a tuple of `LayerChannels`; `print` shows a table.
@@ -72,55 +74,56 @@ def channel_report(model, threshold=1e-4):
     Raises:
         ValueError: If `model` has no known graph, or `threshold` is negative.
     """
-    return report_of(plan_cut(model, threshold))
+    return report_of(plan_cut(model, threshold, score=score))
 
 
-def report_of(plan):
+def report_of(plan: Plan) -> ChannelReport:
     """Returns the `ChannelReport` of a `Plan`."""
     numbering = plan.numbering
-    kernels = [label for label in numbering.labels if label.is_kernel]
-    lives = {}  # Index of a label -> whether it holds a number alive.
-    for i, label in enumerate(kernels):
-        lives[i] = np.zeros(numbering.size, bool)
-        alive = slice_magnitudes(label) >= plan.threshold
-        lives[i][label.numbers[alive]] = True
-    writers = collections.defaultdict(set)
-    for label in kernels:
-        if label.side == "out":
-            for number in set(label.numbers.tolist()):
-                writers[number].add(label.layer)
+    holding = collections.defaultdict(list)  # Number -> labels it lives by.
+    writers = collections.defaultdict(set)  # Number -> layers that compute it.
+    for label, living in zip(numbering.labels, plan.living, strict=True):
+        if living is not None:
+            for number in set(label.numbers[living].tolist()):
+                holding[number].append(label)
+    for label in numbering.kernels("out"):
+        for number in set(label.numbers.tolist()):
+            writers[number].add(label.layer)
     rows = []
-    for i, label in enumerate(kernels):
-        if label.side == "out":
-            dead = ~lives[i][label.numbers]
-            gone = ~plan.alive[label.numbers]
-            coupled = set().union(*(writers[n] for n in label.numbers.tolist()))
-            rows.append(
-                LayerChannels(
-                    label.layer,
-                    len(label.numbers),
-                    int(dead.sum()),
-                    int(gone.sum()),
-                    tuple(sorted(coupled - {label.layer})),
-                    _holders(plan, kernels, lives, label, dead & ~gone),
-                )
+    for label, living in zip(numbering.labels, plan.living, strict=True):
+        if not label.is_kernel or label.side != "out":
+            continue
+        dead = np.ones(len(label.numbers), bool)
+        if living is not None:
+            dead = ~np.isin(label.numbers, label.numbers[living])
+        gone = ~plan.alive[label.numbers]
+        coupled = set().union(*(writers[n] for n in label.numbers.tolist()))
+        rows.append(
+            LayerChannels(
+                label.layer,
+                len(label.numbers),
+                int(dead.sum()),
+                int(gone.sum()),
+                tuple(sorted(coupled - {label.layer})),
+                _holders(plan, holding, label, dead & ~gone),
             )
+        )
     return ChannelReport(rows)
 
 
-def _holders(plan, kernels, lives, label, held):
-    """Returns what keeps the channels at the positions `held` of `label`."""
+def _holders(plan, holding, label, positions):
+    """Returns what keeps the dead channels at these `positions` of `label`."""
     holders = collections.Counter()
     for number in label.numbers.tolist():
         if number in plan.numbering.frozen:
             holders[plan.numbering.frozen[number]] += 1
-    for number in label.numbers[held].tolist():
+    for number in label.numbers[positions].tolist():
         if number in plan.numbering.frozen:
             continue
         if number in plan.kept:
             holders[plan.kept[number]] += 1
-        for i, other in enumerate(kernels):
-            if other is not label and lives[i][number]:
+        for other in holding[number]:
+            if other is not label:
                 verb = "writes" if other.side == "out" else "reads"
                 holders[f"{other.layer} {verb}"] += 1
     return tuple(f"{reason} ({n})" for reason, n in holders.items())

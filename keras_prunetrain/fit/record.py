@@ -114,8 +114,7 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
     rows = report_of(plan)
     keep = {
         label.layer: plan.keep(label.numbers).tolist()
-        for label in plan.numbering.labels
-        if label.is_kernel and label.side == "out"
+        for label in plan.numbering.kernels("out")
     }
     keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
     before, after = (

@@ -24,17 +24,12 @@ def attach_lasso(model, numbering, skip=()):
         List of the kernels, `keras.Variable`s, that now carry one.
     """
     axes = {}
-    for label in numbering.labels:
+    for label in numbering.kernels():
         frozen = all(
             int(number) in numbering.frozen for number in label.numbers
         )
         trains = label.weight.trainable
-        if (
-            label.is_kernel
-            and trains
-            and not frozen
-            and label.layer not in skip
-        ):
+        if trains and not frozen and label.layer not in skip:
             kernel, sides = axes.setdefault(
                 id(label.weight), (label.weight, [])
             )

@@ -5,6 +5,7 @@ import gc
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import plan_cut, trial_plan
+from keras_prunetrain.channels.scores import magnitude
 from keras_prunetrain.surgery.rebuild import Cut, rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
 from keras_prunetrain.surgery.takeover import adopt_class
@@ -17,6 +18,7 @@ def reconfigure(
     min_channels=1,
     skip=(),
     fold=False,
+    score=magnitude,
 ):
     """Returns `model` without the channels that training has driven to zero.
 
@@ -51,6 +53,11 @@ def reconfigure(
             `BatchNormalization` behind it. The model stays the same function;
             its training does not, as the constants are trained no further.
             Beyond the paper. Defaults to `False`.
+        score: Function of a `Label`, one axis of channels of one weight, that
+            returns a float array with a number of at least 0 for each of these
+            channels, or `None` if this weight has no say. A channel is dead if
+            no weight gives it a score of `threshold` or more. Defaults to the
+            largest weight magnitude of kernels, the paper's.
 
     Returns:
         A new `keras.Model` of the same class; or `model` itself if nothing is
@@ -74,7 +81,7 @@ def reconfigure(
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
     """
     plan = make_plan(
-        model, threshold, channel_multiple, min_channels, skip, fold
+        model, threshold, channel_multiple, min_channels, skip, fold, score
     )
     return carry_out(model, plan)
 

@@ -25,8 +25,7 @@ def stages(numbering):
     groups = {}
     written = {
         label.layer: numbering.outputs[label.layer][0]
-        for label in numbering.labels
-        if label.is_kernel and label.side == "out"
+        for label in numbering.kernels("out")
     }
     for size, layers in itertools.groupby(
         written, lambda layer: _size(written[layer])

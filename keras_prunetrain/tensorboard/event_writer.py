@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from keras_prunetrain.channels.liveness import slice_magnitudes
 from keras_prunetrain.tensorboard import dashboard
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -98,7 +97,7 @@ class EventWriter:
             f"{threshold:g}. With this threshold, what is below 0 is dead."
         )
         for label in labels:
-            magnitudes = slice_magnitudes(label)
+            magnitudes = label.magnitudes()
             # Of a training that has diverged, what is left.
             magnitudes = magnitudes[np.isfinite(magnitudes)]
             magnitudes = np.maximum(magnitudes, _SMALLEST)

@@ -226,3 +226,26 @@ def test_weights_that_are_not_finite_are_an_error(value):
     network.model.get_layer("b").kernel.assign(kernel)
     with pytest.raises(ValueError, match=r"'b' has weights.*\(b/kernel\)"):
         reconfigure(network.model)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("threshold", x) for x in (True, "1", None, -1e-9, 10**400)),
+        *(("threshold", float(x)) for x in ("nan", "inf")),
+        *(("channel_multiple", x) for x in (True, 0, 2.0, "2", np.int64(0))),
+        *(("min_channels", x) for x in (False, -1, None, [1])),
+        *(("fold", x) for x in ("no", 0, None)),
+    ],
+)
+def test_limits_of_the_wrong_kind_are_errors(argument, value):
+    model = chain()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=f"`{argument}` must be"):
+        reconfigure(model, **{argument: value})
+
+
+def test_limits_may_be_numbers_of_numpy():
+    model = with_strengths(1.0, 1.0, 1.0, 2e-6, 1e-6, 3e-6)
+    limits = {"threshold": np.float32(1e-4), "channel_multiple": np.int64(2)}
+    assert kept(model, **limits, min_channels=np.uint8(1)) == [0, 1, 2, 5]

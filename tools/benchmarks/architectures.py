@@ -27,11 +27,7 @@ def first_architecture(recipe):
 def cut_like(report, model):
     """Returns `model` after the reconfiguration that `report` describes."""
     numbering = number_channels(model)
-    written = {
-        label.layer: label.numbers
-        for label in numbering.labels
-        if label.is_kernel and label.side == "out"
-    }
+    written = {label.layer: label.numbers for label in numbering.kernels("out")}
     alive = np.zeros(numbering.size, bool)
     alive[list(numbering.frozen)] = True
     for layer, keep in report["keep"].items():
@@ -39,11 +35,10 @@ def cut_like(report, model):
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     twin.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss)
-    for label in number_channels(twin).labels:
-        if label.is_kernel:
-            kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
-            kernel[~alive[label.numbers]] = 0.0
-            label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+    for label in number_channels(twin).kernels():
+        kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
+        kernel[~alive[label.numbers]] = 0.0
+        label.weight.assign(np.moveaxis(kernel, 0, label.axis))
     smaller = kpt.reconfigure(twin)
     found = {
         layer.name: layer.kernel.shape[-1]

@@ -1,0 +1,106 @@
+"""How much channels matter: what decides which of them are alive.
+
+A score is a function of one `Label`, that is of one labelled axis of one
+weight. It returns a float array of shape `(channels,)`, each value finite and
+at least 0, or `None` if this label has no say. The score of a channel number
+is the largest one over all labels that have a say.
+"""
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from keras_prunetrain.channels.numbering import Label, Numbering
+
+Score = Callable[[Label], np.ndarray | None]
+
+
+def magnitude(label: Label) -> np.ndarray | None:
+    """Scores the channels of a kernel by their largest weight magnitude.
+
+    The paper's criterion: a channel is dead if all weights that write it and
+    all weights that read it are below the threshold.
+
+    Args:
+        label: A `Label`.
+
+    Returns:
+        Float array, shape `(channels,)`, in the unit of the weights; `None`
+        for the label of a weight that is no kernel.
+    """
+    return label.magnitudes() if label.is_kernel else None
+
+
+def label_scores(numbering: Numbering, score: Score) -> list[np.ndarray | None]:
+    """Returns what `score` makes of each label, in the order of the labels.
+
+    Raises:
+        ValueError: If `score` is no function, or returns something else than
+            it should.
+    """
+    if not callable(score):
+        raise ValueError(
+            "`score` must be a function of a label that returns an array with "
+            "one number per channel, or `None`. Received: "
+            f"score={score!r}"
+        )
+    return [_checked(score(label), label) for label in numbering.labels]
+
+
+def channel_scores(
+    numbering: Numbering,
+    by_label: list[np.ndarray | None],
+    removed: Collection[str] = (),
+) -> np.ndarray:
+    """Returns the score of each channel number, shape `(numbering.size,)`.
+
+    Args:
+        numbering: A `Numbering`.
+        by_label: The list that `label_scores` returns for it.
+        removed: Keys of the layers that leave the graph; their labels have no
+            say. A channel number on which no label has a say scores 0.
+    """
+    scores = np.zeros(numbering.size)
+    for label, values in zip(numbering.labels, by_label, strict=True):
+        if values is not None and label.layer not in removed:
+            np.maximum.at(scores, label.numbers, values)
+    return scores
+
+
+def unscored(
+    numbering: Numbering, by_label: list[np.ndarray | None]
+) -> np.ndarray:
+    """Returns the channel numbers on which no label has a say, sorted ints."""
+    silent = np.ones(numbering.size, bool)
+    for label, values in zip(numbering.labels, by_label, strict=True):
+        if values is not None:
+            silent[label.numbers] = False
+    return np.flatnonzero(silent)
+
+
+def _checked(values, label):
+    if values is None:
+        return None
+    where = f"axis {label.axis} of '{label.weight.path}'"
+    try:
+        scores = np.asarray(values).astype("float64")
+    except (TypeError, ValueError):
+        scores = np.empty(0)
+    if scores.shape != label.numbers.shape:
+        raise ValueError(
+            "`score` must return `None`, or one number for each of the "
+            f"{len(label.numbers)} channels on {where}. Received: {values!r}"
+        )
+    fits = np.isfinite(scores) & (scores >= 0.0)
+    if fits.all():
+        return scores
+    if not np.isfinite(label.magnitudes()).all():
+        raise ValueError(
+            f"Cannot tell which channels are dead: '{label.layer}' has "
+            f"weights that are not finite ({label.weight.path}). The "
+            "training has diverged; lower the learning rate."
+        )
+    raise ValueError(
+        "`score` must return finite numbers of at least 0. Received for "
+        f"{where}: {scores[~fits][0]}"
+    )
