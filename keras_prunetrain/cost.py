@@ -6,14 +6,12 @@ of the weights, gradient of the data), and BN costs memory traffic instead.
 """
 
 import dataclasses
-import functools
-import logging
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import keras
 
+from keras_prunetrain.channels.rules import macs_of, saved_by
 from keras_prunetrain.keras_internals import calls, is_graph
 from keras_prunetrain.variables import item_bytes
 
@@ -59,8 +57,8 @@ def model_cost(model):
             its parameters once.
 
     Returns:
-        A `Cost`. Layers of a class that has a kernel and is not known here
-        count 0 flops, and a warning is logged.
+        A `Cost`. Layers with a kernel whose `LayerRule` does not say how many
+        multiply-accumulates they take count 0 flops, and a warning is logged.
     """
     if not is_graph(model):
         raise ValueError(
@@ -116,116 +114,6 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
     return 2 * (gradient_bytes / group) * (machines - 1) / machines
 
 
-def _macs_at_outputs(layer, read, written):
-    # A kernel is (..., in_channels / groups, out_channels): groups are in it.
-    return math.prod(layer.kernel.shape) * _positions(layer, written)
-
-
-def _macs_at_inputs(layer, read, written):
-    return math.prod(layer.kernel.shape) * _positions(layer, read)
-
-
-def _macs_separable(layer, read, written):
-    kernels = layer.depthwise_kernel, layer.pointwise_kernel
-    weights = sum(math.prod(kernel.shape) for kernel in kernels)
-    return weights * _positions(layer, written)
-
-
-def _macs_dense(layer, read, written):
-    return math.prod(layer.kernel.shape) * math.prod(read[0].shape[:-1])
-
-
-def _macs_einsum(layer, read, written):
-    left, right = layer.equation.split("->")[0].split(",")
-    sizes = dict(zip(right.strip(), layer.kernel.shape, strict=True))
-    contracted = math.prod(sizes[axis] for axis in sizes if axis in left)
-    repeats = math.prod(read[0].shape) // contracted
-    return math.prod(layer.kernel.shape) * repeats
-
-
-def _macs_each_step(wrapper, read, written):
-    steps = read[0].shape[0]
-    one = [[_Shape(x.shape[1:]) for x in xs] for xs in (read, written)]
-    return steps * _macs(wrapper.layer, *one)
-
-
-def _macs_inside(wrapper, read, written):
-    return _macs(wrapper.layer, read, written)
-
-
-def _no_macs(layer, read, written):
-    return 0
-
-
-# Layer class -> function (layer, read features, written features) -> MACs of
-# one call. Subclasses inherit the row of their base.
-_MACS = {
-    keras.layers.Conv1D: _macs_at_outputs,
-    keras.layers.Conv2D: _macs_at_outputs,
-    keras.layers.Conv3D: _macs_at_outputs,
-    keras.layers.DepthwiseConv1D: _macs_at_outputs,
-    keras.layers.DepthwiseConv2D: _macs_at_outputs,
-    keras.layers.SeparableConv1D: _macs_separable,
-    keras.layers.SeparableConv2D: _macs_separable,
-    keras.layers.Conv1DTranspose: _macs_at_inputs,
-    keras.layers.Conv2DTranspose: _macs_at_inputs,
-    keras.layers.Conv3DTranspose: _macs_at_inputs,
-    keras.layers.Dense: _macs_dense,
-    keras.layers.EinsumDense: _macs_einsum,
-    keras.layers.TimeDistributed: _macs_each_step,
-    keras.layers.SpectralNormalization: _macs_inside,
-    # Their weights of rank 2 and more are looked up or applied elementwise.
-    keras.layers.Embedding: _no_macs,
-    keras.layers.PReLU: _no_macs,
-}
-
-# The gradient of these needs no values of the forward pass at all ...
-_KEEPS_NOTHING = (
-    keras.layers.Add,
-    keras.layers.Average,
-    keras.layers.AveragePooling1D,
-    keras.layers.AveragePooling2D,
-    keras.layers.AveragePooling3D,
-    keras.layers.Concatenate,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Cropping3D,
-    keras.layers.Flatten,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-    keras.layers.Identity,
-    keras.layers.Permute,
-    keras.layers.RepeatVector,
-    keras.layers.Rescaling,
-    keras.layers.Reshape,
-    keras.layers.Subtract,
-    keras.layers.UpSampling1D,
-    keras.layers.UpSampling2D,
-    keras.layers.UpSampling3D,
-    keras.layers.ZeroPadding1D,
-    keras.layers.ZeroPadding2D,
-    keras.layers.ZeroPadding3D,
-)
-
-# ... and that of these is computed from the output, which the next layer
-# mostly keeps as its input anyway. All others keep their inputs.
-_KEEPS_OUTPUT = (keras.layers.ReLU, keras.layers.Softmax)
-_ACTIVATIONS_KEEPING_OUTPUT = (
-    keras.activations.relu,
-    keras.activations.relu6,
-    keras.activations.sigmoid,
-    keras.activations.softmax,
-    keras.activations.tanh,
-)
-
-
-class _Shape(NamedTuple):
-    """Stands in for a `_Feature` where only the sizes of one are needed."""
-
-    shape: tuple
-
-
 @dataclasses.dataclass(eq=False)
 class _Feature:
     """A tensor of one call: the same symbolic tensor may stand for several.
@@ -258,10 +146,11 @@ class _Tally:
         self.kept = {}
 
     def add_call(self, read, written):
-        self.macs += _macs(self.operation, read, written)
+        shapes = [[x.shape for x in features] for features in (read, written)]
+        self.macs += macs_of(self.operation, *shapes)
         if isinstance(self.operation, keras.layers.BatchNormalization):
             self.normalization_bytes += 8 * read[0].bytes(self.operation)
-        for feature in _kept(self.operation, read, written):
+        for feature in _saved(self.operation, read, written):
             self.kept[feature] = feature.bytes(self.operation)
 
     def cost(self):
@@ -316,39 +205,11 @@ def _total(model, tallies):
     )
 
 
-def _macs(operation, read, written):
-    for layer_class in type(operation).__mro__:
-        if layer_class in _MACS:
-            return _MACS[layer_class](operation, read, written)
-    if any(len(x.shape) >= 2 for x in getattr(operation, "weights", ())):
-        _warn_unknown(type(operation))
-    return 0
-
-
-@functools.cache
-def _warn_unknown(layer_class):
-    # Cached, so that a run that counts at every interval warns only once.
-    logging.getLogger("keras_prunetrain").warning(
-        "`model_cost` does not know how many flops a `%s` takes and counts 0.",
-        layer_class.__name__,
-    )
-
-
-def _kept(operation, read, written):
-    if isinstance(operation, keras.layers.Activation):
-        if operation.activation in _ACTIVATIONS_KEEPING_OUTPUT:
-            return written
-        return [] if operation.activation is keras.activations.linear else read
-    if isinstance(operation, _KEEPS_OUTPUT):
-        return written
-    return [] if isinstance(operation, _KEEPS_NOTHING) else read
-
-
-def _positions(layer, features):
-    """Number of pixels (or steps, or voxels) of a layer's feature map."""
-    shape = features[0].shape
-    first = layer.data_format == "channels_first"
-    return math.prod(shape[1:] if first else shape[:-1])
+def _saved(operation, read, written):
+    """Returns the features that the backward pass of a call needs."""
+    return {"inputs": read, "outputs": written, "nothing": []}[
+        saved_by(operation)
+    ]
 
 
 def _check_sizes(path, features):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prunetrain import models
+from keras_prunetrain import LayerRule, models, register_rule
+from keras_prunetrain.channels import rules
 from keras_prunetrain.cost import Cost, communication_bytes, model_cost
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
 
@@ -104,6 +105,14 @@ def test_mixed_precision_halves_the_bytes():
         (layers.EinsumDense("abc,cd->abd", (9, 5)), (9, 2), 2 * 5 * 9),
         (layers.EinsumDense("...c,cd->...d", 5), (9, 2), 2 * 5 * 9),
         (layers.EinsumDense("abc,bcd->ad", 5), (9, 2), 2 * 5 * 9),
+        (layers.LSTM(5), (9, 2), 9 * 4 * (2 * 5 + 5 * 5)),
+        (layers.GRU(5), (9, 2), 9 * 3 * (2 * 5 + 5 * 5)),
+        (layers.SimpleRNN(5), (9, 2), 9 * (2 * 5 + 5 * 5)),
+        (
+            layers.Bidirectional(layers.SimpleRNN(5)),
+            (9, 2),
+            2 * 9 * (2 * 5 + 5 * 5),
+        ),
         (layers.Embedding(10, 5), (9,), 0),
         (layers.PReLU(), (9, 2), 0),
         (
@@ -174,14 +183,27 @@ def test_only_calls_of_this_model_count():
     assert model_cost(model).forward_flops == 2 * 9
 
 
-def test_an_unknown_kernel_is_named_once(caplog):
-    class Bilinear(layers.Layer):
-        def build(self, shape):
-            self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
+class Bilinear(layers.Layer):
+    """A kernel of nobody's kind: one matrix, at every position."""
 
-        def call(self, x):
-            return x * keras.ops.matmul(x, self.kernel)
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
 
+    def call(self, x):
+        return x * keras.ops.matmul(x, self.kernel)
+
+    def compute_output_shape(self, shape):  # `TimeDistributed` asks for it.
+        return shape
+
+
+@pytest.fixture
+def own_rules(monkeypatch):
+    """Rules that a test registers are gone after it."""
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    rules._warn_unknown.cache_clear()
+
+
+def test_an_unknown_kernel_is_named_once(own_rules, caplog):
     model = keras.Sequential([keras.Input((3,)), Bilinear(), Bilinear()])
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
         assert model_cost(model).forward_flops == 0
@@ -189,8 +211,66 @@ def test_an_unknown_kernel_is_named_once(caplog):
     (record,) = caplog.records
     assert record.getMessage() == (
         "`model_cost` does not know how many flops a `Bilinear` takes and "
-        "counts 0."
+        "counts 0. A `LayerRule` with `macs` tells, see `register_rule`."
     )
+
+
+def count_bilinear(layer, read, written):
+    assert read == written == [(7, 3)]  # Without the batch.
+    return layer.kernel.shape[0] ** 2 * read[0][0]
+
+
+def test_a_rule_says_what_a_class_and_its_subclasses_cost(own_rules, caplog):
+    class Sub(Bilinear):
+        pass
+
+    register_rule(Bilinear, LayerRule("carries", macs=count_bilinear))
+    # What it says of the channels is its own, of the costs as its base class.
+    register_rule(Sub, LayerRule("carries", refuses=lambda layer: "no"))
+    wrapped = layers.TimeDistributed(Bilinear())
+    for layer, shape, calls in (
+        (Bilinear(), (7, 3), 1),
+        (Sub(), (7, 3), 1),
+        (wrapped, (5, 7, 3), 5),
+    ):
+        model = keras.Sequential([keras.Input(shape), layer])
+        assert model_cost(model).forward_flops == calls * 2 * 9 * 7
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("macs", [None, -1, 0.5, float("nan"), "9"])
+def test_a_rule_that_counts_no_number_is_refused(own_rules, macs):
+    rule = LayerRule("carries", macs=lambda layer, read, written: macs)
+    register_rule(Bilinear, rule)
+    model = keras.Sequential([keras.Input((3,)), Bilinear()])
+    with pytest.raises(ValueError) as error:
+        model_cost(model)
+    assert str(error.value) == (
+        "The rule of Bilinear must count multiply-accumulates: its `macs` must "
+        f"return an integer of at least 0. Received: {macs!r} for a call that "
+        "reads [(3,)] and writes [(3,)]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("saved", "floats"),
+    [
+        ("inputs", 2 * 3),
+        ("outputs", 3),
+        ("nothing", 0),
+        (lambda layer: "nothing", 0),
+        (None, 2 * 3),
+    ],
+)
+def test_a_rule_says_what_is_kept_for_the_gradient(own_rules, saved, floats):
+    class Plus(layers.Layer):
+        def call(self, x, y):
+            return x + y
+
+    register_rule(Plus, LayerRule("joins", saved=saved))
+    inputs = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model(inputs, Plus()(*inputs))
+    assert model_cost(model).activation_bytes == 4 * floats
 
 
 def test_operations_that_are_no_layers_are_free():
@@ -206,6 +286,25 @@ def test_what_an_activation_keeps(activation, kept):
     inputs = keras.Input((5,))
     x = layers.Activation(activation)(layers.BatchNormalization()(inputs))
     assert model_cost(keras.Model(inputs, x)).activation_bytes == 4 * kept
+
+
+@pytest.mark.parametrize(
+    ("layer", "floats"),
+    [
+        (layers.Identity(), 0),
+        (layers.Rescaling(2.0), 0),
+        (layers.Reshape((6, 4)), 0),
+        (layers.ZeroPadding1D(1), 0),
+        (layers.AveragePooling1D(2), 0),
+        (layers.MaxPooling1D(2), 8 * 3),
+        (layers.Softmax(), 8 * 3),
+        (layers.LeakyReLU(), 8 * 3),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_a_class_keeps(layer, floats):
+    model = keras.Sequential([keras.Input((8, 3)), layer])
+    assert model_cost(model).activation_bytes == 4 * floats
 
 
 def test_unknown_sizes_are_refused_and_a_fixed_input_helps():

@@ -5,9 +5,10 @@ import re
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
-from keras_prunetrain import reconfigure
+from keras_prunetrain import model_cost, reconfigure
 from keras_prunetrain.channels import rules
 from tests.networks import kill, outputs, shake
 
@@ -19,13 +20,22 @@ def examples(name):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_rule_for_your_own_layer_works(monkeypatch):
+@pytest.fixture
+def classes(monkeypatch):
+    """What the examples with rules of docs/layers.md define."""
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
-    (example,) = [x for x in examples("layers.md") if "register_rule" in x]
     names = {"__name__": "docs"}
-    exec(example, names)
+    for example in examples("layers.md"):
+        if "register_rule" in example:
+            exec(example, names)
+    return names
+
+
+def test_the_rule_for_your_own_layer_works(classes):
     image = keras.Input((6, 6, 2))
-    x = names["NoisyScale"](name="scale")(layers.Conv2D(4, 3, name="a")(image))
+    x = classes["NoisyScale"](name="scale")(
+        layers.Conv2D(4, 3, name="a")(image)
+    )
     x = layers.GlobalMaxPooling2D()(layers.Conv2D(3, 3, name="b")(x))
     model = keras.Model(image, x)
     model.compile("sgd", "mse")
@@ -40,3 +50,17 @@ def test_the_rule_for_your_own_layer_works(monkeypatch):
     np.testing.assert_allclose(
         outputs(smaller, x), outputs(model, x), atol=1e-6
     )
+
+
+def test_the_rule_for_what_a_layer_costs_works(classes):
+    image = keras.Input((6, 6, 2))
+    x = classes["Project"](4, name="a")(image)
+    x = layers.GlobalAveragePooling2D()(classes["Project"](3, name="b")(x))
+    model = keras.Model(image, x)
+    model.compile("sgd", "mse")
+    kill(model, {"a": [2]}, {"b": [2]})
+
+    smaller = reconfigure(model)
+
+    assert model_cost(model).forward_flops == 2 * 36 * (2 * 4 + 4 * 3)
+    assert model_cost(smaller).forward_flops == 2 * 36 * (2 * 3 + 3 * 3)

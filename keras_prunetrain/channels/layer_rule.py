@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 PRODUCES = "produces"  # Computes channels of its own: `Conv2D`.
 CARRIES = "carries"  # Output channel i depends on input channel i: `ReLU`.
@@ -57,7 +57,17 @@ class LayerRule:
         refuses: Function of the layer that returns why this rule does not fit
             it, or `None`. The layer is then treated as one without a rule.
         variant: Function of the layer that returns the rule to use instead,
-            for one that is in truth another kind of layer, or `None`.
+            for one that is in truth another kind of layer, or `None`. What it
+            returns does not say `macs` and `saved` anew.
+        macs: Function of the layer, of the shapes that one call reads and of
+            those that it writes (lists of tuples: the sizes of one example,
+            without the batch) that returns the multiply-accumulates of the
+            layer's kernels for one example, an integer. `None`: as the base
+            class of the layer. Flops are twice that.
+        saved: `"inputs"`, `"outputs"` or `"nothing"`: the values of the forward
+            pass that the gradient of the layer needs; or a function of the
+            layer that returns one of them. `None`: as the base class of the
+            layer, or the inputs.
     """
 
     flow: Literal[
@@ -79,6 +89,8 @@ class LayerRule:
     holds: Callable | None = None
     refuses: Callable | None = None
     variant: Callable | None = None
+    macs: Callable[[Any, list, list], int] | None = None
+    saved: Literal["inputs", "outputs", "nothing"] | Callable | None = None
 
 
 def held(reason):

@@ -12,6 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels import macs
 from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     CONCATENATES,
@@ -55,6 +56,13 @@ def _mixing_activation(layer):
         return None
     name = getattr(layer.activation, "__name__", repr(layer.activation))
     return f"its activation {name} may mix channels"
+
+
+def _saved_by_activation(layer):
+    """Says of which values the gradient of an activation is computed."""
+    if layer.activation is keras.activations.linear:
+        return "nothing"
+    return "outputs" if layer.activation in _GRADIENT_OF_OUTPUT else "inputs"
 
 
 def _groups(layer):
@@ -148,6 +156,15 @@ _ELEMENTWISE = {
     if hasattr(module, name)
 } | {ops.threshold, keras.activations.threshold}
 
+# The gradient of these activations is a function of what they return.
+_GRADIENT_OF_OUTPUT = (
+    keras.activations.relu,
+    keras.activations.relu6,
+    keras.activations.sigmoid,
+    keras.activations.softmax,
+    keras.activations.tanh,
+)
+
 _CONVOLUTION = LayerRule(
     PRODUCES,
     ("filters",),
@@ -155,7 +172,9 @@ _CONVOLUTION = LayerRule(
     out_axis={"kernel": -1, "bias": -1},
     channel_axis=by_data_format,
     holds=_mixing_activation,
+    macs=macs.at_outputs,
 )
+_RECURRENT = refused("it reads what it computes, in all its gates")
 
 LAYER_RULES = {
     **dict.fromkeys(
@@ -168,6 +187,7 @@ LAYER_RULES = {
             _CONVOLUTION,
             in_axis={"kernel": -1},
             out_axis={"kernel": -2, "bias": -1},
+            macs=macs.at_inputs,
         ),
     ),
     **dict.fromkeys(
@@ -179,6 +199,7 @@ LAYER_RULES = {
             channel_axis=by_data_format,
             repeats=_multiplier,
             holds=_mixing_activation,
+            macs=macs.at_outputs,
         ),
     ),
     **dict.fromkeys(
@@ -188,14 +209,22 @@ LAYER_RULES = {
             in_axis={"depthwise_kernel": -2, "pointwise_kernel": -2},
             out_axis={"pointwise_kernel": -1, "bias": -1},
             repeats=_multiplier,
+            macs=macs.separable,
         ),
     ),
     layers.Dense: dataclasses.replace(
-        _CONVOLUTION, size_arguments=("units",), channel_axis=_last
+        _CONVOLUTION,
+        size_arguments=("units",),
+        channel_axis=_last,
+        macs=macs.dense,
     ),
     layers.EinsumDense: dataclasses.replace(
         held("its equation says of no axis that it is that of the channels"),
         variant=_einsum,
+        macs=macs.einsum,
+    ),
+    layers.Embedding: dataclasses.replace(
+        refused("it reads numbers of rows and no channels"), macs=macs.none
     ),
     layers.BatchNormalization: LayerRule(
         CARRIES,
@@ -220,20 +249,28 @@ LAYER_RULES = {
         channel_arguments=("scale", "offset"),
         pointwise=True,
         holds=_rescaled_by_array,
+        saved="nothing",
     ),
     layers.Activation: LayerRule(
-        CARRIES, pointwise=True, holds=_mixing_activation
+        CARRIES,
+        pointwise=True,
+        holds=_mixing_activation,
+        saved=_saved_by_activation,
     ),
-    layers.PReLU: LayerRule(CARRIES, out_axis={"alpha": None}),
-    layers.Softmax: held("it mixes channels"),
+    layers.PReLU: LayerRule(CARRIES, out_axis={"alpha": None}, macs=macs.none),
+    layers.ReLU: LayerRule(CARRIES, pointwise=True, saved="outputs"),
+    layers.Identity: LayerRule(CARRIES, pointwise=True, saved="nothing"),
+    layers.Softmax: dataclasses.replace(
+        held("it mixes channels"), saved="outputs"
+    ),
     **dict.fromkeys(
         _named("Dropout AlphaDropout"),
         LayerRule(CARRIES, pointwise=True, holds=_noise_shape),
     ),
     **dict.fromkeys(
         _named(
-            "ReLU LeakyReLU ELU ActivityRegularization Identity "
-            "GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D "
+            "LeakyReLU ELU ActivityRegularization GaussianDropout "
+            " GaussianNoise SpatialDropout1D SpatialDropout2D "
             "SpatialDropout3D"
         ),
         LayerRule(CARRIES, pointwise=True),
@@ -243,14 +280,26 @@ LAYER_RULES = {
             *(
                 f"{kind}Pooling{n}D"
                 for n in (1, 2, 3)
-                for kind in (
-                    *("Max", "Average", "AdaptiveMax", "AdaptiveAverage"),
-                    *("GlobalMax", "GlobalAverage"),
-                )
+                for kind in ("Max", "AdaptiveMax", "GlobalMax")
+            ),
+        ),
+        LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+    ),
+    **dict.fromkeys(
+        _named(
+            *(
+                f"{kind}Pooling{n}D"
+                for n in (1, 2, 3)
+                for kind in ("Average", "AdaptiveAverage", "GlobalAverage")
             ),
             "Cropping2D Cropping3D UpSampling2D UpSampling3D",
         ),
-        LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+        LayerRule(
+            CARRIES,
+            channel_axis=by_data_format,
+            keeps="constants",
+            saved="nothing",
+        ),
     ),
     **dict.fromkeys(
         _named(
@@ -263,13 +312,22 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(
         _named("ZeroPadding2D ZeroPadding3D"),
-        LayerRule(CARRIES, channel_axis=by_data_format, keeps="zeros"),
+        LayerRule(
+            CARRIES,
+            channel_axis=by_data_format,
+            keeps="zeros",
+            saved="nothing",
+        ),
     ),
     **dict.fromkeys(
         _named("Cropping1D UpSampling1D"),
-        LayerRule(CARRIES, channel_axis=_last, keeps="constants"),
+        LayerRule(
+            CARRIES, channel_axis=_last, keeps="constants", saved="nothing"
+        ),
     ),
-    layers.ZeroPadding1D: LayerRule(CARRIES, channel_axis=_last, keeps="zeros"),
+    layers.ZeroPadding1D: LayerRule(
+        CARRIES, channel_axis=_last, keeps="zeros", saved="nothing"
+    ),
     **dict.fromkeys(
         _named(
             "RandomBrightness RandomColorDegeneration RandomColorJitter "
@@ -279,23 +337,29 @@ LAYER_RULES = {
         ),
         held("it mixes colours"),
     ),
+    **dict.fromkeys(_named("Multiply Maximum Minimum"), LayerRule(JOINS)),
     **dict.fromkeys(
-        _named("Subtract Multiply Average Maximum Minimum"), LayerRule(JOINS)
+        _named("Subtract Average"), LayerRule(JOINS, saved="nothing")
     ),
-    layers.Add: LayerRule(JOINS, sums=True),
-    layers.Concatenate: LayerRule(CONCATENATES),
+    layers.Add: LayerRule(JOINS, sums=True, saved="nothing"),
+    layers.Concatenate: LayerRule(CONCATENATES, saved="nothing"),
     **dict.fromkeys(
-        _named("Flatten Permute"), LayerRule(MOVES, keeps="constants")
+        _named("Flatten Permute"),
+        LayerRule(MOVES, keeps="constants", saved="nothing"),
     ),
     layers.Reshape: LayerRule(
-        MOVES, shape_argument="target_shape", keeps="constants"
+        MOVES,
+        shape_argument="target_shape",
+        keeps="constants",
+        saved="nothing",
     ),
     **dict.fromkeys(
-        _named(
-            "Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D GRU LSTM RNN "
-            "SimpleRNN"
-        ),
-        refused("it reads what it computes, in all its gates"),
+        _named("GRU LSTM SimpleRNN"),
+        dataclasses.replace(_RECURRENT, macs=macs.recurrent),
+    ),
+    **dict.fromkeys(
+        _named("Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D RNN"),
+        _RECURRENT,
     ),
     **dict.fromkeys(
         _named(

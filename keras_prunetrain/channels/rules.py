@@ -7,6 +7,7 @@ stay.
 
 import dataclasses
 import functools
+import logging
 
 from keras import layers
 
@@ -18,6 +19,7 @@ from keras_prunetrain.channels.layer_rule import (
 )
 from keras_prunetrain.channels.layers import LAYER_RULES
 from keras_prunetrain.channels.operations import operation_rules
+from keras_prunetrain.checks import is_count
 
 
 def _inner(wrapper, extra_axes):
@@ -74,6 +76,21 @@ def _spectrally_normalized(wrapper):
     return dataclasses.replace(rule, **sides)
 
 
+def _macs_of_steps(wrapper, read, written):
+    steps = read[0][0]
+    step = [[shape[1:] for shape in shapes] for shapes in (read, written)]
+    return steps * macs_of(wrapper.layer, *step)
+
+
+def _macs_of_inner(wrapper, read, written):
+    return macs_of(wrapper.layer, read, written)
+
+
+def _macs_of_directions(wrapper, read, written):
+    directions = wrapper.forward_layer, wrapper.backward_layer
+    return sum(macs_of(layer, read, written) for layer in directions)
+
+
 _NOT_FOLLOWED = "the layer in it cannot be followed there"
 
 _RULES = {
@@ -82,9 +99,15 @@ _RULES = {
     layers.TimeDistributed: dataclasses.replace(
         refused(_NOT_FOLLOWED),
         variant=functools.partial(_inner, extra_axes=1),
+        macs=_macs_of_steps,
     ),
     layers.SpectralNormalization: dataclasses.replace(
-        refused(_NOT_FOLLOWED), variant=_spectrally_normalized
+        refused(_NOT_FOLLOWED),
+        variant=_spectrally_normalized,
+        macs=_macs_of_inner,
+    ),
+    layers.Bidirectional: dataclasses.replace(
+        LAYER_RULES[layers.Bidirectional], macs=_macs_of_directions
     ),
 }
 
@@ -100,12 +123,72 @@ def rule_for(operation):
     return rule
 
 
+def macs_of(operation, read, written):
+    """Returns the multiply-accumulates of one call, for one example.
+
+    A class whose rule does not say it counts like its base class. If nobody
+    says it, it is 0, with a warning where there are weights that might be a
+    kernel.
+
+    Args:
+        operation: A layer, or an operation of `keras.ops`.
+        read: List of the shapes that this call reads, without the batch.
+        written: List of the shapes that it writes, likewise.
+
+    Raises:
+        ValueError: If the rule's `macs` returns no integer of at least 0.
+    """
+    count = _said_of(operation, "macs")
+    if count is None:
+        if any(len(x.shape) >= 2 for x in getattr(operation, "weights", ())):
+            _warn_unknown(type(operation))
+        return 0
+    macs = count(operation, read, written)
+    if not is_count(macs):
+        raise ValueError(
+            f"The rule of {type(operation).__name__} must count "
+            "multiply-accumulates: its `macs` must return an integer of at "
+            f"least 0. Received: {macs!r} for a call that reads {read} and "
+            f"writes {written}"
+        )
+    return int(macs)
+
+
+def saved_by(operation):
+    """Returns the values of a call that its gradient needs.
+
+    That is `"inputs"`, `"outputs"` or `"nothing"`; `"inputs"` where no rule
+    says it, neither that of the class nor that of a base class.
+    """
+    saved = _said_of(operation, "saved")
+    return (saved(operation) if callable(saved) else saved) or "inputs"
+
+
+def _said_of(operation, field):
+    """Returns a field of the rule of the nearest base class that sets it."""
+    for layer_class in type(operation).__mro__:
+        value = getattr(_RULES.get(layer_class), field, None)
+        if value is not None:
+            return value
+    return None
+
+
+@functools.cache
+def _warn_unknown(layer_class):
+    # Cached, so that a run that counts at every interval warns only once.
+    logging.getLogger("keras_prunetrain").warning(
+        "`model_cost` does not know how many flops a `%s` takes and counts 0. "
+        "A `LayerRule` with `macs` tells, see `register_rule`.",
+        layer_class.__name__,
+    )
+
+
 def register_rule(layer_class, rule):
     """Teaches the package about `layer_class`, or replaces what it knew.
 
     Args:
         layer_class: A subclass of `keras.layers.Layer`. Its subclasses need
-            rules of their own.
+            rules of their own, but for what a call costs: `macs` and `saved`.
         rule: A `LayerRule`.
 
     Raises:

@@ -1,0 +1,58 @@
+"""Counts the multiply-accumulates of each kind of kernel.
+
+Every function here can be the `macs` of a `LayerRule`. Its arguments are the
+layer and the lists of the shapes that one call reads and writes, tuples of the
+sizes of one example, without the batch; it returns the multiply-accumulates of
+this call for one example, an integer.
+"""
+
+import math
+
+
+def at_outputs(layer, read, written):
+    """Counts a convolution: its kernel is applied at every output position."""
+    # A kernel is (..., in_channels / groups, out_channels): groups are in it.
+    return math.prod(layer.kernel.shape) * _positions(layer, written[0])
+
+
+def at_inputs(layer, read, written):
+    """Counts a transposed convolution: one kernel for every input position."""
+    return math.prod(layer.kernel.shape) * _positions(layer, read[0])
+
+
+def separable(layer, read, written):
+    """Counts a depthwise and a pointwise kernel at every output position."""
+    kernels = layer.depthwise_kernel, layer.pointwise_kernel
+    weights = sum(math.prod(kernel.shape) for kernel in kernels)
+    return weights * _positions(layer, written[0])
+
+
+def dense(layer, read, written):
+    """Counts a matrix that is applied at every position before the last."""
+    return math.prod(layer.kernel.shape) * math.prod(read[0][:-1])
+
+
+def einsum(layer, read, written):
+    """Counts a kernel that is repeated along the axes that it does not sum."""
+    left, right = layer.equation.split("->")[0].split(",")
+    sizes = dict(zip(right.strip(), layer.kernel.shape, strict=True))
+    contracted = math.prod(sizes[axis] for axis in sizes if axis in left)
+    repeats = math.prod(read[0]) // contracted
+    return math.prod(layer.kernel.shape) * repeats
+
+
+def recurrent(layer, read, written):
+    """Counts the two kernels of a recurrent cell in each of its time steps."""
+    kernels = layer.cell.kernel, layer.cell.recurrent_kernel
+    return read[0][0] * sum(math.prod(kernel.shape) for kernel in kernels)
+
+
+def none(layer, read, written):
+    """Counts nothing: the weights are looked up, or multiply elementwise."""
+    return 0
+
+
+def _positions(layer, shape):
+    """Returns the number of pixels (or steps, or voxels) of a feature map."""
+    first = layer.data_format == "channels_first"
+    return math.prod(shape[1:] if first else shape[:-1])
