@@ -20,13 +20,20 @@ from keras_prunetrain.variables import item_bytes
 class Cost:
     """Cost of a model or layer; all but `parameters` are for one example.
 
+    The two gradients cost as many flops as the forward pass, each, as the paper
+    counts: also for layers that do not train, whose weights need no gradient,
+    and for those that read the model's input, which needs none.
+
     Attributes:
         parameters: Number of weights, trainable or not.
         forward_flops: 2 x multiply-accumulates of the kernels.
-        training_flops: 3 x `forward_flops`.
-        activation_bytes: What the forward pass keeps for the backward pass.
-            A tensor that several layers keep is one tensor in the model's
-            cost, so the layers' numbers add up to at least the model's.
+        weight_gradient_flops: Those of the gradient of the kernels.
+        data_gradient_flops: Those of the gradient of what the kernels read.
+        training_flops: The sum of the three.
+        activation_bytes: Size of the activations that the forward pass keeps
+            for the backward pass. A tensor that several layers keep is one
+            tensor in the model's cost, so the layers' numbers add up to at
+            least the model's.
         normalization_bytes: Traffic of `BatchNormalization`: its input read
             or written 8 times, 3 of them forward.
         per_layer: Dict from the name of each layer to its own `Cost`, over
@@ -36,10 +43,19 @@ class Cost:
 
     parameters: int
     forward_flops: int
-    training_flops: int
+    weight_gradient_flops: int
+    data_gradient_flops: int
+    training_flops: int = dataclasses.field(init=False)
     activation_bytes: int
     normalization_bytes: int
-    per_layer: Mapping = dataclasses.field(default_factory=dict, repr=False)
+    per_layer: Mapping[str, "Cost"] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+    def __post_init__(self):
+        gradients = self.weight_gradient_flops + self.data_gradient_flops
+        training_flops = self.forward_flops + gradients
+        object.__setattr__(self, "training_flops", training_flops)
 
 
 def model_cost(model):
@@ -158,7 +174,10 @@ class _Tally:
         return Cost(
             parameters=self.operation.count_params() if is_layer else 0,
             forward_flops=2 * self.macs,
-            training_flops=3 * 2 * self.macs,
+            # Each multiplies the gradient of the output with one factor of the
+            # forward pass: what the kernel has read, and the kernel.
+            weight_gradient_flops=2 * self.macs,
+            data_gradient_flops=2 * self.macs,
             activation_bytes=sum(self.kept.values()),
             normalization_bytes=self.normalization_bytes,
         )
@@ -194,14 +213,18 @@ def _total(model, tallies):
     for tally in tallies.values():
         for feature, size in tally.kept.items():
             kept[feature] = max(size, kept.get(feature, 0))
-    costs = per_layer.values()
+    summed = (
+        *("forward_flops", "weight_gradient_flops", "data_gradient_flops"),
+        "normalization_bytes",
+    )
     return Cost(
         parameters=model.count_params(),
-        forward_flops=sum(cost.forward_flops for cost in costs),
-        training_flops=sum(cost.training_flops for cost in costs),
         activation_bytes=sum(kept.values()),
-        normalization_bytes=sum(cost.normalization_bytes for cost in costs),
         per_layer=per_layer,
+        **{
+            name: sum(getattr(cost, name) for cost in per_layer.values())
+            for name in summed
+        },
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import keras
@@ -20,6 +21,24 @@ def test_the_papers_networks_cost_what_the_paper_says(build, mega_macs):
     np.testing.assert_allclose(cost.forward_flops / 2e6, mega_macs, rtol=5e-3)
     assert cost.training_flops == 3 * cost.forward_flops
     assert cost.parameters == build().count_params()
+
+
+def test_each_gradient_costs_what_the_forward_pass_does():
+    cost = model_cost(every_kind_of_kernel())
+    for one in (cost, cost.per_layer["grouped"], cost.per_layer["dense"]):
+        assert one.weight_gradient_flops == one.forward_flops > 0
+        assert one.data_gradient_flops == one.forward_flops
+    # Training flops are their sum, whatever they are, in records as well.
+    sparse = dataclasses.replace(cost, data_gradient_flops=7)
+    assert sparse.training_flops == 2 * cost.forward_flops + 7
+    assert dataclasses.asdict(sparse)["training_flops"] == sparse.training_flops
+
+
+def test_layers_that_do_not_train_count_as_if_they_did():
+    model = every_kind_of_kernel()
+    trained = model_cost(model)
+    model.trainable = False
+    assert model_cost(model) == trained
 
 
 def every_kind_of_kernel():
@@ -155,7 +174,8 @@ def test_a_layer_called_twice_costs_twice_and_is_stored_once():
     cost = model_cost(keras.Model(inputs, shared(shared(inputs))))
     assert cost.forward_flops == 2 * (2 * 9)
     assert cost.parameters == 9 + 3
-    expected = Cost(12, 2 * (2 * 9), 6 * (2 * 9), 4 * (3 + 3), 0)
+    flops = 2 * (2 * 9)
+    expected = Cost(12, flops, flops, flops, 4 * (3 + 3), 0)
     assert cost.per_layer == {"shared": expected}
 
 
