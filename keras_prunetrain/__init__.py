@@ -9,7 +9,10 @@ from keras_prunetrain.channels.picture import plot_channels
 from keras_prunetrain.channels.report import channel_report
 from keras_prunetrain.channels.rules import register_rule
 from keras_prunetrain.cost import Cost, communication_bytes, model_cost
-from keras_prunetrain.distribution import multi_worker_strategy
+from keras_prunetrain.distribution import (
+    is_first_worker,
+    multi_worker_strategy,
+)
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.lasso.group_lasso import GroupLasso
 from keras_prunetrain.memory import training_bytes
@@ -27,6 +30,7 @@ __all__ = [
     "channel_report",
     "communication_bytes",
     "gradient_bytes",
+    "is_first_worker",
     "model_cost",
     "models",
     "multi_worker_strategy",

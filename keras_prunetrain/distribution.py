@@ -29,7 +29,9 @@ def multi_worker_strategy(timeout_seconds=None):
             has died is noticed without it.
 
     Returns:
-        A `tf.distribute.MultiWorkerMirroredStrategy`.
+        A `tf.distribute.MultiWorkerMirroredStrategy`. Two functions of Keras
+        that fail under one are replaced for all of the process; they go on
+        doing for other strategies what they did.
     """
     import tensorflow as tf
 
@@ -48,13 +50,47 @@ def replica_count(model):
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def is_first_worker(model):
-    """Whether this process is to write the files of a training of `model`."""
-    strategy = getattr(model, "distribute_strategy", None)
+def is_first_worker(strategy_or_model):
+    """Whether this process is the one that writes the files of a training.
+
+    Example:
+
+    ```python
+    if kpt.is_first_worker(strategy):
+        model.save("model.keras")
+    ```
+
+    Args:
+        strategy_or_model: A `tf.distribute.Strategy`, a model that trains under
+            one, or `None` for no strategy.
+
+    Returns:
+        Boolean, true in the chief of a cluster, in its worker 0 if it has no
+        chief, and in a process that belongs to no cluster.
+    """
+    strategy = getattr(
+        strategy_or_model, "distribute_strategy", strategy_or_model
+    )
     resolver = getattr(strategy, "cluster_resolver", None)
     jobs = resolver.cluster_spec().jobs if resolver else ()
     first = "chief" if "chief" in jobs else "worker"
     return not jobs or (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+def prepare_strategy(model):
+    """Makes Keras ready for the strategy that is to train `model`.
+
+    With several replicas, Keras's `evaluate` fails on a first batch that they
+    do not share equally, and so does validation. It is repaired where it lies,
+    in Keras, and so for every model of the process
+    (`keras_internals.repair_distributed_fit`).
+
+    Raises:
+        ValueError: See `check_strategy`.
+    """
+    check_strategy(model)
+    if replica_count(model) > 1:
+        keras_internals.repair_distributed_fit()
 
 
 def check_strategy(model):

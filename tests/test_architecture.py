@@ -26,8 +26,8 @@ LAYERS = [
 DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # Extras, imported where they are used.
 OPTIONAL = {
-    "batching": {"tensorflow"},
     "channels.picture": {"pydot"},
+    "data_sets": {"tensorflow"},
     "distribution": {"tensorflow"},
     "keras_internals.variables": {"tensorflow"},
     "memory": {"tensorflow"},

@@ -1,86 +1,13 @@
-"""The batch size as an object: what it grows to, and what it refuses."""
+"""The batch size as an object: its data sets, and what it refuses."""
+
+import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_prunetrain import (
-    DynamicBatch,
-    model_cost,
-    training_bytes,
-)
-from keras_prunetrain.memory import device_bytes
-
-
-def model_of(width, optimizer="sgd"):
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(width, 3, name="a")(image)
-    x = keras.layers.ReLU()(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(image, keras.layers.Dense(2)(x))
-    model.compile(optimizer, "mse")
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
-def begun(batch, model=None, examples=1000):
-    batch(tf.data.Dataset.range(examples))
-    batch.begin(model or model_of(16), batch.steps)
-    return batch
-
-
-def test_training_bytes_are_activations_weights_gradients_and_slots():
-    model = model_of(16, keras.optimizers.Adam())
-    weights = 4 * (3 * 3 * 3 * 16 + 16 + 16 * 2 + 2)
-    # What the convolution reads, what the ReLU writes, what the Dense reads.
-    kept = 4 * (8 * 8 * 3 + 6 * 6 * 16 + 16)
-    singles = sum(
-        np.dtype(v.dtype).itemsize
-        for v in model.optimizer.variables
-        if v.shape == ()
-    )
-    assert training_bytes(model, 10) == 4 * weights + singles + 10 * kept
-    assert model_cost(model).activation_bytes == kept
-
-
-def test_it_grows_to_the_largest_multiple_that_the_first_memory_allows():
-    first, smaller = model_of(16), model_of(5)
-    batch = begun(DynamicBatch(64, granularity=8), first)
-    budget = training_bytes(first, 64)
-    size = batch.grow(smaller)
-    assert size % 8 == 0
-    assert training_bytes(smaller, size) <= budget
-    assert training_bytes(smaller, size + 8) > budget
-
-
-def test_a_budget_in_bytes_counts_instead():
-    model = model_of(16)
-    budget = training_bytes(model, 100) - 1
-    batch = begun(DynamicBatch(8, granularity=4, memory_budget=budget), model)
-    assert batch.grow(model) == 96
-
-
-def test_the_memory_of_the_device_is_a_budget():
-    model = model_of(16)
-    fixed = training_bytes(model, 0)
-    per_example = training_bytes(model, 1) - fixed
-    room = (device_bytes() / 1.25 - fixed) // per_example
-    batch = DynamicBatch(8, granularity=1, memory_budget="device")
-    assert begun(batch, model, examples=10**12).grow(model) == room
-
-
-def test_it_never_gets_smaller():
-    model = model_of(16)
-    budget = training_bytes(model, 30)
-    batch = begun(DynamicBatch(64, memory_budget=budget), model)
-    assert batch.grow(model) == 64
-
-
-def test_it_is_no_larger_than_its_maximum_or_the_data():
-    for examples, maximum, expected in ((1000, 50, 48), (70, None, 64)):
-        batch = DynamicBatch(8, 16, memory_budget=2**30, maximum=maximum)
-        assert begun(batch, examples=examples).grow(model_of(16)) == expected
+from keras_prunetrain import DynamicBatch
 
 
 @pytest.mark.parametrize(
@@ -88,23 +15,27 @@ def test_it_is_no_larger_than_its_maximum_or_the_data():
     [("linear", 3.0), ("sqrt", 3.0**0.5), (lambda ratio: ratio / 2, 1.5)],
 )
 def test_the_learning_rate_is_scaled(scaling, expected):
-    batch = DynamicBatch(32, maximum=96, memory_budget=2**30, scaling=scaling)
-    begun(batch).grow(model_of(16))
-    assert batch.size == 96
+    batch = DynamicBatch(32, scaling=scaling)
+    batch.size = 96
+    assert (batch.ratio, batch.size) == (3.0, 96)
     assert batch.learning_rate_ratio == pytest.approx(expected)
 
 
-def test_updates_count_in_updates_of_the_initial_size():
-    batch = begun(DynamicBatch(32, maximum=96, memory_budget=2**30))
-    model = model_of(16)
-    assert batch.initial_updates(10) == 10
-    model.optimizer.iterations.assign(10)
-    batch.grow(model)
-    assert [batch.initial_updates(n) for n in (10, 11, 20)] == [10, 13, 40]
-    batch.maximum = 192  # It grows once more, twice as large.
-    model.optimizer.iterations.assign(20)
-    batch.grow(model)
-    assert [batch.initial_updates(n) for n in (20, 21)] == [40, 46]
+def test_a_size_that_is_set_is_that_of_the_next_pass():
+    batch = DynamicBatch(4, scaling=lambda ratio: 5 - ratio)
+    data = batch(tf.data.Dataset.range(20))
+    batch.size = np.int64(10)
+    assert [len(rows) for rows in data.take(batch.steps)] == [10, 10]
+    for size, message in ((20, "`scaling`"), (0, "`size`"), (2.5, "`size`")):
+        with pytest.raises(ValueError, match=message):
+            batch.size = size
+        assert batch.size == 10
+    assert [len(rows) for rows in data.take(batch.steps)] == [10, 10]
+
+
+def test_numpys_integers_are_as_good_as_pythons():
+    batch = DynamicBatch(np.int32(4), np.uint8(2), np.float32(1e6), np.int64(8))
+    assert repr(batch) == repr(DynamicBatch(4, 2, 1_000_000, 8))
 
 
 def test_arrays_become_a_data_set_with_each_row_once():
@@ -163,6 +94,21 @@ def test_examples_of_unknown_rank_are_batched():
     assert [len(rows) for rows in DynamicBatch(4)(data)] == [4, 4]
 
 
+@pytest.mark.parametrize(
+    ("x", "shapes"),
+    [
+        (None, r"\(\)"),
+        (np.float32(3.0), r"\(\)"),
+        (np.zeros((0, 3)), r"\(0, 3\)"),
+        ([np.zeros((4, 3)), None], r"\(4, 3\), \(\)"),
+        ({"a": 3.0}, r"\(\)"),
+    ],
+)
+def test_what_has_no_examples_is_refused(x, shapes):
+    with pytest.raises(ValueError, match=f"first axis .* shapes {shapes}"):
+        DynamicBatch(2).arrays(x)
+
+
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"same number .* Received: 10, 9"):
         DynamicBatch(4).arrays(np.zeros(10), np.zeros(9))
@@ -173,16 +119,36 @@ def test_arrays_of_different_lengths_are_refused():
     [
         ({"initial": 0}, "`initial` must be an integer of at least 1"),
         ({"initial": 2.5}, "`initial`"),
+        ({"initial": True}, "`initial`"),
         ({"initial": 4, "granularity": 0}, "`granularity`"),
+        ({"initial": 4, "granularity": np.True_}, "`granularity`"),
+        ({"initial": 4, "maximum": "8"}, "`maximum` must be an integer"),
         ({"initial": 4, "maximum": 2}, "`maximum` must be at least `initial`"),
         ({"initial": 4, "memory_budget": -1}, "`memory_budget`"),
         ({"initial": 4, "memory_budget": "all"}, "`memory_budget`"),
+        ({"initial": 4, "memory_budget": math.inf}, "`maximum` limits"),
+        ({"initial": 4, "memory_budget": math.nan}, "`memory_budget`"),
+        ({"initial": 4, "memory_budget": True}, "`memory_budget`"),
+        ({"initial": 4, "memory_budget": np.array([1, 2])}, "`memory_budget`"),
         ({"initial": 4, "scaling": "cubic"}, "`scaling`"),
+        ({"initial": 4, "scaling": []}, "`scaling`"),
+        ({"initial": 4, "scaling": lambda ratio: math.nan}, "above 0"),
+        ({"initial": 4, "scaling": lambda ratio: -ratio}, "above 0"),
+        ({"initial": 4, "scaling": lambda ratio: ratio - 1}, "above 0"),
+        ({"initial": 4, "scaling": lambda ratio: 1 / (ratio - 1)}, "It fails"),
+        ({"initial": 4, "scaling": lambda ratio: "x"}, "It fails for 1: Value"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         DynamicBatch(**arguments)
+
+
+def test_a_scaling_need_not_be_known_beyond_the_maximum():
+    known = {1.0: 1.0, 1.5: 1.2}
+    DynamicBatch(4, maximum=6, scaling=known.__getitem__)
+    with pytest.raises(ValueError, match=r"It fails for 2: KeyError\(2\.0\)"):
+        DynamicBatch(4, maximum=8, scaling=known.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -201,58 +167,3 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 def test_data_that_cannot_be_batched_is_refused(data, message):
     with pytest.raises(ValueError, match=message):
         DynamicBatch(4)(data())
-
-
-def test_a_budget_below_a_batch_of_one_is_refused():
-    with pytest.raises(ValueError, match="with a batch of one on each"):
-        begun(DynamicBatch(4, memory_budget=1000))
-
-
-def test_other_data_than_its_own_is_refused():
-    batch = DynamicBatch(4)
-    with pytest.raises(ValueError, match="does not train on the data set of"):
-        batch.begin(model_of(16), 10)
-    batch(tf.data.Dataset.range(100))
-    with pytest.raises(ValueError, match="Received: 10 steps .* expected 25"):
-        batch.begin(model_of(16), 10)
-
-
-@pytest.mark.parametrize(
-    ("rest", "replicas", "empty"),
-    # The parts that TensorFlow makes: [2, 2, 1, 0], [2, 2, 2, 0], ...
-    [(5, 4, True), (6, 4, True), (7, 4, False), (8, 4, False), (0, 4, False)]
-    + [(9, 8, True), (1, 2, True), (2, 2, False), (3, 2, False), (4, 1, False)],
-)
-def test_it_knows_when_a_replica_gets_nothing(rest, replicas, empty):
-    parts = tf.data.Dataset.range(rest + 16).batch(16).skip(1)
-    batch = DynamicBatch(16)
-    batch(tf.data.Dataset.range(16 + rest))
-    assert batch._leaves_a_replica_empty(16, replicas) == empty
-    if rest:
-        size = -(-rest // replicas)
-        (rows,) = parts
-        cut = [rows[i * size : (i + 1) * size] for i in range(replicas)]
-        assert any(len(part) == 0 for part in cut) == empty
-
-
-def test_it_is_for_one_model():
-    batch = begun(DynamicBatch(4))
-    with pytest.raises(ValueError, match="grown with another model"):
-        batch.begin(model_of(16), batch.steps)
-
-
-def test_after_compiling_anew_updates_count_from_the_start():
-    model = model_of(16)
-    model.optimizer.iterations.assign(10)
-    batch = begun(DynamicBatch(32, maximum=96, memory_budget=2**30), model)
-    batch.grow(model)
-    model.compile("sgd", "mse")
-    batch.begin(model, batch._steps_of_data)
-    assert [batch.initial_updates(n) for n in (0, 1)] == [0, 3]
-
-
-def test_several_steps_per_execution_are_refused():
-    model = model_of(16)
-    model.compile("sgd", "mse", steps_per_execution=2)
-    with pytest.raises(ValueError, match="steps_per_execution=1"):
-        begun(DynamicBatch(4), model)

@@ -18,7 +18,7 @@ from keras_prunetrain.cost import (
 from keras_prunetrain.distribution import (
     average_statistics,
     check_agreement,
-    check_strategy,
+    prepare_strategy,
     replica_count,
 )
 from keras_prunetrain.fit.arguments import (
@@ -31,6 +31,7 @@ from keras_prunetrain.fit.record import (
     learning_rate,
     record_of,
 )
+from keras_prunetrain.growth import begin_growth
 from keras_prunetrain.lasso import attach
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
 from keras_prunetrain.memory import training_bytes
@@ -182,7 +183,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def on_train_begin(self, logs=None):
         check_siblings(self, self._siblings)
-        check_strategy(self.model)
+        prepare_strategy(self.model)
         if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
                 "`finetune_epochs` must leave at least one epoch with lasso. "
@@ -208,7 +209,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._replicas = replica_count(self.model)
         check_agreement(self.model, self._description())
         if self.batch is not None:
-            self.batch.begin(self.model, self.params["steps"])
+            begin_growth(self.batch, self.model, self.params["steps"])
             self._scale_learning_rate()
         self._tell_log("on_train_begin")
         self._begin_lasso(numbering, skipped)
@@ -262,7 +263,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         if self._replicas == 1 or is_first or is_last or steps is None:
             self._count_examples()
         if self.batch is not None and batch == 0 and self._examples is not None:
-            self.batch.check_first_step(self._examples)
+            self.batch.growth.check_first_step(self._examples)
         self._lasso.after_first_batch(
             self.model, logs or {}, self.penalty_ratio
         )
@@ -375,7 +376,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         keras_internals.scale_learning_rate(
             self.model.optimizer,
             self.batch.learning_rate_ratio,
-            self.batch.initial_updates,
+            self.batch.growth.initial_updates,
         )
 
     def on_train_end(self, logs=None):
@@ -445,7 +446,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._size = int(plan.alive.sum())
         self._cost = cost
         if self.batch is not None:
-            report.batch_size_after = self.batch.grow(self.model)
+            report.batch_size_after = self.batch.growth.grow(self.model)
             self._scale_learning_rate()
         return report
 

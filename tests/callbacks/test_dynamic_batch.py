@@ -80,7 +80,6 @@ def test_no_example_is_lost_or_seen_twice_and_each_epoch_has_its_own_order():
     epochs = []
     for size in (4, 16, 7):
         batch.size = size
-        batch._variable.assign(size)
         for _ in range(2):
             batches = data.take(batch.steps).as_numpy_iterator()
             epochs.append(np.concatenate(list(batches)))
@@ -275,7 +274,7 @@ def test_the_first_budget_holds_the_slots_of_an_optimizer_that_is_not_built():
         shuffle=False,
         callbacks=[PruneTrainCallback(batch=batch)],
     )
-    assert batch._budget == training_bytes(model, 4)
+    assert batch.growth.budget == training_bytes(model, 4)
 
 
 def test_after_a_fit_that_broke_off_the_next_one_is_not_scaled_twice():

@@ -21,6 +21,7 @@ from keras_prunetrain.distribution import (
     check_strategy,
     is_first_worker,
 )
+from keras_prunetrain.growth import begin_growth
 from tests.callbacks.fits import Kill, examples, network, widths
 
 DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
@@ -118,9 +119,11 @@ def test_validation_sees_the_statistics_of_all_replicas(strategy):
     with strategy.scope():
         model = network(compiled={"run_eagerly": False})
     data = tf.data.Dataset.from_tensor_slices(examples(16)).batch(8)
+    # A first batch that the replicas do not share equally.
+    validation = tf.data.Dataset.from_tensor_slices(examples(7)).batch(7)
     model.fit(
         data,
-        validation_data=data,
+        validation_data=validation,
         verbose=0,
         shuffle=False,
         callbacks=[PruneTrainCallback(), Look()],
@@ -214,8 +217,10 @@ def test_statistics_become_the_mean_of_what_the_replicas_have(strategy):
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_replicas_that_do_not_divide_the_batch_are_refused(strategy):
+    with strategy.scope():
+        model = network()
     with pytest.raises(ValueError, match="2 replicas do not divide the first"):
-        train(strategy, batch=DynamicBatch(5))
+        begin_growth(DynamicBatch(5), model, 8)
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
@@ -231,8 +236,7 @@ def test_the_memory_is_that_of_each_replica(strategy):
         model.optimizer.build(model.trainable_variables)
     batch = DynamicBatch(4, 4, memory_budget=training_bytes(model, 10))
     batch(tf.data.Dataset.range(100))
-    batch.begin(model, batch.steps)
-    assert batch.grow(model) == 2 * 8
+    assert begin_growth(batch, model, batch.steps).grow(model) == 2 * 8
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)

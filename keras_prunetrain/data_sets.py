@@ -1,0 +1,176 @@
+"""Data sets in batches whose size is read anew at each pass."""
+
+from concurrent import futures
+
+import numpy as np
+
+
+def size_variable(size):
+    """Returns a variable that holds a batch size, read when a pass begins.
+
+    It belongs to no strategy, even if it is made in the scope of one: a copy on
+    each replica could not be read inside of a data set.
+
+    Args:
+        size: Integer.
+    """
+    import tensorflow as tf
+
+    def on_cpu():
+        with tf.init_scope(), tf.device("/CPU:0"):
+            return tf.Variable(size, dtype="int64")
+
+    # The scope of a strategy is that of one thread.
+    with futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(on_cpu).result()
+
+
+def batched(examples, size, steps):
+    """Returns `examples` in batches.
+
+    Args:
+        examples: An unbatched `tf.data.Dataset`.
+        size: A `size_variable`.
+        steps: Integer. The number of batches that the result claims to have:
+            `fit` asks once, when it begins.
+    """
+    import tensorflow as tf
+
+    # A function that is traced, and reads the variable each time it runs.
+    batches = tf.data.Dataset.range(1).flat_map(lambda _: examples.batch(size))
+    return batches.apply(tf.data.experimental.assert_cardinality(steps))
+
+
+def is_data_set(data):
+    """Whether `data` is a data set, of one device or of several."""
+    import tensorflow as tf
+
+    return isinstance(data, tf.data.Dataset | tf.distribute.DistributedDataset)
+
+
+def check_examples(examples, size):
+    """Raises a `ValueError` unless `examples` can be formed into batches.
+
+    Args:
+        examples: What should be an unbatched `tf.data.Dataset`.
+        size: Integer, at most the number of examples.
+    """
+    import tensorflow as tf
+
+    if not isinstance(examples, tf.data.Dataset):
+        raise ValueError(
+            "A DynamicBatch is called on an unbatched `tf.data.Dataset`; for "
+            "arrays there is `batch.arrays(images, labels)`. A `PyDataset` or "
+            "a generator forms its batches itself and cannot be enlarged. "
+            f"Received: {type(examples).__name__}"
+        )
+    shapes = [
+        spec.shape
+        for spec in tf.nest.flatten(examples.element_spec)
+        if hasattr(spec, "shape")
+    ]
+    if all(s.rank and s[:1].as_list() == [None] for s in shapes):
+        raise ValueError(
+            "The data set is batched already: every element has a first axis "
+            "of unknown length. Leave `.batch(...)` out, or undo it with "
+            f"`.unbatch()`. Received: {examples.element_spec}"
+        )
+    count = int(examples.cardinality())
+    if count < 0:
+        kind = "infinite" if count == -1 else "unknown"
+        raise ValueError(
+            f"The data set is of {kind} size. Leave `.repeat()` out; after a "
+            "`filter` or a generator, tell the number of examples with "
+            "`.apply(tf.data.experimental.assert_cardinality(n))`."
+        )
+    if count < size:
+        raise ValueError(
+            f"A batch is larger than the data set: {size} examples, and "
+            f"{count} are there."
+        )
+
+
+def structure_of(x, y, sample_weight):
+    """Returns arrays in the structure that `fit` expects of a data set.
+
+    Args:
+        x: Array, or a structure of arrays: dicts, lists, tuples.
+        y: The same, or `None`.
+        sample_weight: Array, or `None`.
+
+    Raises:
+        ValueError: If the arrays have no examples, or not equally many.
+    """
+    import tensorflow as tf
+
+    if y is None and sample_weight is not None:
+        raise ValueError(
+            "`sample_weight` without `y` would be taken for the targets. "
+            "Pass `y` as well."
+        )
+    parts = [x] + [part for part in (y, sample_weight) if part is not None]
+    structure = tuple(parts) if len(parts) > 1 else x
+    # A data set would stack a list to one tensor.
+    structure = _lists_as_tuples(structure)
+    if y is None and isinstance(structure, tuple):
+        structure = (structure,)  # Else the second input were the target.
+    shapes = [_shape(leaf) for leaf in tf.nest.flatten(structure)]
+    if not all(shape and shape[0] for shape in shapes):
+        raise ValueError(
+            "Arrays must have a first axis with the examples, at least one. "
+            f"Received: shapes {', '.join(map(str, shapes))}"
+        )
+    if len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            "All arrays must have the same number of examples. Received: "
+            f"{', '.join(str(shape[0]) for shape in shapes)}"
+        )
+    return structure
+
+
+def tensors_of(structure):
+    """Returns a structure of arrays as one of tensors, in the main memory."""
+    import tensorflow as tf
+
+    with tf.device("/CPU:0"):
+        return tf.nest.map_structure(tf.convert_to_tensor, structure)
+
+
+def positions_in(tensors, shuffle, seed):
+    """Returns a data set of the positions of all rows, a new order each pass.
+
+    Args:
+        tensors: A structure of tensors with the same number of rows.
+        shuffle: Boolean. Without it, the order is that of the rows.
+        seed: Integer that decides the orders.
+    """
+    import tensorflow as tf
+
+    count = int(tf.nest.flatten(tensors)[0].shape[0])
+    positions = tf.data.Dataset.range(count)
+    return positions.shuffle(count, seed=seed) if shuffle else positions
+
+
+def gathered(batches, tensors):
+    """Returns the rows of `tensors` at each batch of their positions."""
+    import tensorflow as tf
+
+    def rows(positions):
+        return tf.nest.map_structure(
+            lambda tensor: tf.gather(tensor, positions), tensors
+        )
+
+    return batches.map(rows).prefetch(2)
+
+
+def _shape(array):
+    # Those of TensorFlow are no tuples.
+    return tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
+
+
+def _lists_as_tuples(structure):
+    if isinstance(structure, dict):
+        return {k: _lists_as_tuples(v) for k, v in structure.items()}
+    if isinstance(structure, list | tuple):
+        return tuple(map(_lists_as_tuples, structure))
+    return structure

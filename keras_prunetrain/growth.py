@@ -1,0 +1,232 @@
+"""Lets a batch grow into the memory that a model leaves free."""
+
+import logging
+import math
+import weakref
+
+from keras_prunetrain import data_sets, keras_internals
+from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.memory import (
+    device_bytes,
+    iteration_bytes,
+    training_bytes,
+)
+
+_LOG = logging.getLogger("keras_prunetrain")
+# Measured bytes of an iteration over counted ones: 1.14 at most
+# (tools/benchmarks/memory.py), and something to spare.
+_OVERHEAD = 1.25
+_OTHER_DATA = (
+    "`fit` does not train on the data set of this DynamicBatch: hand it "
+    "`batch(train)`, with `train` an unbatched `tf.data.Dataset`, or "
+    "`batch.arrays(images, labels)`, and no `steps_per_epoch`."
+)
+
+
+def begin_growth(batch, model, steps):
+    """Returns the `BatchGrowth` of `batch` in a `fit` of `model`.
+
+    To be called by a callback before the first step. A further `fit` of the
+    same model goes on with the same `BatchGrowth`.
+
+    Args:
+        batch: A `DynamicBatch`.
+        model: The model, compiled and built.
+        steps: Integer. How many steps per epoch `fit` knows of.
+
+    Raises:
+        ValueError: If `fit` does not read a data set of this batch, if a step
+            cannot be divided among the replicas, if the batch has been grown
+            with another model, or if the budget is below what a batch of one
+            takes.
+    """
+    _check_replicas(batch, replica_count(model))
+    _check_data(batch, steps)
+    if model.steps_per_execution > 1:
+        raise ValueError(
+            "A batch that grows makes epochs shorter, and an execution of "
+            "several steps cannot end in its middle. Compile with "
+            "`steps_per_execution=1`. Received: steps_per_execution="
+            f"{model.steps_per_execution}"
+        )
+    if batch.growth is not None and not batch.growth.belongs_to(model):
+        raise ValueError(
+            "This DynamicBatch has been grown with another model. Make a new "
+            f"one for '{model.name}'. Received: {batch}"
+        )
+    if not model.optimizer.built:  # Its slots take memory, too.
+        with keras_internals.strategy_scope(model):
+            model.optimizer.build(model.trainable_variables)
+    if batch.growth is None:
+        batch.growth = BatchGrowth(batch, model)
+    batch.growth.resume(model)
+    return batch.growth
+
+
+class BatchGrowth:
+    """Enlarges a `DynamicBatch` to what one model leaves free.
+
+    Args:
+        batch: The `DynamicBatch`.
+        model: The first architecture, compiled, its optimizer built.
+
+    Attributes:
+        budget: Number of bytes that one iteration may take on each replica.
+
+    Raises:
+        ValueError: If the budget is below what a batch of one takes.
+    """
+
+    def __init__(self, batch, model):
+        self._batch = batch
+        self._model = weakref.ref(model)
+        self.budget = _budget_for(batch, model)
+        # (update, the updates of the initial size that it stands for), at the
+        # last growth.
+        self._since = (0, 0)
+
+    def belongs_to(self, model):
+        """Whether this is the growth with `model`, the same object."""
+        return self._model() is model
+
+    def resume(self, model):
+        """Notices whether the updates of `model` count from 0 again.
+
+        They do if it has been compiled anew since the last growth.
+        """
+        if keras_internals.update_count(model.optimizer) < self._since[0]:
+            self._since = (0, 0)
+
+    def initial_updates(self, iterations):
+        """Converts updates to those of the initial size on the same examples.
+
+        Args:
+            iterations: Integer, or integer tensor. The optimizer's, at least
+                as many as at the last growth.
+        """
+        update, initial_updates = self._since
+        examples = (iterations - update) * self._batch.size
+        return initial_updates + examples // self._batch.initial
+
+    def check_first_step(self, examples):
+        """Raises a `ValueError` unless the first step saw so many `examples`.
+
+        Another data set may have as many steps.
+        """
+        expected = min(self._batch.size, self._batch.examples)
+        if examples != expected:
+            raise ValueError(
+                f"{_OTHER_DATA} Received: {examples} examples in the first "
+                f"step, expected {expected}"
+            )
+
+    def grow(self, model):
+        """Enlarges the batch to what the memory allows; never makes it smaller.
+
+        A size for which `DynamicBatch.scaling` gives no learning rate is not
+        grown to, with a warning: the model has become smaller already, and the
+        training goes on.
+
+        Args:
+            model: The model as it is now.
+
+        Returns:
+            The new size, an integer.
+        """
+        size = self._size_for(model)
+        if size <= self._batch.size:
+            return self._batch.size
+        update = keras_internals.update_count(model.optimizer)
+        since = (update, self.initial_updates(update))
+        try:
+            self._batch.size = size
+        except ValueError as error:
+            _LOG.warning(
+                "The batch stays at %d examples and does not grow to %d. %s",
+                self._batch.size,
+                size,
+                error,
+            )
+        else:
+            self._since = since
+        return self._batch.size
+
+    def _size_for(self, model):
+        """Returns the largest size that fits, an integer; 0 if none does."""
+        batch, replicas = self._batch, replica_count(model)
+        fixed, per_example = iteration_bytes(model)
+        room = math.inf  # Examples, on one replica.
+        if per_example:
+            room = (self.budget - fixed) // per_example
+        limit = min(batch.maximum or math.inf, batch.examples)
+        step = batch.granularity * replicas
+        size = int(min(room * replicas, limit) // step) * step
+        while size > 0 and leaves_a_replica_empty(
+            batch.examples, size, replicas
+        ):
+            size -= step
+        return max(size, 0)
+
+
+def leaves_a_replica_empty(examples, size, replicas):
+    """Whether the last batch of an epoch has no example for some replica.
+
+    TensorFlow cuts it into parts that are as large as the first one, as long as
+    there are examples.
+
+    Args:
+        examples: Integer. Those of an epoch.
+        size: Integer. The batch size, over all replicas.
+        replicas: Integer.
+    """
+    rest = examples % size
+    return 0 < rest <= math.ceil(rest / replicas) * (replicas - 1)
+
+
+def _check_replicas(batch, replicas):
+    if batch.initial % replicas:
+        raise ValueError(
+            f"The {replicas} replicas do not divide the first batch. "
+            f"Received: initial={batch.initial}"
+        )
+    examples, size = batch.examples, batch.size
+    if examples and leaves_a_replica_empty(examples, size, replicas):
+        raise ValueError(
+            f"The last batch of an epoch has {examples % size} examples for "
+            f"{replicas} replicas, one of which would get none, and layers "
+            "fail on that. Choose another `initial`, or leave out examples "
+            f"with `train.take(n)`. Received: batches of {size} for {examples} "
+            "examples"
+        )
+
+
+def _check_data(batch, steps):
+    fixed_steps = keras_internals.fit_argument("steps_per_epoch")
+    if fixed_steps is not None:
+        raise ValueError(
+            f"{_OTHER_DATA} Received: steps_per_epoch={fixed_steps}"
+        )
+    data = keras_internals.fit_argument("x")
+    if data is not None and not data_sets.is_data_set(data):
+        raise ValueError(f"{_OTHER_DATA} Received: {type(data).__name__}")
+    if batch.examples is None or steps != batch.announced_steps:
+        raise ValueError(
+            f"{_OTHER_DATA} Received: {steps} steps per epoch, expected "
+            f"{batch.announced_steps}"
+        )
+
+
+def _budget_for(batch, model):
+    if batch.memory_budget is None:
+        return training_bytes(model, batch.initial // replica_count(model))
+    budget = batch.memory_budget
+    if budget == "device":
+        budget = device_bytes() / _OVERHEAD
+    least = training_bytes(model, 1)
+    if budget < least:
+        raise ValueError(
+            f"One training iteration of '{model.name}' takes {least:,} bytes "
+            "with a batch of one on each replica. Received: "
+            f"memory_budget={batch.memory_budget!r} ({int(budget):,} bytes)"
+        )
+    return budget
