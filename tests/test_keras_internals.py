@@ -52,20 +52,6 @@ def test_calls_of_a_sequential_model_are_its_layers():
     assert names(keras_internals.calls(model)) == [x.name for x in model.layers]
 
 
-def test_running_a_graph_hands_on_what_each_call_returns():
-    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
-    model = keras.Model([a, b], [layers.Add(name="add")([a, b]), a])
-
-    def visit(call, values):
-        assert [id(x) for x in call.inputs] == [id(a), id(b)]
-        return [(call.operation.name, *values)]
-
-    assert keras_internals.run_graph(model, ["A", "B"], visit) == [
-        ("add", "A", "B"),
-        "A",
-    ]
-
-
 def test_arguments_of_a_call_can_be_replaced():
     x = keras.Input((4,))
     model = keras.Model(x, layers.Dropout(0.5)(x, training=True))

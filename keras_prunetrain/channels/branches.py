@@ -98,16 +98,16 @@ def _constant_summands(model, numbering, dead):
 
     Only of additions that an input can leave.
     """
-    still = {
+    silent = {
         key: np.ones(len(numbering.outputs[key][0].numbers), bool)
         for key in dead
     }
-    visits = follow_constants(model, numbering, still)
+    visits = follow_constants(model, numbering, silent)
     # What is called twice may not lose a branch in both of its calls.
-    times = collections.Counter(id(visit.call.operation) for visit in visits)
+    times = collections.Counter(id(x.call.operation) for x in visits)
     outputs = set(map(id, model.outputs))  # Their layers give them names.
     found = {}
-    for key, call, inputs in visits:
+    for key, call, inputs, _ in visits:
         rule = rule_for(call.operation)
         output = call.outputs[0]
         shapes = {x.shape for x in (*call.inputs, output)}

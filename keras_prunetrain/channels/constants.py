@@ -5,14 +5,17 @@ normalization behind it, still gives it a value. That value is followed through
 the graph, as far as it stays the same at every pixel.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
+from keras_prunetrain.channels.numbering import Numbering
 from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.channels.walk import Visit, run_graph
 
 # In the place of an unknown size: larger than a kernel is.
 _ANY_SIZE = 32
@@ -30,79 +33,61 @@ class Constant(NamedTuple):
     known: np.ndarray
 
 
-class Visit(NamedTuple):
-    """A call in the graph, or of a nested one, and what it reads.
-
-    Attributes:
-        key: Key of the layer, as in `Numbering.layers`.
-        call: The `keras_internals.Call`.
-        inputs: List of a `Constant`, or `None`, for each input.
-    """
-
-    key: str
-    call: Any
-    inputs: list
-
-
-def follow_constants(model, numbering, still):
+def follow_constants(
+    model: keras.Model, numbering: Numbering, silent: dict[str, np.ndarray]
+) -> list[Visit]:
     """Runs the graph of `model` on the constants in it.
 
     Args:
         model: A functional model.
         numbering: Its `Numbering`.
-        still: Dict from the key of a layer to a bool array, shape
-            `(output channels,)`: which of its channels its kernel, for all that
-            counts, multiplies everything by zero for.
+        silent: Dict from the key of a layer to a bool array, shape
+            `(output channels,)`: True where every kernel weight that writes
+            the channel is below the threshold.
 
     Returns:
-        List of `Visit`s, in running order.
+        List of the `Visit`s of all calls, in running order, nested models and
+        the calls in them included. Their inputs are `Constant`s, `None` where
+        nothing is known.
     """
-    walk = _Walk(numbering, still)
-    walk.run(model, [None] * len(model.inputs), "")
-    return walk.visits
+    visits = []
+
+    def visit(visit):
+        visits.append(visit)
+        if keras_internals.is_graph(visit.call.operation):
+            return None
+        channels = numbering.calls[visit.site]
+        found = _written(visit, channels, silent.get(visit.key))
+        return found or [None] * len(visit.call.outputs)
+
+    run_graph(model, [None] * len(model.inputs), visit)
+    return visits
 
 
-class _Walk:
-    def __init__(self, numbering, still):
-        self.visits = []
-        self._channels = iter(numbering.calls)
-        self._still = still
-        self._in_training = False
-
-    def run(self, model, values, prefix):
-        def visit(call, values):
-            return self._visit(call, values, prefix)
-
-        return keras_internals.run_graph(model, values, visit)
-
-    def _visit(self, call, values, prefix):
-        layer = call.operation
-        key = prefix + layer.name
-        self.visits.append(Visit(key, call, values))
-        if keras_internals.is_graph(layer):
-            outside = self._in_training
-            self._in_training = outside or _in_training(call)
-            outputs = self.run(layer, values, f"{key}/")
-            self._in_training = outside
-            return outputs
-        read, outputs = next(self._channels)
-        rule = rule_for(layer)
-        # Calling a layer with an activity regularizer would add to its losses.
-        active = getattr(layer, "activity_regularizer", None) is not None
-        if rule is None or active or self._in_training or _in_training(call):
-            return [None] * len(call.outputs)
-        if outputs[0].fixed:  # Its channels could not be followed, either.
-            return [None] * len(call.outputs)
-        if rule.flow == layer_rule.MOVES:
-            value = _kept(rule, values[0])
-            return [_moved(value, read[0].numbers, x.numbers) for x in outputs]
-        if key in self._still:
-            found = _known(_of_zeros(call, outputs[0]), self._still[key])
-        else:
-            found = _passed_on(call, rule, values, read)
-        if found is None or len(found.values) != len(outputs[0].numbers):
-            return [None] * len(call.outputs)
-        return [found]
+def _written(visit, channels, silent):
+    """Returns a `Constant` or `None` for each output, or `None` for all."""
+    call, rule = visit.call, rule_for(visit.call.operation)
+    # Calling a layer with an activity regularizer would add to its losses.
+    regularized = getattr(call.operation, "activity_regularizer", None)
+    if (
+        rule is None
+        or regularized is not None
+        or any(map(_in_training, (*visit.around, call)))
+        or channels.written[0].any_axis  # Its channels are not followed.
+    ):
+        return None
+    if rule.flow == layer_rule.MOVES:
+        value = _kept(rule, visit.inputs[0])
+        numbers = channels.read[0].numbers
+        return [_moved(value, numbers, x.numbers) for x in channels.written]
+    (written,) = channels.written
+    if silent is not None:
+        found = _known(_of_zeros(call, written), silent)
+    else:
+        found = _passed_on(call, rule, visit.inputs, channels.read)
+    if found is None or len(found.values) != len(written.numbers):
+        return None
+    return [found]
 
 
 def _known(values, known):
@@ -130,9 +115,9 @@ def _passed_on(call, rule, values, read):
     if rule.pointwise or rule.flow == layer_rule.JOINS:
         arrays = []
         for value, channels in zip(values, read, strict=True):
-            place = [1] * len(channels.shape)
-            place[channels.axis] = -1
-            arrays.append(value.values.reshape(place))
+            shape = [1] * len(channels.shape)
+            shape[channels.axis] = -1
+            arrays.append(value.values.reshape(shape))
         known = np.logical_and.reduce(
             np.broadcast_arrays(*(value.known for value in values))
         )

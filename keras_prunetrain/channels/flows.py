@@ -1,152 +1,134 @@
 """How channel numbers pass through one call: a function for each flow.
 
-Each takes the walk through the model (`numbering._Walk`), which hands out new
-numbers and collects which of them are equal, the `Call`, the layer's rule, the
-`Channels` that it reads and its key; and returns the `Channels` that it writes,
-a list, or `None` if they cannot be followed.
+Each takes the `Numbers` of the model, which hand out new ones and collect which
+of them are equal; the `Visit` of the call, with the `Channels` that it reads;
+the layer's rule; and the `Channels` that an earlier call of the layer writes,
+`None` in the first call. It returns the list of the `Channels` that the call
+writes, or raises `NotFollowed`.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from keras import ops, tree
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
+from keras_prunetrain.channels.numbers import Channels, merge
+
+# Stands in for an image size that is not known.
+_ANY_SIZE = 8
 
 
-class Channels(NamedTuple):
-    """The channel numbers of a tensor.
-
-    Attributes:
-        numbers: Int array, shape `(channels,)`.
-        axis: Int, where the channels lie; the batch is axis 0.
-        shape: The tensor's shape, batch first, `None` where unknown.
-        fixed: Whether these are the numbers of a tensor of unknown layout,
-            which all stay: any axis may be read as that of the channels.
-    """
-
-    numbers: np.ndarray
-    axis: int
-    shape: tuple
-    fixed: bool = False
+class NotFollowed(Exception):
+    """Why channels cannot be followed through a call, in words."""
 
 
-def _produces(walk, call, rule, inputs, key):
-    shape = tuple(call.outputs[0].shape)
-    axis = inputs[0].axis - len(inputs[0].shape) + len(shape)
-    if key in walk.outputs:  # A layer called twice computes the same.
-        numbers = walk.outputs[key][0].numbers
+def _produces(numbers, visit, rule, earlier):
+    x, layer = visit.inputs[0], visit.call.operation
+    shape = tuple(visit.call.outputs[0].shape)
+    axis = x.axis - len(x.shape) + len(shape)
+    if earlier is not None:  # A layer called twice computes the same.
+        made = earlier[0].numbers
     else:
-        numbers = walk.new_numbers(shape[axis])
+        made = numbers.new(shape[axis])
     if rule.groups is not None:
-        groups = rule.groups(call.operation)
-        _tie_groups(walk, inputs[0].numbers, groups)
-        _tie_groups(walk, numbers, groups)
-    return [Channels(numbers, axis, shape)]
+        groups = rule.groups(layer)
+        numbers.tie_groups(x.numbers, groups)
+        numbers.tie_groups(made, groups)
+    return [Channels(made, axis, shape)]
 
 
-def _tie_groups(walk, numbers, groups):
-    first, *others = numbers.reshape(groups, -1)
-    walk.ties += [(first, other) for other in others]
-
-
-def _carries(walk, call, rule, inputs, key):
-    x = inputs[0]
-    shape = tuple(call.outputs[0].shape)
-    # What pools a whole image drops its axes and leaves the channels.
+def _carries(numbers, visit, rule, earlier):
+    x = visit.inputs[0]
+    shape = tuple(visit.call.outputs[0].shape)
+    # Pooling a whole image drops all axes but batch and channels.
     axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
-    numbers = np.repeat(x.numbers, repeats(rule, call.operation))
-    return [x._replace(numbers=numbers, axis=axis, shape=shape)]
+    repeated = np.repeat(x.numbers, repeats(rule, visit.call.operation))
+    return [x._replace(numbers=repeated, axis=axis, shape=shape)]
 
 
-def _reduces(walk, call, rule, inputs, key):
-    x, operation = inputs[0], call.operation
-    if operation.axis is None:
-        return None
-    dropped = {axis % len(x.shape) for axis in np.ravel(operation.axis)}
+def _reduces(numbers, visit, rule, earlier):
+    x, operation = visit.inputs[0], visit.call.operation
+    axes = range(len(x.shape)) if operation.axis is None else operation.axis
+    dropped = {axis % len(x.shape) for axis in np.ravel(axes)}
     if dropped & {0, x.axis}:
-        return None
+        raise NotFollowed("it reduces the channels or the batch")
     axis = x.axis
     if not operation.keepdims:
         axis -= sum(i < x.axis for i in dropped)
-    return [x._replace(axis=axis, shape=tuple(call.outputs[0].shape))]
+    shape = tuple(visit.call.outputs[0].shape)
+    return [x._replace(axis=axis, shape=shape)]
 
 
-def _joins(walk, call, rule, inputs, key):
+def _joins(numbers, visit, rule, earlier):
     # Inputs of different rank meet at their last axes, as in NumPy.
-    from_end = {x.axis - len(x.shape) for x in inputs}
+    from_end = {x.axis - len(x.shape) for x in visit.inputs}
     if len(from_end) > 1:
-        return None
-    size = max(len(x.numbers) for x in inputs)
-    whole = [x.numbers for x in inputs if len(x.numbers) == size]
-    for numbers in whole[1:]:
-        walk.ties.append((whole[0], numbers))
-    for x in inputs:
-        if len(x.numbers) != size:  # One channel, spread over all.
-            walk.freeze(x, "spread over all channels")
-    shape = tuple(call.outputs[0].shape)
+        raise NotFollowed("the channels of its inputs lie on different axes")
+    size = max(len(x.numbers) for x in visit.inputs)
+    whole = [x.numbers for x in visit.inputs if len(x.numbers) == size]
+    for other in whole[1:]:
+        numbers.tie(whole[0], other)
+    for x in visit.inputs:
+        if len(x.numbers) != size:
+            numbers.freeze(x.numbers, f"{visit.key} spreads it over all others")
+    shape = tuple(visit.call.outputs[0].shape)
     return [Channels(whole[0], from_end.pop() + len(shape), shape)]
 
 
-def _concatenates(walk, call, rule, inputs, key):
-    shape = tuple(call.outputs[0].shape)
-    axes = {x.axis for x in inputs}
+def _concatenates(numbers, visit, rule, earlier):
+    shape = tuple(visit.call.outputs[0].shape)
+    axes = {x.axis for x in visit.inputs}
     if len(axes) > 1:
-        return None
+        raise NotFollowed("the channels of its inputs lie on different axes")
     axis = axes.pop()
-    if getattr(call.operation, "axis", axis) % len(shape) != axis:
-        return _joins(walk, call, rule, inputs, key)
-    numbers = np.concatenate([x.numbers for x in inputs])
-    return [Channels(numbers, axis, shape)]
+    if getattr(visit.call.operation, "axis", axis) % len(shape) != axis:
+        return _joins(numbers, visit, rule, earlier)
+    all_numbers = np.concatenate([x.numbers for x in visit.inputs])
+    return [Channels(all_numbers, axis, shape)]
 
 
-def _moves(walk, call, rule, inputs, key):
-    x = inputs[0]
-    if len(x.shape) < 2:  # One number for each example: no channels.
-        return None
-    place = [1] * len(x.shape)
-    place[x.axis] = -1
-    numbers = np.broadcast_to(
-        # From 1 on: 0 is what pads an image.
-        x.numbers.astype("int32").reshape(place) + 1,
-        [1, *(size or _ANY_SIZE for size in x.shape[1:])],
+def _moves(numbers, visit, rule, earlier):
+    call, x = visit.call, visit.inputs[0]
+    if len(x.shape) < 2:
+        raise NotFollowed("it reads one number per example, and no channels")
+    args, kwargs = keras_internals.arguments_with(
+        call, {id(call.inputs[0]): ops.convert_to_tensor(_as_values(x))}
     )
-    known = {id(call.inputs[0]): ops.convert_to_tensor(numbers)}
-    args, kwargs = keras_internals.arguments_with(call, known)
-    if kwargs.get("constant_values"):  # Of `pad`, taken for a number here.
-        return None
+    if kwargs.get("constant_values"):
+        raise NotFollowed("it pads with a value that is not zero")
     try:
-        moved = call.operation(*args, **kwargs)
-    except Exception:  # Not of that size.
-        return None
-    outputs = []
-    for tensor, moved_numbers in zip(
-        call.outputs, tree.flatten(moved), strict=True
-    ):
-        shape = tuple(tensor.shape)
-        found = _vector_in(walk, ops.convert_to_numpy(moved_numbers), shape)
-        if found is None:
-            return None
-        outputs.append(found)
-    return outputs
+        moved = tree.flatten(call.operation(*args, **kwargs))
+    except Exception as error:  # The stand-in may lack the size it needs.
+        raise NotFollowed(
+            "it does not run on channel numbers in the place of values"
+        ) from error
+    return [
+        _channels_in(numbers, ops.convert_to_numpy(values), tuple(tensor.shape))
+        for tensor, values in zip(call.outputs, moved, strict=True)
+    ]
 
 
-def _vector_in(walk, moved, shape):
-    """Returns the `Channels` of a tensor in which each place has a number.
+def _as_values(x):
+    """Returns a tensor of the shape of `x`, each value its channel's number.
+
+    Counted from 1: padding adds zeros.
+    """
+    per_axis = [1] * len(x.shape)
+    per_axis[x.axis] = -1
+    values = x.numbers.astype("int32").reshape(per_axis) + 1
+    sizes = [1, *(size or _ANY_SIZE for size in x.shape[1:])]
+    return np.broadcast_to(values, sizes)
+
+
+def _channels_in(numbers, moved, shape):
+    """Returns the `Channels` of a tensor that holds numbers from `_as_values`.
 
     Where the channels lie on several axes at once (between the reshapings
-    of a channel shuffle), they are tied until they lie on one.
+    of a channel shuffle), they are tied until they lie on one: on the axis
+    with the most channels left to tell apart.
     """
-    if (
-        not moved.size
-        or moved.ndim != len(shape)
-        or any(
-            size not in (None, found)
-            for size, found in zip(shape[1:], moved.shape[1:], strict=True)
-        )
-    ):
-        return None
+    if not moved.size or not _fits(moved.shape, shape):
+        raise NotFollowed("its output does not have the size it was built for")
     best, most = None, 0
     for axis in range(moved.ndim - 1, 0, -1):
         rows = np.moveaxis(moved, axis, -1).reshape(-1, moved.shape[axis])
@@ -158,44 +140,28 @@ def _vector_in(walk, moved, shape):
         if len(rows) > 1:
             rows = np.unique(rows, axis=0)
         differ = (rows > 0) & (rows != vector)
-        ties = [
-            (np.broadcast_to(vector, rows.shape)[differ] - 1, rows[differ] - 1)
-        ]
-        left = len(np.unique(merge(walk.count, ties)[vector - 1]))
+        tie = np.broadcast_to(vector, rows.shape)[differ] - 1, rows[differ] - 1
+        left = len(np.unique(merge(numbers.count, [tie])[vector - 1]))
         if left > most:
-            best, most = (vector - 1, axis, ties), left
+            best, most = (vector - 1, axis, tie), left
     if best is None:
-        return None
-    vector, axis, ties = best
-    walk.ties += ties
+        raise NotFollowed("its channels end up on no axis of its output")
+    vector, axis, tie = best
+    numbers.tie(*tie)
     return Channels(vector.astype(int), axis, shape)
 
 
-def repeats(rule, layer):
+def _fits(sizes, shape):
+    return len(sizes) == len(shape) and all(
+        expected in (None, size)
+        for size, expected in zip(sizes[1:], shape[1:], strict=True)
+    )
+
+
+def repeats(rule: layer_rule.LayerRule, layer) -> int:
     """Returns how many channels `layer` makes of each that it reads."""
     return 1 if rule.repeats is None else rule.repeats(layer)
 
-
-def merge(count, ties):
-    """Returns, for each of `count` numbers, its number after all `ties`.
-
-    Tied numbers get the same one, and the results are 0, 1, 2, ...
-    """
-    lowest = np.arange(count)
-    if ties:
-        left, right = (np.concatenate(side) for side in zip(*ties, strict=True))
-        while True:
-            a, b = lowest[left], lowest[right]
-            if np.array_equal(a, b):
-                break
-            np.minimum.at(lowest, np.maximum(a, b), np.minimum(a, b))
-            while not np.array_equal(lowest, lowest[lowest]):
-                lowest = lowest[lowest]
-    return np.unique(lowest, return_inverse=True)[1]
-
-
-# What runs on numbers in the place of an image of unknown size.
-_ANY_SIZE = 8
 
 FLOWS = {
     layer_rule.PRODUCES: _produces,

@@ -32,7 +32,7 @@ class Folding:
             living: For each label, which channels it holds alive; see `Plan`.
         """
         self._numbering = numbering
-        visits = follow_constants(model, numbering, _still(numbering, living))
+        visits = follow_constants(model, numbering, _silent(numbering, living))
         self._visits = collections.defaultdict(list)
         self._readers = collections.defaultdict(list)
         for visit in visits:
@@ -135,16 +135,16 @@ class Folding:
         return None, 0
 
 
-def _still(numbering, living):
+def _silent(numbering, living):
     """Returns, for each layer, the channels that all its kernels leave dead."""
-    still = {}
+    silent = {}
     for label, lives in zip(numbering.labels, living, strict=True):
         if label.is_kernel and label.side == "out":
             dead = np.zeros(label.numbers.shape, bool)
             if lives is not None:
                 dead = ~lives
-            still[label.layer] = dead & still.get(label.layer, True)
-    return still
+            silent[label.layer] = dead & silent.get(label.layer, True)
+    return silent
 
 
 def _is_even(layer):

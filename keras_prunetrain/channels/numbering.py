@@ -4,20 +4,28 @@ Every channel that a layer computes gets a number. A tensor's channel axis is
 then a vector of numbers. `Conv2D` makes new ones; `ReLU` passes them on; `Add`
 declares the numbers of its inputs equal, position by position, which is the
 paper's channel union; `Concatenate` concatenates them; a layer that only moves
-values is asked what it does by running it on the numbers. In the end every axis
-of every weight carries a label, and cutting a model is array work without a
-single layer class in it.
+values is run on the numbers themselves, which shows where it puts each. In the
+end every axis of every weight carries a label, and cutting a model is array
+work without a single layer class in it.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import FLOWS, Channels, merge, repeats
-from keras_prunetrain.channels.layer_rule import PRODUCES
+from keras_prunetrain.channels.flows import FLOWS, NotFollowed, repeats
+from keras_prunetrain.channels.layer_rule import (
+    CONCATENATES,
+    JOINS,
+    PRODUCES,
+    LayerRule,
+)
+from keras_prunetrain.channels.numbers import Channels, Numbers
 from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.channels.walk import Visit, run_graph
 
 
 class Label(NamedTuple):
@@ -28,7 +36,8 @@ class Label(NamedTuple):
         weight: The `keras.Variable`.
         axis: Int, at least 0.
         numbers: Int array, shape `(weight.shape[axis],)`.
-        side: `"in"` or `"out"`.
+        side: `"in"` if the layer reads these channels, `"out"` if it writes
+            them.
         is_kernel: Whether the weight's magnitude says which channels live.
     """
 
@@ -36,7 +45,7 @@ class Label(NamedTuple):
     weight: Any
     axis: int
     numbers: np.ndarray
-    side: str
+    side: Literal["in", "out"]
     is_kernel: bool
 
     def magnitudes(self) -> np.ndarray:
@@ -50,6 +59,18 @@ class Label(NamedTuple):
         return np.maximum(weight.max(axis=others), -weight.min(axis=others))
 
 
+class CallChannels(NamedTuple):
+    """The channels that pass through one call.
+
+    Attributes:
+        read: List of the `Channels` of each input.
+        written: List of the `Channels` of each output.
+    """
+
+    read: list[Channels]
+    written: list[Channels]
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbering:
     """The channel numbers of a whole model.
@@ -58,24 +79,26 @@ class Numbering:
 
     Attributes:
         size: Number of different channels.
-        layers: Dict from a key to the layer. The key is the layer's name,
-            behind the names of the models it is nested in: `"backbone/conv1"`.
-        labels: List of `Label`, one for each channel axis of each weight.
-        inputs: Dict from a layer's key to the `Channels` that it reads, a
-            list, the first time it is called.
-        outputs: The same for what it writes.
-        calls: List with the `Channels` that each call reads, a list, and those
-            that it writes, in running order; nested models are taken apart.
-        frozen: Dict from a number that must stay to the reason, a string.
+        layers: Dict from a key to the layer, or other operation. The key is
+            the layer's name, behind the names of the models it is nested in:
+            `"backbone/conv1"`.
+        labels: List of `Label`s, one for each channel axis of each weight.
+        inputs: Dict from a layer's key to the list of the `Channels` that its
+            first call reads.
+        outputs: The same for the `Channels` that its first call writes. Models
+            that were looked into are in `inputs` only.
+        calls: Dict from the `Visit.site` of each call, except those of models
+            that were looked into, to its `CallChannels`.
+        frozen: Dict from each number that must stay to the reason, a string.
     """
 
     size: int
-    layers: dict
-    labels: list
-    inputs: dict
-    outputs: dict
-    calls: list
-    frozen: dict
+    layers: dict[str, keras.Operation]
+    labels: list[Label]
+    inputs: dict[str, list[Channels]]
+    outputs: dict[str, list[Channels]]
+    calls: dict[tuple[int, ...], CallChannels]
+    frozen: dict[int, str]
 
     def kernels(self, side: str | None = None) -> list[Label]:
         """Returns the labels of the kernels, on both sides or on one.
@@ -99,12 +122,17 @@ class Numbering:
         ]
 
 
-def number_channels(model):
+def number_channels(model: keras.Model) -> Numbering:
     """Returns the `Numbering` of a functional `model`.
 
     Raises:
-        ValueError: If the layers of `model` form no known graph.
+        ValueError: If `model` is no model, or its layers form no known graph.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Channels can be followed through a `keras.Model`. Received: "
+            f"model={model!r}"
+        )
     if not keras_internals.is_graph(model):
         raise ValueError(
             f"Cannot follow the channels of '{model.name}', a "
@@ -114,207 +142,205 @@ def number_channels(model):
             "begins with `keras.Input(shape)`. A subclass of `keras.Model` "
             "works if its `__init__` calls `super().__init__(inputs, outputs)`."
         )
-    walk = _Walk()
-    inputs = [
-        walk.frozen_channels(x.shape, "model input") for x in model.inputs
-    ]
-    for channels in walk.run(model, inputs, ""):
-        walk.freeze(channels, "model output")
-    return walk.result()
+    return _Numberer().number(model)
 
 
-class _Walk:
-    """Follows the channels; the one place with state."""
+class _Numberer:
+    """Follows the channels through a model, call by call."""
 
     def __init__(self):
-        self.count = 0
-        self.ties = []  # Pairs of arrays whose numbers are equal.
-        self._frozen = []  # Pairs of numbers and the reason why they stay.
-        self._labels = {}
+        self._numbers = Numbers()
         self._layers = {}
+        self._labels = {}  # By the weight's id and the axis.
         self._inputs = {}
-        self.outputs = {}
-        self._calls = []
-        self._first_calls = {}  # id of a layer -> what its first call passes.
+        self._outputs = {}
+        self._calls = {}
+        self._first_reads = {}  # By the layer's id.
 
-    def run(self, model, inputs, prefix):
-        def visit(call, values):
-            return self._follow(call, values, prefix)
+    def number(self, model):
+        numbers = self._numbers
+        inputs = [
+            numbers.unknown(x.shape, "model input", first=True)
+            for x in model.inputs
+        ]
+        for channels in run_graph(model, inputs, self._visit):
+            numbers.freeze(channels.numbers, "model output", first=True)
+        merged = numbers.merged()
 
-        return keras_internals.run_graph(model, inputs, visit)
+        def after_ties(channels):
+            return [x._replace(numbers=merged[x.numbers]) for x in channels]
 
-    def result(self):
-        numbers = merge(self.count, self.ties)
-
-        def merged(channels):
-            return [x._replace(numbers=numbers[x.numbers]) for x in channels]
-
-        frozen = {}
-        for vector, reason in self._frozen:
-            for number in numbers[vector]:
-                frozen.setdefault(int(number), reason)
         return Numbering(
-            size=int(numbers.max(initial=-1)) + 1,
+            size=int(merged.max(initial=-1)) + 1,
             layers=self._layers,
             labels=[
-                label._replace(numbers=numbers[label.numbers])
+                label._replace(numbers=merged[label.numbers])
                 for label in self._labels.values()
             ],
-            inputs={key: merged(x) for key, x in self._inputs.items()},
-            outputs={key: merged(x) for key, x in self.outputs.items()},
-            calls=[tuple(map(merged, call)) for call in self._calls],
-            frozen=frozen,
+            inputs={key: after_ties(x) for key, x in self._inputs.items()},
+            outputs={key: after_ties(x) for key, x in self._outputs.items()},
+            calls={
+                site: CallChannels(*map(after_ties, call))
+                for site, call in self._calls.items()
+            },
+            frozen=numbers.frozen(merged),
         )
 
-    def new_numbers(self, size):
-        self.count += size
-        return np.arange(self.count - size, self.count)
-
-    def freeze(self, channels, reason):
-        self._frozen.append((channels.numbers, reason))
-
-    def frozen_channels(self, shape, reason, axis=-1):
-        """Returns new numbers for a tensor of which nothing is known."""
-        size = shape[axis] if len(shape) > 1 else 0
-        numbers = self.new_numbers(size or 0)
-        axis %= max(len(shape), 1)
-        channels = Channels(numbers, axis, tuple(shape), True)
-        self.freeze(channels, reason)
-        return channels
-
-    def _follow(self, call, inputs, prefix):
-        layer = call.operation
-        key = prefix + layer.name
+    def _visit(self, visit):
+        """Returns the `Channels` that a call writes, `None` for a model's."""
+        layer, key = visit.call.operation, visit.key
         self._layers[key] = layer
-        self._inputs.setdefault(key, inputs)
+        self._inputs.setdefault(key, visit.inputs)
         if keras_internals.is_graph(layer):
-            # Called twice, it has one set of inputs for both calls.
-            self._tie_calls(layer, inputs)
-            return self.run(layer, inputs, f"{key}/")
+            # A model that is called twice has one set of inputs.
+            self._tie_calls(layer, visit.inputs)
+            return None
         rule = rule_for(layer)
-        outputs, reason = None, "no rule for this class, see register_rule"
-        if rule is not None:
-            inputs, reason = self._on_expected_axis(layer, rule, inputs)
-        if reason is None:
-            outputs, reason = self._flow(call, rule, inputs, key)
-        if reason is None:
-            reason = self._label(key, layer, rule, inputs, outputs)
-        if reason is not None:
-            reason = f"{key} ({type(layer).__name__}): {reason}"
-            # Also what it would have computed: those numbers are out.
-            for channels in (*inputs, *(outputs or ())):
-                self.freeze(channels, reason)
-            outputs = [
-                self.frozen_channels(x.shape, reason) for x in call.outputs
+        written = []
+        try:
+            visit = visit._replace(inputs=self._as_expected(visit, rule))
+            written = self._written(visit, rule)
+            self._label(_labels(visit, rule, written))
+        except NotFollowed as problem:
+            reason = _because(visit, problem)
+            # The outputs too: ties may have put their numbers in use.
+            for channels in (*visit.inputs, *written):
+                self._numbers.freeze(channels.numbers, reason)
+            written = [
+                self._numbers.unknown(x.shape, reason)
+                for x in visit.call.outputs
             ]
-        elif rule.flow == PRODUCES and not rule.in_axis:
-            # No weight says what a channel of its input counts for.
-            reason = (
-                f"{key} ({type(layer).__name__}): it reads without a kernel"
-            )
-            for channels in inputs:
-                self.freeze(channels, reason)
-        elif rule.holds is not None and rule.holds(layer) is not None:
-            reason = f"{key} ({type(layer).__name__}): {rule.holds(layer)}"
-            for channels in outputs:
-                self.freeze(channels, reason)
-        self.outputs.setdefault(key, outputs)
-        self._calls.append((inputs, outputs))
+        else:
+            self._freeze_by_rule(visit, rule, written)
+        self._outputs.setdefault(key, written)
+        self._calls[visit.site] = CallChannels(visit.inputs, written)
         if rule is not None and (
             rule.shape_argument
             or rule.channel_arguments
             or rule.cuts_argument
             or rule.indexes
         ):
-            self._tie_calls(layer, inputs)
-        return outputs
+            self._tie_calls(layer, visit.inputs)
+        return written
 
     def _tie_calls(self, layer, channels):
-        """Ties what all calls read of a layer that has one config."""
+        """Ties the channels that all calls read of a layer with one config."""
         # By the layer: one that stands in two models has two keys.
-        first = self._first_calls.setdefault(id(layer), channels)
+        first = self._first_reads.setdefault(id(layer), channels)
         for a, b in zip(first, channels, strict=False):
             if len(a.numbers) == len(b.numbers):
-                self.ties.append((a.numbers, b.numbers))
+                self._numbers.tie(a.numbers, b.numbers)
 
-    def _on_expected_axis(self, layer, rule, inputs):
-        """Returns `inputs` as `layer` reads them, and why it can't, if so."""
+    def _as_expected(self, visit, rule):
+        """Returns the `Channels` on the axes on which the layer reads them."""
+        if rule is None:
+            raise NotFollowed("no rule for this class, see register_rule")
         if rule.channel_axis is None:
-            return inputs, None
+            return visit.inputs
         read = []
-        for x in inputs:
-            axis = rule.channel_axis(layer, len(x.shape))
+        for x in visit.inputs:
+            axis = rule.channel_axis(visit.call.operation, len(x.shape))
             if axis not in (None, x.axis):
-                if not x.fixed or not 0 < axis < len(x.shape):
-                    return inputs, (
+                if not x.any_axis or not 0 < axis < len(x.shape):
+                    raise NotFollowed(
                         "its channel axis is not that of its input: "
                         f"{axis}, not {x.axis}"
                     )
-                x = self.frozen_channels(x.shape, "unknown layout", axis)
+                x = self._numbers.unknown(x.shape, "unknown layout", axis)
             read.append(x)
-        return read, None
+        return read
 
-    def _flow(self, call, rule, inputs, key):
-        """Returns the outputs' `Channels`, or `None` and why not."""
-        layer = call.operation
+    def _written(self, visit, rule):
+        """Returns the `Channels` of the outputs, by the flow of the rule."""
+        call = visit.call
         if keras_internals.has_array_arguments(call):
-            return None, "an array of fixed size is among its arguments"
-        if rule.refuses is not None and rule.refuses(layer) is not None:
-            return None, rule.refuses(layer)
-        outputs = FLOWS[rule.flow](self, call, rule, inputs, key)
-        if outputs is None or len(outputs) != len(call.outputs):
-            return None, "its channels could not be followed"
-        if any(x.shape[x.axis] != len(x.numbers) for x in outputs):
-            return None, "its rule gives a wrong number of output channels"
-        return outputs, None
+            raise NotFollowed("an array of fixed size is among its arguments")
+        if rule.refuses is not None and rule.refuses(call.operation):
+            raise NotFollowed(rule.refuses(call.operation))
+        if len(visit.inputs) > 1 and rule.flow not in (JOINS, CONCATENATES):
+            raise NotFollowed("its rule is for one input, and it reads several")
+        earlier = self._outputs.get(visit.key)
+        written = FLOWS[rule.flow](self._numbers, visit, rule, earlier)
+        if len(written) != len(call.outputs):
+            raise NotFollowed("its rule is for one output, and it has several")
+        if any(x.shape[x.axis] != len(x.numbers) for x in written):
+            raise NotFollowed("its rule gives a wrong number of outputs")
+        return written
 
-    def _label(self, key, layer, rule, inputs, outputs):
-        """Labels the axes of the layer's weights; returns why not, if not."""
-        labels = []
-        for weight in getattr(layer, "weights", ()):
-            name = keras_internals.weight_name(weight)
-            sides = [
-                (side, axes[name], channels)
-                for side, axes, channels in (
-                    ("in", rule.in_axis, inputs[0]),
-                    ("out", rule.out_axis, outputs[0]),
-                )
-                if name in axes
-            ]
-            if not sides and (rule.in_axis or rule.out_axis or not rule.holds):
-                return f"its rule does not say where '{name}' lies"
-            for side, axis, channels in sides:
-                if axis is None:
-                    axis = channels.axis - 1
-                ndim = len(weight.shape)
-                if not -ndim <= axis < ndim:
-                    return (
-                        f"its rule names axis {axis} of '{name}', which "
-                        f"has shape {tuple(weight.shape)}"
-                    )
-                size = weight.shape[axis]
-                numbers = channels.numbers
-                if side == "in":
-                    numbers = _as_read(numbers, layer, rule, size)
-                if len(numbers) == size:
-                    is_kernel = len(sides) == 2
-                    labels.append(
-                        Label(
-                            key, weight, axis % ndim, numbers, side, is_kernel
-                        )
-                    )
-                elif size != 1:  # 1: shared by all channels.
-                    return (
-                        f"its rule expects {len(numbers)} channels on axis "
-                        f"{axis} of '{name}', which has shape "
-                        f"{tuple(weight.shape)}"
-                    )
+    def _label(self, labels):
         for label in labels:
-            place = (id(label.weight), label.axis)
-            known = self._labels.setdefault(place, label)
+            axis = (id(label.weight), label.axis)
+            known = self._labels.setdefault(axis, label)
             # A weight that is used twice has one channel for both uses.
-            self.ties.append((known.numbers, label.numbers))
-        return None
+            self._numbers.tie(known.numbers, label.numbers)
+
+    def _freeze_by_rule(self, visit, rule, written):
+        if rule.flow == PRODUCES and not rule.in_axis:
+            # No weight says how much a channel of the input counts.
+            reason, channels = "it reads without a kernel", visit.inputs
+        elif rule.holds is not None:
+            reason, channels = rule.holds(visit.call.operation), written
+        else:
+            return
+        if reason is not None:
+            for x in channels:
+                self._numbers.freeze(x.numbers, _because(visit, reason))
+
+
+def _because(visit, reason):
+    layer_class = type(visit.call.operation).__name__
+    return f"{visit.key} ({layer_class}): {reason}"
+
+
+def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
+    """Returns the labels of the weights of a layer.
+
+    Raises:
+        NotFollowed: If the rule does not fit the weights.
+    """
+    labels = []
+    for weight in getattr(visit.call.operation, "weights", ()):
+        name = keras_internals.weight_name(weight)
+        axes = {
+            side: by_name[name]
+            for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
+            if name in by_name
+        }
+        if not axes and (rule.in_axis or rule.out_axis or not rule.holds):
+            raise NotFollowed(f"its rule does not say where '{name}' lies")
+        for side, axis in axes.items():
+            channels = visit.inputs[0] if side == "in" else written[0]
+            axis = _checked_axis(
+                weight, channels.axis - 1 if axis is None else axis
+            )
+            size = weight.shape[axis]
+            numbers = channels.numbers
+            if side == "in":
+                numbers = _as_read(numbers, visit.call.operation, rule, size)
+            if len(numbers) == size:
+                labels.append(
+                    Label(
+                        visit.key, weight, axis, numbers, side, len(axes) == 2
+                    )
+                )
+            elif size != 1:  # 1: all channels share it.
+                raise NotFollowed(
+                    f"its rule expects {len(numbers)} channels on axis {axis} "
+                    f"of '{name}', which has shape {tuple(weight.shape)}"
+                )
+    return labels
+
+
+def _checked_axis(weight, axis):
+    """Returns `axis` of `weight`, counted from the front."""
+    ndim = len(weight.shape)
+    if not -ndim <= axis < ndim:
+        raise NotFollowed(
+            f"its rule names axis {axis} of "
+            f"'{keras_internals.weight_name(weight)}', which has shape "
+            f"{tuple(weight.shape)}"
+        )
+    return axis % ndim
 
 
 def _as_read(numbers, layer, rule, size):

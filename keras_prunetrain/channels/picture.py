@@ -6,8 +6,8 @@ import textwrap
 
 import numpy as np
 
-from keras_prunetrain.channels.flows import merge
 from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.numbers import merge
 
 # To be told apart by the colour-blind, and in print.
 _GOES = "#56b4e9"

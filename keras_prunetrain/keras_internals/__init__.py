@@ -13,7 +13,6 @@ from keras_prunetrain.keras_internals.graph import (
     is_graph,
     operation_class,
     producer,
-    run_graph,
     structures,
 )
 from keras_prunetrain.keras_internals.optimizer import (
@@ -62,7 +61,6 @@ __all__ = [
     "producer",
     "repair_distributed_fit",
     "restore_learning_rate",
-    "run_graph",
     "scale_learning_rate",
     "scheduled_rate",
     "sibling_callbacks",

@@ -43,25 +43,6 @@ def calls(model):
     ]
 
 
-def run_graph(model, inputs, visit):
-    """Runs the graph of a functional model on stand-ins for its tensors.
-
-    Args:
-        model: A functional model.
-        inputs: List of what stands in for `model.inputs`.
-        visit: Function of a `Call` and the list of its inputs' stand-ins that
-            returns the list of its outputs'.
-
-    Returns:
-        List of what stands in for `model.outputs`.
-    """
-    values = dict(zip(map(id, model.inputs), inputs, strict=True))
-    for call in calls(model):
-        outputs = visit(call, [values[id(x)] for x in call.inputs])
-        values.update(zip(map(id, call.outputs), outputs, strict=True))
-    return [values[id(x)] for x in model.outputs]
-
-
 def arguments_with(call, values):
     """Returns `(args, kwargs)` of `call` with its tensors replaced.
 

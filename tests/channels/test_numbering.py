@@ -174,7 +174,7 @@ def test_multiply_with_one_factor_for_all_channels_ties_nothing():
     assert found["m"] == found["a"]
     assert set(found["mask"]).isdisjoint(found["a"])
     reasons = number_channels(model).frozen
-    assert reasons[found["mask"][0]] == "spread over all channels"
+    assert reasons[found["mask"][0]] == "m spreads it over all others"
 
 
 def test_a_layer_called_twice_reads_what_it_writes():
@@ -309,6 +309,19 @@ def test_what_is_not_channel_by_channel_holds_all_that_it_touches(
         assert number not in frozen
 
 
+def test_inputs_and_outputs_of_the_model_are_called_so_before_all_else():
+    image = keras.Input((6, 6, 2))
+    x = layers.Softmax(name="mixing")(conv(image, 4, "a"))
+    x = layers.Dense(3, "softmax", name="b")(layers.Softmax(name="s")(x))
+    numbering = number_channels(keras.Model([image, image], [x, image]))
+    assert set(numbering.frozen.values()) == {
+        *("model input", "model output"),
+        "mixing (Softmax): it mixes channels",
+    }
+    for number in numbering.outputs["b"][0].numbers.tolist():
+        assert numbering.frozen[number] == "model output"
+
+
 def test_inputs_and_outputs_of_the_model_stay():
     model = networks.plain().model
     numbering = number_channels(model)
@@ -316,6 +329,20 @@ def test_inputs_and_outputs_of_the_model_stay():
         **dict.fromkeys([0, 1], "model input"),
         **dict.fromkeys(numbers(model)["logits"], "model output"),
     }
+
+
+def test_a_second_input_of_a_layer_with_a_rule_for_one_freezes_both():
+    image = keras.Input((6, 2))
+    x = layers.Conv1D(4, 3, padding="same", name="a")(image)
+    mask = layers.Conv1D(1, 1, name="m")(image)
+    mask = layers.Reshape((6,))(mask) > 0.0
+    x = layers.BatchNormalization(name="bn")(x, mask=mask)
+    model = keras.Model(image, layers.Dense(3, name="b")(x))
+    numbering = number_channels(model)
+    reason = "bn (BatchNormalization): its rule is for one input"
+    for layer in ("a", "m"):
+        for number in numbering.outputs[layer][0].numbers.tolist():
+            assert numbering.frozen[number].startswith(reason)
 
 
 def test_numbers_are_dense():

@@ -1,0 +1,70 @@
+"""One walk over the calls of a model, those of nested models among them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_prunetrain import keras_internals
+
+
+class Visit(NamedTuple):
+    """One call, as a walk meets it.
+
+    Attributes:
+        key: Name of the operation, behind the names of the models it is nested
+            in: `"backbone/conv1"`.
+        call: The `keras_internals.Call`.
+        inputs: List of what stands in for each tensor that the call reads.
+        around: The calls of the models that the call is nested in, the
+            outermost first.
+    """
+
+    key: str
+    call: keras_internals.Call
+    inputs: list
+    around: tuple[keras_internals.Call, ...]
+
+    @property
+    def site(self) -> tuple[int, ...]:
+        """Tells the call apart from all others, in every walk alike.
+
+        A nested model that is called twice has one set of tensors for both
+        calls, so the calls around are part of it.
+        """
+        return tuple(id(x.outputs[0]) for x in (*self.around, self.call))
+
+
+def run_graph(
+    model: keras.Model,
+    inputs: list,
+    visit: Callable[[Visit], list | None],
+    prefix: str = "",
+    around: tuple[keras_internals.Call, ...] = (),
+) -> list:
+    """Runs the graph of a functional model on stand-ins for its tensors.
+
+    Args:
+        model: A functional model.
+        inputs: List of what stands in for `model.inputs`.
+        visit: Function of a `Visit` that returns the list of what stands in
+            for the call's outputs; or, of a model, `None`: its own calls are
+            then visited.
+        prefix: String that the keys begin with.
+        around: The calls that the model is nested in.
+
+    Returns:
+        List of what stands in for `model.outputs`.
+    """
+    values: dict[int, Any] = dict(
+        zip(map(id, model.inputs), inputs, strict=True)
+    )
+    for call in keras_internals.calls(model):
+        read = [values[id(x)] for x in call.inputs]
+        key = prefix + call.operation.name
+        written = visit(Visit(key, call, read, around))
+        if written is None:
+            inside = (*around, call)
+            written = run_graph(call.operation, read, visit, f"{key}/", inside)
+        values.update(zip(map(id, call.outputs), written, strict=True))
+    return [values[id(x)] for x in model.outputs]
