@@ -1,5 +1,6 @@
 """TensorBoard shows where the channels went, when, and what it saved."""
 
+import contextlib
 import logging
 import time
 import weakref
@@ -9,6 +10,7 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.checks import is_number
 from keras_prunetrain.cost import known_cost
 from keras_prunetrain.distribution import is_first_worker
 from keras_prunetrain.fit.record import (
@@ -20,6 +22,8 @@ from keras_prunetrain.tensorboard import dashboard
 from keras_prunetrain.tensorboard.event_writer import (
     EventWriter,
     check_installed,
+    curve_value,
+    write_errors,
 )
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
@@ -49,6 +53,10 @@ class DensityLog(keras.callbacks.Callback):
     * *Text*: each reconfiguration, with what held the channels that stayed;
     * *HParams*: the settings, beside the last figures (`final/`).
 
+    Metrics that are no single number have no curve. A log that cannot be
+    written any more (a full disk, a folder that is gone) ends with a warning,
+    and the training goes on.
+
     Works in a dense training too, so that two runs can be compared: give each a
     folder of its own, and TensorBoard the folder that holds both. Needs
     tensorboard.
@@ -69,14 +77,15 @@ class DensityLog(keras.callbacks.Callback):
             continued by the next `fit` with the same callback, or, in a new
             process, by one with the same model and `initial_epoch`; an epoch
             that is trained once more is not logged again.
-        threshold: Float above 0. What the histograms are relative to where no
-            callback in front has a threshold above 0. Defaults to `1e-4`.
+        threshold: Float above 0. Divisor of the histograms if no pruning
+            callback gives a positive threshold. Defaults to `1e-4`.
 
     Raises:
-        ValueError: If `threshold` is not above 0; in `fit`, before the first
-            step, if `log_dir` cannot be written or holds another run, if the
-            model has no known graph, if a `PruneTrainCallback` stands behind
-            this callback, or if tensorboard is not installed.
+        ValueError: If `threshold` is no number above 0, or `log_dir` no path;
+            in `fit`, before the first step, if `log_dir` cannot be written or
+            holds another run, if the model has no known graph, if a
+            `PruneTrainCallback` stands behind this callback, or if tensorboard
+            is not installed.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), figure 12.
@@ -84,10 +93,10 @@ class DensityLog(keras.callbacks.Callback):
 
     def __init__(self, log_dir, threshold=1e-4):
         super().__init__()
-        if not threshold > 0:
+        if not is_number(threshold) or not threshold > 0:
             raise ValueError(
-                "`threshold` must be above 0: the histograms are relative to "
-                f"it. Received: threshold={threshold}"
+                "`threshold` must be a number above 0: the histograms are "
+                f"relative to it. Received: threshold={threshold!r}"
             )
         self._threshold = threshold
         self._run = LoggedRun(log_dir)
@@ -166,7 +175,8 @@ class DensityLog(keras.callbacks.Callback):
         if self._acts and self._offset is None:
             self._offset = self._run.offset(epoch, self._counts)
             if self._writer is None:
-                self._writer = EventWriter(self._run.folder)
+                with self._unless_it_fails():
+                    self._writer = EventWriter(self._run.folder)
         self._seconds = 0.0
         self._examples = None
         self._started = time.perf_counter()
@@ -206,7 +216,15 @@ class DensityLog(keras.callbacks.Callback):
                 self._run.folder,
             )
             return  # Trained once more, from a backup.
-        self._last_logs = dict(logs or {})
+        self._last_logs = {
+            name: value
+            for name, value in (logs or {}).items()
+            if curve_value(value) is not None
+        }
+        with self._unless_it_fails():
+            self._write_epoch(step, numbering, reports, trained)
+
+    def _write_epoch(self, step, numbering, reports, trained):
         self._run.note(self._counts)
         with self._writer.at(step):
             if step == 0:
@@ -220,10 +238,32 @@ class DensityLog(keras.callbacks.Callback):
             self._write_reports(reports)
         self._run.save()
 
+    @contextlib.contextmanager
+    def _unless_it_fails(self):
+        """Ends the log, but not the training, if a file cannot be written."""
+        try:
+            yield
+        except write_errors() as error:
+            _LOG.warning(
+                "DensityLog cannot write into '%s' any more, and the training "
+                "goes on without it. Free some space, or make the folder "
+                "writable, and log the next `fit` into another folder. The "
+                "system says: %s",
+                self._run.folder,
+                error,
+            )
+            self._acts = False
+            # The next `fit` looks at the folder anew.
+            self._run, self._writer = LoggedRun(self._run.folder), None
+
     def on_train_end(self, logs=None):
         self._started = None
         if not self._acts or self._last_logs is None:
             return
+        with self._unless_it_fails():
+            self._write_end()
+
+    def _write_end(self):
         numbering = self._look_at_model()
         self._run.note(self._counts, again=True)
         steps = len(self._run.densities)

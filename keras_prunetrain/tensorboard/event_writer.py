@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ _SMALLEST = 1e-12  # Of which a logarithm is shown.
 MAGNITUDES = "log10_of_magnitude_over_threshold"
 
 
-def check_installed():
-    """Raises a `ValueError` if tensorboard is not there."""
+def check_installed() -> None:
+    """Raises a `ValueError` if tensorboard is not installed."""
     try:
         import tensorboard  # noqa: F401
     except ImportError as error:
@@ -24,8 +25,35 @@ def check_installed():
         ) from error
 
 
+def curve_value(value: Any) -> float | None:
+    """Returns `value` as the point of a curve, `None` if it is no such point.
+
+    Metrics may be vectors (`F1Score()` has a value for each class), and
+    callbacks put strings into `logs`: neither has a place in a curve.
+
+    Args:
+        value: Whatever `logs` holds: a number, an array, a tensor, a string.
+    """
+    try:
+        number = float(value) if np.ndim(value) == 0 else math.nan
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def write_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors of a disk that is full or a folder that is gone."""
+    import tensorflow as tf
+
+    return (OSError, tf.errors.OpError)
+
+
 class EventWriter:
-    """Event files in `folder`; its methods are called inside `at`."""
+    """Writes event files into a folder; call its methods inside `at`.
+
+    Args:
+        folder: Path of a local folder.
+    """
 
     def __init__(self, folder):
         import tensorflow as tf
@@ -44,12 +72,13 @@ class EventWriter:
         self._writer.flush()
 
     def values(self, values):
-        """Writes a dict of scalars, without those that are `None` or NaN."""
+        """Writes those of a dict of values that are a `curve_value`."""
         import tensorflow as tf
 
         for tag, value in values.items():
-            if value is not None and not math.isnan(value):
-                tf.summary.scalar(tag, float(value))
+            point = curve_value(value)
+            if point is not None:
+                tf.summary.scalar(tag, point)
 
     def layout(self, stages):
         """Writes which curves the *Custom Scalars* tab shows together.

@@ -1,7 +1,11 @@
 """What a folder of event files knows of its run."""
 
 import json
+import os
 import pathlib
+from typing import Any
+
+from keras_prunetrain.checks import is_count, is_number
 
 _RECORD = "density_log.json"
 
@@ -17,6 +21,11 @@ class LoggedRun:
     """
 
     def __init__(self, folder):
+        if not isinstance(folder, str | os.PathLike) or not str(folder):
+            raise ValueError(
+                "`log_dir` must be the path of a folder, a string or a path "
+                f"object. Received: log_dir={folder!r}"
+            )
         if "://" in str(folder):
             raise ValueError(
                 "`log_dir` must be a folder of this machine. Received: "
@@ -76,6 +85,7 @@ class LoggedRun:
         scratch = record.with_suffix(".new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            scratch.unlink(missing_ok=True)  # A link is not written through.
             scratch.touch()
             scratch.unlink()
             text = record.read_text()
@@ -88,15 +98,14 @@ class LoggedRun:
             ) from error
         try:
             run = json.loads(text)
-            widths = {len(row) for row in run["densities"]}
-            if widths != {len(run["layers"])} or "channels" not in run:
-                raise ValueError
-        except (ValueError, LookupError, TypeError):
-            self._refuse("its record cannot be read")
+        except (ValueError, RecursionError):
+            run = None
+        if not _is_record(run):
+            self._refuse(f"its record, {_RECORD}, cannot be read")
         return run
 
     def offset(self, epoch, counts):
-        """Returns what to add to the epochs of a `fit` to get its steps.
+        """Returns the offset from the epochs of a `fit` to TensorBoard's steps.
 
         Args:
             epoch: Integer. The first one of this `fit`.
@@ -159,5 +168,32 @@ class LoggedRun:
         """Writes the record; whoever reads it finds the old or the new one."""
         path = self.folder / _RECORD
         scratch = path.with_suffix(".new")
+        scratch.unlink(missing_ok=True)  # A link is not written through.
         scratch.write_text(json.dumps(self._record))
         scratch.replace(path)
+
+
+def _is_record(run: Any) -> bool:
+    """Whether `run` has all that a record needs, each of the right type."""
+    if not isinstance(run, dict):
+        return False
+    layers, densities = run.get("layers"), run.get("densities")
+    flops = run.get("training_flops")
+    return (
+        isinstance(layers, dict)
+        and all(is_count(count, minimum=1) for count in layers.values())
+        and is_count(run.get("channels"), minimum=1)
+        and (flops is None or (is_number(flops) and flops >= 0))
+        and isinstance(run.get("offset", 0), int)
+        and isinstance(densities, list)
+        and all(_is_row(row, len(layers)) for row in densities)
+        and bool(densities)
+    )
+
+
+def _is_row(row: Any, length: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == length
+        and all(is_number(share) and 0 <= share <= 1 for share in row)
+    )

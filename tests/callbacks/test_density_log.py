@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import resource
 import shutil
 import sys
 import time
@@ -330,13 +331,20 @@ def test_what_two_replicas_send_is_logged(tmp_path, strategy):
 
 
 def test_kernels_without_known_flops_are_logged(tmp_path):
-    model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(4, name="a")])
+    class Mixing(keras.layers.Layer):  # Without a rule, and so without FLOPs.
+        def build(self, shape):
+            self.kernel = self.add_weight((shape[-1], 4), name="kernel")
+
+        def call(self, x):
+            return x @ self.kernel
+
+    model = keras.Sequential([keras.Input((6, 3)), Mixing()])
     model.compile("sgd", "mse", run_eagerly=True)
     assert kpt.model_cost(model).training_flops == 0
     rng = np.random.default_rng(0)
     model.fit(
         rng.normal(size=(8, 6, 3)),
-        rng.normal(size=(8, 4)),
+        rng.normal(size=(8, 6, 4)),
         verbose=0,
         callbacks=[kpt.DensityLog(tmp_path)],
     )
@@ -526,9 +534,13 @@ def test_without_tensorboard_nothing_is_trained(tmp_path, monkeypatch):
     assert_refused(tmp_path, "pip install tensorboard")
 
 
-@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize(
+    "threshold", [0.0, -1.0, float("nan"), None, "1", True]
+)
 def test_a_threshold_that_has_no_logarithm_is_refused(tmp_path, threshold):
-    with pytest.raises(ValueError, match="`threshold` must be above 0"):
+    with pytest.raises(
+        ValueError, match="`threshold` must be a number above 0"
+    ):
         kpt.DensityLog(tmp_path, threshold)
 
 
@@ -619,11 +631,125 @@ def test_the_folder_of_a_run_whose_record_is_damaged_is_refused(tmp_path):
         "[]",
         json.dumps(record | {"densities": [[1.0]]}),
         json.dumps({k: v for k, v in record.items() if k != "channels"}),
+        "[" * 100_000,
+        *(
+            json.dumps(record | {key: value})
+            for key, value in (
+                *(("layers", x) for x in (5, {"stem": "6"}, {"stem": -6})),
+                *(("channels", x) for x in ("18", None, 0, True)),
+                ("training_flops", "many"),
+                ("offset", 0.5),
+                *(("densities", x) for x in (5, [], [[1.0, "x", 1, 1]] * 2)),
+                ("densities", [[1.0, float("nan"), 1, 1]] * 2),
+            )
+        ),
     ):
         path.write_text(damaged)
         assert_refused(
-            tmp_path, "its record cannot be read", epochs=3, initial_epoch=2
+            tmp_path,
+            "density_log.json, cannot be read",
+            epochs=3,
+            initial_epoch=2,
         )
+        assert path.read_text() == damaged
+
+
+@pytest.mark.parametrize("folder", ["", 5, None, b"logs", ["logs"]])
+def test_what_is_no_path_is_refused(folder):
+    with pytest.raises(ValueError, match="`log_dir` must be the path of"):
+        kpt.DensityLog(folder)
+    if folder is not None:  # `None`: without a log.
+        with pytest.raises(ValueError, match="`log_dir` must be the path of"):
+            kpt.PruneTrainCallback(log_dir=folder)
+
+
+class Say(keras.callbacks.Callback):
+    """Puts strings and vectors into the logs."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["word"], logs["pair"] = "text", np.array([1.0, 2.0])
+
+
+def test_what_is_no_single_number_has_no_curve(tmp_path):
+    model = network(compiled={"metrics": [Classes()]})
+    history = fit(
+        model, Say(), kpt.PruneTrainCallback(log_dir=tmp_path), epochs=2
+    )
+    assert np.shape(history["classes"]) == (2, 3)
+    found = events(tmp_path)
+    assert len(curve(found, "density/model")) == 2
+    assert "final/loss" in found
+    assert not {f"final/{name}" for name in ("classes", "word", "pair")} & set(
+        found
+    )
+
+
+class Classes(keras.metrics.Metric):
+    """A number for each class, as `F1Score()` has by default."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        pass
+
+    def result(self):
+        return keras.ops.arange(3)
+
+
+class Spoil(keras.callbacks.Callback):
+    """Does something to the folder of the log behind the second epoch."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.spoil()
+
+
+@pytest.fixture
+def full_disk():
+    """Returns a function: from its call on, no file can be longer than that."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("of_callback", [False, True])
+@pytest.mark.parametrize("how", ["gone", "full"])
+def test_a_log_that_cannot_be_written_does_not_end_the_training(
+    tmp_path, caplog, full_disk, of_callback, how
+):
+    folder = tmp_path / "logs"
+    spoil = {"gone": lambda: shutil.rmtree(folder), "full": full_disk}[how]
+    log = kpt.DensityLog(folder)
+    if of_callback:
+        log = kpt.PruneTrainCallback(log_dir=folder)
+    history = fit(network(), log, Spoil(spoil), epochs=4)
+    assert len(history["loss"]) == 4
+    said = [x for x in caplog.messages if "cannot write into" in x]
+    assert len(said) == 1
+
+
+def test_the_next_fit_logs_again_where_the_folder_was_gone(tmp_path):
+    folder = tmp_path / "logs"
+    log = kpt.DensityLog(folder)
+    fit(network(), log, Spoil(lambda: shutil.rmtree(folder)), epochs=4)
+    fit(network(), log, epochs=2)
+    assert len(curve(events(folder), "density/model")) == 2
+
+
+def test_a_link_in_the_folder_is_not_written_through(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for name in ("density_log.json", "density_log.new"):
+        (folder / name).symlink_to(tmp_path / "gone")
+    (folder / "density_log.new").unlink()
+    (folder / "density_log.new").symlink_to(mine)
+    fit(network(), kpt.DensityLog(folder), epochs=1)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
