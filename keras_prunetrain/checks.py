@@ -5,16 +5,14 @@ import numbers
 from typing import Any
 
 
-def is_count(value: Any, minimum: int = 0) -> bool:
-    """Whether `value` is an integer of at least `minimum`, NumPy's included.
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an integer, NumPy's included, but no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
-    A bool counts nothing.
-    """
-    return (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and value >= minimum
-    )
+
+def is_count(value: Any, minimum: int = 0) -> bool:
+    """Whether `value` is such an integer of at least `minimum`."""
+    return is_integer(value) and value >= minimum
 
 
 def is_number(value: Any) -> bool:

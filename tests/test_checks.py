@@ -5,11 +5,13 @@ import fractions
 import numpy as np
 import pytest
 
-from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.checks import is_count, is_integer, is_number
 
 
 @pytest.mark.parametrize("value", [0, 3, np.int64(3), np.uint8(3)])
 def test_integers_of_numpy_are_counts_and_numbers(value):
+    assert is_integer(value)
+    assert is_integer(-np.int64(1))
     assert is_count(value)
     assert is_number(value)
 
@@ -23,7 +25,7 @@ def test_a_count_reaches_its_minimum():
 @pytest.mark.parametrize("value", [2.5, np.float32(2.5), fractions.Fraction(1)])
 def test_a_real_number_is_no_count(value):
     assert is_number(value)
-    assert not is_count(value)
+    assert not is_integer(value)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_a_real_number_is_no_count(value):
 )
 def test_bools_strings_and_what_is_not_finite_are_neither(value):
     assert not is_number(value)
+    assert not is_integer(value)
     assert not is_count(value)
 
 

@@ -114,7 +114,7 @@ def _constant_summands(model, numbering, dead):
         constants = [x is not None and bool(x.known.all()) for x in inputs]
         if (
             rule is None
-            or not rule.sums
+            or rule.constants != "add"
             or not any(constants)
             or all(constants)
             or len(shapes) > 1

@@ -77,7 +77,7 @@ def _written(visit, channels, silent):
     ):
         return None
     if rule.flow == layer_rule.MOVES:
-        value = _kept(rule, visit.inputs[0])
+        value = _unchanged(rule, visit.inputs[0])
         numbers = channels.read[0].numbers
         return [_moved(value, numbers, x.numbers) for x in channels.written]
     (written,) = channels.written
@@ -105,14 +105,14 @@ def _passed_on(call, rule, values, read):
         return _lined_up(call, values, read)
     if missing:
         return None
-    if rule.keeps is not None:
-        return _kept(rule, values[0])
+    if rule.constants in ("pass", "zeros"):
+        return _unchanged(rule, values[0])
     if rule.repeats is not None and rule.flow == layer_rule.CARRIES:
         # Padded with zeros, a depthwise kernel leaves only a zero as it is.
         known = values[0].known & (values[0].values == 0.0)
-        repeats = rule.repeats(call.operation)
+        repeats = rule.ask("repeats", call.operation)
         return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
-    if rule.pointwise or rule.flow == layer_rule.JOINS:
+    if rule.constants == "pointwise" or rule.flow == layer_rule.JOINS:
         arrays = []
         for value, channels in zip(values, read, strict=True):
             shape = [1] * len(channels.shape)
@@ -125,12 +125,13 @@ def _passed_on(call, rule, values, read):
     return None
 
 
-def _kept(rule, value):
-    if value is None or rule.keeps is None:
-        return None
-    if rule.keeps == "constants":
+def _unchanged(rule, value):
+    """Returns the part of a `Constant` that passes the layer as it is."""
+    if value is None or rule.constants == "pass":
         return value
-    return _known(value.values, value.known & (value.values == 0.0))
+    if rule.constants == "zeros":
+        return _known(value.values, value.known & (value.values == 0.0))
+    return None
 
 
 def _lined_up(call, values, read):

@@ -30,8 +30,13 @@ def _produces(numbers, visit, rule, earlier):
         made = earlier[0].numbers
     else:
         made = numbers.new(shape[axis])
-    if rule.groups is not None:
-        groups = rule.groups(layer)
+    groups = rule.ask("groups", layer)
+    if groups is not None:
+        if len(x.numbers) % groups or len(made) % groups:
+            raise NotFollowed(
+                f"its rule names {groups} groups, and of {len(x.numbers)} and "
+                f"{len(made)} channels not all can be equally large"
+            )
         numbers.tie_groups(x.numbers, groups)
         numbers.tie_groups(made, groups)
     return [Channels(made, axis, shape)]
@@ -160,7 +165,7 @@ def _fits(sizes, shape):
 
 def repeats(rule: layer_rule.LayerRule, layer) -> int:
     """Returns how many channels `layer` makes of each that it reads."""
-    return 1 if rule.repeats is None else rule.repeats(layer)
+    return rule.ask("repeats", layer) or 1
 
 
 FLOWS = {

@@ -8,12 +8,13 @@ normalization behind it.
 
 import collections
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.constants import follow_constants
+from keras_prunetrain.channels.layer_rule import OUTPUT
+from keras_prunetrain.channels.rules import rule_for
 
 
 class Folding:
@@ -112,27 +113,42 @@ class Folding:
     def _taker(self, label):
         """Returns the variable that takes a constant over, and its sign.
 
-        `(None, 0)` if there is none, or if the kernel makes something else of a
-        constant at the border, where it reads padding.
+        `(None, 0)` if there is none, or if padding changes the result at the
+        border.
         """
         layer = self._numbering.layers[label.layer]
-        if not _is_even(layer):
+        target = rule_for(layer).ask("folds_into", layer)
+        if target is None:
             return None, 0
-        if layer.bias is not None:
-            return layer.bias, 1
+        if target != OUTPUT:
+            return _weight(layer, target), 1
         (visit, *others) = self._visits_of(label)
         output = visit.call.outputs[0]
         readers = self._readers[id(output)]
         if others or len(readers) != 1 or id(output) in self._outputs:
             return None, 0
-        norm = readers[0].call.operation
+        (reader,) = readers
+        norm = reader.call.operation
+        rule = rule_for(norm)
         if (
-            type(norm) is keras.layers.BatchNormalization
-            and len(self._visits[id(norm)]) == 1
-            and layer.activation is keras.activations.linear
+            rule is None
+            or rule.subtracts is None
+            or len(self._visits[id(norm)]) > 1
+            or self._numbering.calls[reader.site].written[0].any_axis
         ):
-            return norm.moving_mean, -1
-        return None, 0
+            return None, 0
+        return _weight(norm, rule.subtracts), -1
+
+
+def _weight(layer, name):
+    """Returns the weight of that name, which a rule gives."""
+    for weight in layer.weights:
+        if keras_internals.weight_name(weight) == name:
+            return weight
+    raise ValueError(
+        f"The rule for {type(layer).__name__} folds constants into the weight "
+        f"'{name}', which '{layer.name}' does not have."
+    )
 
 
 def _silent(numbering, living):
@@ -145,13 +161,3 @@ def _silent(numbering, living):
                 dead = ~lives
             silent[label.layer] = dead & silent.get(label.layer, True)
     return silent
-
-
-def _is_even(layer):
-    """Whether a kernel makes the same of a constant at every pixel."""
-    if type(layer) is keras.layers.Dense:
-        return True
-    convolutions = keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D
-    if type(layer) not in convolutions or layer.groups > 1:
-        return False
-    return layer.padding == "valid" or set(layer.kernel_size) == {1}

@@ -18,10 +18,11 @@ from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
     JOINS,
     MOVES,
+    OUTPUT,
     PRODUCES,
     LayerRule,
     by_data_format,
-    held,
+    frozen,
     refused,
 )
 from keras_prunetrain.channels.operations import POINTWISE
@@ -33,9 +34,9 @@ def _last(layer, rank):
 
 
 def _by_axis(layer, rank):
-    # A list of axes has no single channel axis: -1 equals none.
+    # A list of axes has no single channel axis: no channels lie on axis 0.
     axis = layer.axis
-    return axis % rank if isinstance(axis, int) else -1
+    return axis if isinstance(axis, int) else 0
 
 
 def _rescaled_by_array(layer):
@@ -65,6 +66,23 @@ def _saved_by_activation(layer):
     return "outputs" if layer.activation in _GRADIENT_OF_OUTPUT else "inputs"
 
 
+def _folds_into(layer):
+    """Returns where to add what a kernel without a border makes of constants.
+
+    To the bias; without one, to the output, if there is no activation.
+    """
+    if layer.bias is not None:
+        return "bias"
+    return OUTPUT if layer.activation is keras.activations.linear else None
+
+
+def _convolution_folds_into(layer):
+    at_border = layer.padding != "valid" and set(layer.kernel_size) != {1}
+    if at_border or layer.groups > 1:
+        return None
+    return _folds_into(layer)
+
+
 def _groups(layer):
     return layer.groups
 
@@ -83,7 +101,7 @@ def _depthwise(layer):
         out_axis={"kernel": -1, "bias": -1},
         channel_axis=by_data_format,
         repeats=lambda layer: layer.filters // layer.groups,
-        holds=_mixing_activation,
+        freezes=_mixing_activation,
     )
 
 
@@ -108,7 +126,7 @@ def _einsum(layer):
         out_axis={"kernel": axes.index(result), **bias},
         channel_axis=_last,
         shape_argument="output_shape",
-        holds=_mixing_activation,
+        freezes=_mixing_activation,
     )
 
 
@@ -171,7 +189,7 @@ _CONVOLUTION = LayerRule(
     in_axis={"kernel": -2},
     out_axis={"kernel": -1, "bias": -1},
     channel_axis=by_data_format,
-    holds=_mixing_activation,
+    freezes=_mixing_activation,
     macs=macs.at_outputs,
 )
 _RECURRENT = refused("it reads what it computes, in all its gates")
@@ -179,7 +197,12 @@ _RECURRENT = refused("it reads what it computes, in all its gates")
 LAYER_RULES = {
     **dict.fromkeys(
         _named("Conv1D Conv2D Conv3D"),
-        dataclasses.replace(_CONVOLUTION, groups=_groups, variant=_depthwise),
+        dataclasses.replace(
+            _CONVOLUTION,
+            groups=_groups,
+            folds_into=_convolution_folds_into,
+            variant=_depthwise,
+        ),
     ),
     **dict.fromkeys(
         _named("Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
@@ -198,7 +221,7 @@ LAYER_RULES = {
             out_axis={"bias": -1},
             channel_axis=by_data_format,
             repeats=_multiplier,
-            holds=_mixing_activation,
+            freezes=_mixing_activation,
             macs=macs.at_outputs,
         ),
     ),
@@ -216,10 +239,11 @@ LAYER_RULES = {
         _CONVOLUTION,
         size_arguments=("units",),
         channel_axis=_last,
+        folds_into=_folds_into,
         macs=macs.dense,
     ),
     layers.EinsumDense: dataclasses.replace(
-        held("its equation says of no axis that it is that of the channels"),
+        frozen("its equation says of no axis that it is that of the channels"),
         variant=_einsum,
         macs=macs.einsum,
     ),
@@ -232,40 +256,43 @@ LAYER_RULES = {
             ("gamma", "beta", "moving_mean", "moving_variance"), -1
         ),
         channel_axis=_by_axis,
-        pointwise=True,
+        constants="pointwise",
+        subtracts="moving_mean",
     ),
     layers.GroupNormalization: dataclasses.replace(
-        held("it normalizes groups of channels together"),
+        frozen("it normalizes groups of channels together"),
         variant=_instance_norm,
     ),
     **dict.fromkeys(
         _named("LayerNormalization RMSNormalization UnitNormalization"),
-        held("it normalizes across channels"),
+        frozen("it normalizes across channels"),
     ),
-    layers.Normalization: held("its statistics belong to these very channels"),
+    layers.Normalization: frozen(
+        "its statistics belong to these very channels"
+    ),
     layers.Rescaling: LayerRule(
         CARRIES,
         channel_axis=_rescaled_axis,
         channel_arguments=("scale", "offset"),
-        pointwise=True,
-        holds=_rescaled_by_array,
+        constants="pointwise",
+        freezes=_rescaled_by_array,
         saved="nothing",
     ),
     layers.Activation: LayerRule(
         CARRIES,
-        pointwise=True,
-        holds=_mixing_activation,
+        constants="pointwise",
+        freezes=_mixing_activation,
         saved=_saved_by_activation,
     ),
     layers.PReLU: LayerRule(CARRIES, out_axis={"alpha": None}, macs=macs.none),
-    layers.ReLU: LayerRule(CARRIES, pointwise=True, saved="outputs"),
-    layers.Identity: LayerRule(CARRIES, pointwise=True, saved="nothing"),
+    layers.ReLU: LayerRule(CARRIES, constants="pointwise", saved="outputs"),
+    layers.Identity: LayerRule(CARRIES, constants="pointwise", saved="nothing"),
     layers.Softmax: dataclasses.replace(
-        held("it mixes channels"), saved="outputs"
+        frozen("it mixes channels"), saved="outputs"
     ),
     **dict.fromkeys(
         _named("Dropout AlphaDropout"),
-        LayerRule(CARRIES, pointwise=True, holds=_noise_shape),
+        LayerRule(CARRIES, constants="pointwise", freezes=_noise_shape),
     ),
     **dict.fromkeys(
         _named(
@@ -273,7 +300,7 @@ LAYER_RULES = {
             " GaussianNoise SpatialDropout1D SpatialDropout2D "
             "SpatialDropout3D"
         ),
-        LayerRule(CARRIES, pointwise=True),
+        LayerRule(CARRIES, constants="pointwise"),
     ),
     **dict.fromkeys(
         _named(
@@ -283,7 +310,7 @@ LAYER_RULES = {
                 for kind in ("Max", "AdaptiveMax", "GlobalMax")
             ),
         ),
-        LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+        LayerRule(CARRIES, channel_axis=by_data_format, constants="pass"),
     ),
     **dict.fromkeys(
         _named(
@@ -297,7 +324,7 @@ LAYER_RULES = {
         LayerRule(
             CARRIES,
             channel_axis=by_data_format,
-            keeps="constants",
+            constants="pass",
             saved="nothing",
         ),
     ),
@@ -315,18 +342,18 @@ LAYER_RULES = {
         LayerRule(
             CARRIES,
             channel_axis=by_data_format,
-            keeps="zeros",
+            constants="zeros",
             saved="nothing",
         ),
     ),
     **dict.fromkeys(
         _named("Cropping1D UpSampling1D"),
         LayerRule(
-            CARRIES, channel_axis=_last, keeps="constants", saved="nothing"
+            CARRIES, channel_axis=_last, constants="pass", saved="nothing"
         ),
     ),
     layers.ZeroPadding1D: LayerRule(
-        CARRIES, channel_axis=_last, keeps="zeros", saved="nothing"
+        CARRIES, channel_axis=_last, constants="zeros", saved="nothing"
     ),
     **dict.fromkeys(
         _named(
@@ -335,22 +362,22 @@ LAYER_RULES = {
             "RandomPosterization RandomSaturation RandomSharpness AugMix "
             "AutoContrast CutMix Equalization MixUp RandAugment Solarization"
         ),
-        held("it mixes colours"),
+        frozen("it mixes colours"),
     ),
     **dict.fromkeys(_named("Multiply Maximum Minimum"), LayerRule(JOINS)),
     **dict.fromkeys(
         _named("Subtract Average"), LayerRule(JOINS, saved="nothing")
     ),
-    layers.Add: LayerRule(JOINS, sums=True, saved="nothing"),
+    layers.Add: LayerRule(JOINS, constants="add", saved="nothing"),
     layers.Concatenate: LayerRule(CONCATENATES, saved="nothing"),
     **dict.fromkeys(
         _named("Flatten Permute"),
-        LayerRule(MOVES, keeps="constants", saved="nothing"),
+        LayerRule(MOVES, constants="pass", saved="nothing"),
     ),
     layers.Reshape: LayerRule(
         MOVES,
         shape_argument="target_shape",
-        keeps="constants",
+        constants="pass",
         saved="nothing",
     ),
     **dict.fromkeys(
@@ -379,10 +406,14 @@ LAYER_RULES = {
                     ("projection_dim",),
                     out_axis={"variable": -1},  # Keras gave it no name.
                     channel_axis=_last,
-                    pointwise=True,
+                    constants="pointwise",
                 ),
             ),
-            ("convnext", "StochasticDepth", LayerRule(CARRIES, pointwise=True)),
+            (
+                "convnext",
+                "StochasticDepth",
+                LayerRule(CARRIES, constants="pointwise"),
+            ),
             ("inception_resnet_v2", "CustomScaleLayer", LayerRule(JOINS)),
         )
         if (layer_class := keras_internals.application_layer(module, name))

@@ -235,13 +235,14 @@ class _Numberer:
         """Returns the `Channels` on the axes on which the layer reads them."""
         if rule is None:
             raise NotFollowed("no rule for this class, see register_rule")
-        if rule.channel_axis is None:
-            return visit.inputs
         read = []
         for x in visit.inputs:
-            axis = rule.channel_axis(visit.call.operation, len(x.shape))
+            rank = len(x.shape)
+            axis = rule.ask("channel_axis", visit.call.operation, rank)
+            if axis is not None and -rank <= axis < rank:
+                axis %= rank
             if axis not in (None, x.axis):
-                if not x.any_axis or not 0 < axis < len(x.shape):
+                if not x.any_axis or not 0 < axis < rank:
                     raise NotFollowed(
                         "its channel axis is not that of its input: "
                         f"{axis}, not {x.axis}"
@@ -255,8 +256,9 @@ class _Numberer:
         call = visit.call
         if keras_internals.has_array_arguments(call):
             raise NotFollowed("an array of fixed size is among its arguments")
-        if rule.refuses is not None and rule.refuses(call.operation):
-            raise NotFollowed(rule.refuses(call.operation))
+        refusal = rule.ask("refuses", call.operation)
+        if refusal is not None:
+            raise NotFollowed(refusal)
         if len(visit.inputs) > 1 and rule.flow not in (JOINS, CONCATENATES):
             raise NotFollowed("its rule is for one input, and it reads several")
         earlier = self._outputs.get(visit.key)
@@ -278,10 +280,9 @@ class _Numberer:
         if rule.flow == PRODUCES and not rule.in_axis:
             # No weight says how much a channel of the input counts.
             reason, channels = "it reads without a kernel", visit.inputs
-        elif rule.holds is not None:
-            reason, channels = rule.holds(visit.call.operation), written
         else:
-            return
+            reason = rule.ask("freezes", visit.call.operation)
+            channels = written
         if reason is not None:
             for x in channels:
                 self._numbers.freeze(x.numbers, _because(visit, reason))
@@ -306,7 +307,7 @@ def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
             for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
             if name in by_name
         }
-        if not axes and (rule.in_axis or rule.out_axis or not rule.holds):
+        if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
             raise NotFollowed(f"its rule does not say where '{name}' lies")
         for side, axis in axes.items():
             channels = visit.inputs[0] if side == "in" else written[0]
@@ -345,8 +346,9 @@ def _checked_axis(weight, axis):
 
 def _as_read(numbers, layer, rule, size):
     """Returns the channel numbers along an input axis of a weight."""
-    if rule.groups is not None:  # All groups read what the first one reads.
-        return numbers[: len(numbers) // rule.groups(layer)]
+    groups = rule.ask("groups", layer)
+    if groups is not None:  # All groups read what the first one reads.
+        return numbers[: len(numbers) // groups]
     if len(numbers) != size:  # Behind a depthwise kernel, of its outputs.
         return np.repeat(numbers, repeats(rule, layer))
     return numbers

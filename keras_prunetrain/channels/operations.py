@@ -19,7 +19,7 @@ from keras_prunetrain.channels.layer_rule import (
     REDUCES,
     LayerRule,
     by_data_format,
-    held,
+    frozen,
 )
 from keras_prunetrain.keras_internals import operation_class
 
@@ -41,23 +41,23 @@ _JOINING = """
 
 def operation_rules():
     """Returns a dict from the class of each operation to its `LayerRule`."""
-    elementwise = LayerRule(CARRIES, pointwise=True)
-    move = LayerRule(MOVES, keeps="constants")
+    elementwise = LayerRule(CARRIES, constants="pointwise")
+    move = LayerRule(MOVES, constants="pass")
     rules = {
         **_of(POINTWISE, elementwise),
         **_of(
             "glu log_softmax normalize softmax sparsemax",
-            held("it mixes channels"),
+            frozen("it mixes channels"),
         ),
         **_of(
             "amax amin max mean min",
-            LayerRule(REDUCES, keeps="constants", variant=_with_initial),
+            LayerRule(REDUCES, constants="pass", variant=_with_initial),
             1,
         ),
         **_of("all any prod std sum var", LayerRule(REDUCES), 1),
         **_of(
             "average_pool max_pool",
-            LayerRule(CARRIES, channel_axis=by_data_format, keeps="constants"),
+            LayerRule(CARRIES, channel_axis=by_data_format, constants="pass"),
             2,
         ),
         **_of(
@@ -67,7 +67,7 @@ def operation_rules():
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
-        **_of("pad", LayerRule(MOVES, keeps="zeros"), 1),
+        **_of("pad", LayerRule(MOVES, constants="zeros"), 1),
         **_of("tile", move, 1),
         **_of("repeat", dataclasses.replace(move, refuses=_by_array), 1, 1),
         **_of("squeeze", dataclasses.replace(move, refuses=_squeezes_any)),
@@ -83,7 +83,7 @@ def operation_rules():
     x = _tensor()
     rules[operation_class(x[0])] = dataclasses.replace(move, indexes=True)
     rules[operation_class(ops.concatenate([x, x]))] = LayerRule(CONCATENATES)
-    rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, sums=True)
+    rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, constants="add")
     rules[operation_class(ops.where(x, x, x))] = LayerRule(JOINS)
     for name in _JOINING.split():
         if hasattr(ops, name):

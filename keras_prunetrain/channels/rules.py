@@ -51,7 +51,7 @@ def _inner(wrapper, extra_axes):
         channel_axis=rule.channel_axis and channel_axis,
         **{
             name: of_layer(getattr(rule, name))
-            for name in ("repeats", "groups", "holds", "refuses")
+            for name in ("repeats", "groups", "freezes", "refuses")
         },
     )
 
@@ -118,8 +118,8 @@ def rule_for(operation):
     The very class counts: a subclass may do something else with its channels.
     """
     rule = _RULES.get(type(operation))
-    if rule is not None and rule.variant is not None:
-        return rule.variant(operation) or rule
+    if rule is not None:
+        return rule.ask("variant", operation) or rule
     return rule
 
 

@@ -1,5 +1,7 @@
 """A channel that is a constant goes if its readers can take it over."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -273,6 +275,37 @@ class TwoKernels(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "units": self.units}
+
+
+def test_a_normalization_of_another_axis_takes_nothing_over():
+    image = keras.Input((6, 6, 2))
+    x = conv(conv_bn(image, 6, "a"), 6, "b", size=1, use_bias=False)
+    x = layers.BatchNormalization(axis=1, name="rows")(x)
+    model, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller is model
+
+
+class Mixing(layers.Dense):
+    """Reads every pixel alike, under a rule that a user has written."""
+
+
+@pytest.mark.parametrize("target", ["bias", "output", None, "offset"])
+def test_a_rule_says_where_a_layer_takes_constants(target, monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    rule = rules._RULES[layers.Dense]
+    register_rule(
+        Mixing,
+        dataclasses.replace(rule, folds_into=lambda layer: target),
+    )
+    image = keras.Input((6, 6, 2))
+    x = Mixing(5, name="b", use_bias=target == "bias")(conv_bn(image, 6, "a"))
+    x = layers.BatchNormalization()(x)
+    if target == "offset":
+        with pytest.raises(ValueError, match="'offset', which 'b' does not"):
+            folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+        return
+    _, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller.get_layer("a").filters == (6 if target is None else 4)
 
 
 def test_one_layer_called_on_different_shapes_is_followed_call_by_call():

@@ -191,6 +191,6 @@ def test_every_operation_with_a_rule_is_among_the_examples():
     held = {
         kind
         for kind, rule in operations.operation_rules().items()
-        if rule.holds is not None
+        if rule.freezes is not None
     }
     assert set(operations.operation_rules()) - held <= met

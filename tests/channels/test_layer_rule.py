@@ -1,0 +1,103 @@
+"""A rule of the wrong kind is an error, where it is made or where it speaks."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_prunetrain import LayerRule, channel_report, register_rule
+from keras_prunetrain.channels import rules
+from tests.networks import conv, head
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("flow", x) for x in ("carry", None, ["carries"])),
+        *(("size_arguments", x) for x in ("units", None, (1,))),
+        *(("in_axis", x) for x in (0, {"a": None}, {1: 0}, {"a": 1.0})),
+        *(("out_axis", x) for x in ([("a", 0)], {"a": True}, {"a": "0"})),
+        *(("channel_axis", x) for x in (-1, "last")),
+        *((name, 2) for name in ("repeats", "groups", "macs")),
+        *((name, "no") for name in ("freezes", "refuses", "variant")),
+        *(("constants", x) for x in ("kept", True, ("pass",))),
+        *(("saved", x) for x in ("input", 1)),
+        *(("subtracts", x) for x in (("mean",), 0)),
+    ],
+)
+def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):
+    fields = {"flow": "carries", field: value}
+    with pytest.raises(ValueError, match=f"`{field}` of a `LayerRule` must be"):
+        LayerRule(**fields)
+
+
+def test_a_rule_may_hold_integers_of_numpy_and_lists_of_names():
+    LayerRule(
+        "produces",
+        ["units"],
+        in_axis={"kernel": np.int64(-2)},
+        out_axis={"kernel": np.int32(-1), "table": None},
+    )
+
+
+class Own(layers.Layer):
+    """A layer of the user's, which the rule below is for."""
+
+    def call(self, x):
+        return x
+
+
+def report_with(rule, monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(Own, rule)
+    image = keras.Input((6, 6, 2))
+    x = Own(name="own")(conv(image, 4, "a"))
+    return channel_report(keras.Model(image, head(x)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("channel_axis", 1.0, "an axis"),
+        ("channel_axis", True, "an axis"),
+        *(("repeats", x, "an integer of at least 1") for x in (0, "2", None)),
+        *(("groups", x, "an integer of at least 1") for x in (-1, 2.0)),
+        *(("freezes", x, "the reason") for x in (True, "", ["no"])),
+        ("refuses", False, "the reason"),
+        ("variant", "carries", "a `LayerRule`"),
+    ],
+)
+def test_a_function_of_a_rule_that_returns_the_wrong_kind_is_named(
+    field, value, expected, monkeypatch
+):
+    flow = "produces" if field == "groups" else "carries"
+    rule = LayerRule(flow, **{field: lambda *_: value})
+    message = f"`{field}` in the rule for Own, of 'own', must return {expected}"
+    with pytest.raises(ValueError, match=message):
+        report_with(rule, monkeypatch)
+
+
+def test_a_function_of_a_rule_that_fails_is_named(monkeypatch):
+    rule = LayerRule("carries", repeats=lambda layer: layer.multiplier)
+    message = "`repeats` in the rule for Own, of 'own', fails with Attribute"
+    with pytest.raises(ValueError, match=message):
+        report_with(rule, monkeypatch)
+
+
+@pytest.mark.parametrize("axis", [3, -1, None])
+def test_a_channel_axis_counts_from_either_end(axis, monkeypatch):
+    rule = LayerRule("carries", channel_axis=lambda layer, rank: axis)
+    assert report_with(rule, monkeypatch)[0].held_by == ()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 4, -5])
+def test_another_channel_axis_than_that_of_the_input_freezes(axis, monkeypatch):
+    rule = LayerRule("carries", channel_axis=lambda layer, rank: axis)
+    (reason,) = report_with(rule, monkeypatch)[0].held_by
+    assert reason.startswith("own (Own): its channel axis is not that of its")
+
+
+def test_groups_that_cannot_be_equally_large_freeze(monkeypatch):
+    rule = LayerRule("produces", groups=lambda layer: 3)
+    (reason,) = report_with(rule, monkeypatch)[0].held_by
+    assert "its rule names 3 groups, and of 4 and 4 channels not all" in reason
