@@ -270,7 +270,7 @@ def test_the_learning_rate_of_a_step_is_scaled_and_what_is_shown_is_not(wrap):
     assert float(optimizer.learning_rate) == 0.5
     optimizer.learning_rate = 0.1  # A callback changes it: scaled in turn.
     weight = keras_internals.optimizer_variables(
-        keras_internals.optimizer._leaf_optimizers(optimizer)[0]
+        keras_internals.leaf_optimizers(optimizer)[0]
     )[0][0]
     optimizer.apply([keras.ops.ones(1)], [weight])
     np.testing.assert_allclose(weight.numpy(), [-4.8], rtol=1e-6)

@@ -15,16 +15,24 @@ from keras_prunetrain.keras_internals.graph import (
     producer,
     structures,
 )
+from keras_prunetrain.keras_internals.learning_rate import (
+    restore_learning_rate,
+    scale_learning_rate,
+    scheduled_rate,
+    shown_rate,
+    update_count,
+)
 from keras_prunetrain.keras_internals.optimizer import (
     carry_exclusions,
     copy_optimizer,
     inner_optimizers,
+    leaf_optimizers,
     optimizer_variables,
-    restore_learning_rate,
-    scale_learning_rate,
-    scheduled_rate,
     unfilled_slots,
-    update_count,
+)
+from keras_prunetrain.keras_internals.step_hooks import (
+    add_step_hook,
+    remove_step_hook,
 )
 from keras_prunetrain.keras_internals.trainer import (
     compile_like,
@@ -44,6 +52,7 @@ from keras_prunetrain.keras_internals.variables import (
 __all__ = [
     "Call",
     "Unfilled",
+    "add_step_hook",
     "application_layer",
     "arguments_with",
     "calls",
@@ -55,14 +64,17 @@ __all__ = [
     "has_array_arguments",
     "inner_optimizers",
     "is_graph",
+    "leaf_optimizers",
     "on_several_machines",
     "operation_class",
     "optimizer_variables",
     "producer",
+    "remove_step_hook",
     "repair_distributed_fit",
     "restore_learning_rate",
     "scale_learning_rate",
     "scheduled_rate",
+    "shown_rate",
     "sibling_callbacks",
     "strategy_scope",
     "structures",

@@ -1,4 +1,4 @@
-"""The private parts of Keras's optimizers: their state and their step."""
+"""The private parts of Keras's optimizers: their state."""
 
 import contextlib
 
@@ -80,89 +80,15 @@ def _wrapped_optimizers(optimizer):
         yield from _wrapped_optimizers(inner)
 
 
-def scale_learning_rate(optimizer, ratio, count):
-    """Lets `optimizer` train with another learning rate than it shows.
+def leaf_optimizers(optimizer):
+    """Returns the optimizers that update variables, a list.
 
-    Schedules, callbacks and users read `Optimizer.learning_rate`, change it and
-    write it back: a ratio in it would be multiplied again and again. So the
-    ratio is there only inside `Optimizer.apply`, where the step reads the rate,
-    for the update as well as for decoupled weight decay. Both objects get
-    methods of their own; `restore_learning_rate` takes them off again.
-
-    Args:
-        optimizer: An optimizer; those that it wraps are scaled, too.
-        ratio: Float.
-        count: Function of `update_count` (a tensor) that returns the step at
-            which a `LearningRateSchedule` is read.
+    That is `optimizer` itself, or those that it wraps, however deep.
     """
-    restore_learning_rate(optimizer)
-    for inner in _leaf_optimizers(optimizer):
-        _scale_one(inner, ratio, count)
-
-
-def update_count(optimizer):
-    """Returns the step at which `optimizer` reads a schedule, an integer.
-
-    `Optimizer.iterations` leaves out the steps that only accumulate gradients.
-    """
-    inner = _leaf_optimizers(optimizer)[0]
-    return int(keras.ops.convert_to_numpy(inner._iterations))
-
-
-def scheduled_rate(optimizer):
-    """Returns what a schedule gives the next step; `None` if there is none.
-
-    The schedule has moved on once the step is done, and `learning_rate` does
-    not tell that it is one.
-    """
-    inner = _leaf_optimizers(optimizer)
-    rate = getattr(inner[0], "_learning_rate", None)
-    is_schedule = isinstance(
-        rate, keras.optimizers.schedules.LearningRateSchedule
-    )
-    if len(inner) > 1 or not is_schedule:
-        return None
-    return float(rate(update_count(optimizer)))
-
-
-def restore_learning_rate(optimizer):
-    """Undoes `scale_learning_rate`."""
-    for inner in _leaf_optimizers(optimizer):
-        for name in ("apply", "_get_current_learning_rate"):
-            vars(inner).pop(name, None)
-
-
-def _scale_one(optimizer, ratio, count):
-    apply = optimizer.apply
-    read = optimizer._get_current_learning_rate
-    # A count: replicas are threads that meet in the middle of `apply`.
-    applying = []
-
-    def scaled_apply(*args, **kwargs):
-        applying.append(True)
-        try:
-            return apply(*args, **kwargs)
-        finally:
-            applying.pop()
-
-    def scaled_rate():
-        rate = optimizer._learning_rate
-        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            # As Keras does: accumulated gradients count as updates here.
-            rate = rate(count(optimizer._iterations))
-        else:
-            rate = read()
-        return rate * ratio if applying else rate
-
-    vars(optimizer)["apply"] = scaled_apply
-    vars(optimizer)["_get_current_learning_rate"] = scaled_rate
-
-
-def _leaf_optimizers(optimizer):
     inner = inner_optimizers(optimizer)
     if not inner:
         return [optimizer]
-    return [leaf for x in inner.values() for leaf in _leaf_optimizers(x)]
+    return [leaf for x in inner.values() for leaf in leaf_optimizers(x)]
 
 
 def carry_exclusions(optimizer, smaller, pairs):

@@ -1,0 +1,105 @@
+"""The learning rate of a step: read from a schedule, and scaled."""
+
+import keras
+
+from keras_prunetrain.keras_internals.optimizer import leaf_optimizers
+from keras_prunetrain.keras_internals.step_hooks import (
+    add_step_hook,
+    remove_step_hook,
+)
+
+_NAME = "learning rate"
+
+
+def scale_learning_rate(optimizer, ratio, count):
+    """Lets `optimizer` train with another learning rate than it shows.
+
+    Schedules, callbacks and users read `Optimizer.learning_rate`, change it and
+    write it back: a ratio in it would be multiplied again and again. So the
+    ratio is there only inside `Optimizer.apply`, where the step reads the rate,
+    for the update as well as for decoupled weight decay.
+    `restore_learning_rate` undoes it.
+
+    Args:
+        optimizer: An optimizer; those that it wraps are scaled, too.
+        ratio: Float above 0.
+        count: Function of `update_count` (a tensor) that returns the step at
+            which a `LearningRateSchedule` is read.
+    """
+    for leaf in leaf_optimizers(optimizer):
+        rate = _ScaledRate(leaf, ratio, count)
+        add_step_hook(leaf, _NAME, rate.step)
+        # The private method by which a step and weight decay read the rate.
+        vars(leaf)["_get_current_learning_rate"] = rate.current
+
+
+def restore_learning_rate(optimizer):
+    """Undoes `scale_learning_rate`; does nothing if it was not called."""
+    for leaf in leaf_optimizers(optimizer):
+        remove_step_hook(leaf, _NAME)
+        vars(leaf).pop("_get_current_learning_rate", None)
+
+
+class _ScaledRate:
+    """The learning rate of one optimizer, times a ratio while it steps."""
+
+    def __init__(self, optimizer, ratio, count):
+        self._optimizer = optimizer
+        self._ratio = ratio
+        self._count = count
+        # A list, because replicas are threads that meet in the middle of a
+        # step: one may have left it while another is inside.
+        self._steps = []
+
+    def step(self, step, gradients, variables):
+        self._steps.append(True)
+        try:
+            return step(gradients, variables)
+        finally:
+            self._steps.pop()
+
+    def current(self):
+        optimizer = self._optimizer
+        rate = optimizer._learning_rate
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            # As in Keras: accumulated gradients count as updates here.
+            rate = rate(self._count(optimizer._iterations))
+        else:
+            rate = type(optimizer)._get_current_learning_rate(optimizer)
+        return rate * self._ratio if self._steps else rate
+
+
+def update_count(optimizer):
+    """Returns the step at which `optimizer` reads a schedule, an integer.
+
+    `Optimizer.iterations` leaves out the steps that only accumulate gradients.
+    """
+    return int(keras.ops.convert_to_numpy(_first(optimizer)._iterations))
+
+
+def scheduled_rate(optimizer):
+    """Returns what a schedule gives the next step; `None` if there is none.
+
+    The schedule has moved on once the step is done, and `learning_rate` does
+    not tell that it is one.
+    """
+    rate = getattr(_first(optimizer), "_learning_rate", None)
+    is_schedule = isinstance(
+        rate, keras.optimizers.schedules.LearningRateSchedule
+    )
+    if len(leaf_optimizers(optimizer)) > 1 or not is_schedule:
+        return None
+    return float(rate(update_count(optimizer)))
+
+
+def shown_rate(optimizer):
+    """Returns `Optimizer.learning_rate`, a float; `None` if there are several.
+
+    A `MultiOptimizer` has none of its own.
+    """
+    rate = getattr(optimizer, "learning_rate", None)
+    return None if rate is None else float(keras.ops.convert_to_numpy(rate))
+
+
+def _first(optimizer):
+    return leaf_optimizers(optimizer)[0]
