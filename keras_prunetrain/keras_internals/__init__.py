@@ -23,12 +23,13 @@ from keras_prunetrain.keras_internals.learning_rate import (
     update_count,
 )
 from keras_prunetrain.keras_internals.optimizer import (
+    build_copy,
     carry_exclusions,
     copy_optimizer,
     inner_optimizers,
     leaf_optimizers,
+    optimizer_pairs,
     optimizer_variables,
-    unfilled_slots,
 )
 from keras_prunetrain.keras_internals.step_hooks import (
     add_step_hook,
@@ -55,6 +56,7 @@ __all__ = [
     "add_step_hook",
     "application_layer",
     "arguments_with",
+    "build_copy",
     "calls",
     "carry_exclusions",
     "compile_like",
@@ -67,6 +69,7 @@ __all__ = [
     "leaf_optimizers",
     "on_several_machines",
     "operation_class",
+    "optimizer_pairs",
     "optimizer_variables",
     "producer",
     "remove_step_hook",
@@ -78,7 +81,6 @@ __all__ = [
     "sibling_callbacks",
     "strategy_scope",
     "structures",
-    "unfilled_slots",
     "update_count",
     "values_of",
     "weight_name",

@@ -22,20 +22,41 @@ def inner_optimizers(optimizer):
     return inner
 
 
+def optimizer_pairs(optimizer, copy):
+    """Yields `(optimizer, copy)`, then those that they wrap, pair by pair.
+
+    Args:
+        optimizer: An optimizer.
+        copy: A `copy_optimizer` of it, built or not.
+    """
+    yield optimizer, copy
+    inner = inner_optimizers(copy)
+    for name, member in inner_optimizers(optimizer).items():
+        yield from optimizer_pairs(member, inner[name])
+
+
 def copy_optimizer(optimizer):
     """Returns a new optimizer with the settings of `optimizer`, no slots.
 
-    A learning rate that is a schedule or a function is passed as an object:
-    serialized, it would have to be registered.
+    The optimizers that it wraps are copied as well. A learning rate that is a
+    schedule or a function is passed as an object, and so is the function by
+    which a `MultiOptimizer` chooses: serialized, they would have to be
+    registered.
+
+    Raises:
+        ValueError: If its config does not make a second one.
     """
-    rate = vars(optimizer).get("_learning_rate")
-    is_object = rate is not None and not isinstance(rate, keras.Variable)
     try:
-        if is_object:
-            vars(optimizer)["_learning_rate"] = keras.ops.convert_to_tensor(0.0)
-        config = optimizer.get_config()
-        if is_object:
-            config["learning_rate"] = rate
+        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+            return _copy_multi_optimizer(optimizer)
+        config = _with_plain_rate(optimizer).get_config()
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            config["inner_optimizer"] = copy_optimizer(
+                optimizer.inner_optimizer
+            )
+            return type(optimizer)(**config)
+        if _rate_is_object(optimizer):
+            config["learning_rate"] = optimizer._learning_rate
         return type(optimizer).from_config(config)
     except Exception as error:
         raise ValueError(
@@ -45,19 +66,88 @@ def copy_optimizer(optimizer):
             "with `keras.saving.register_keras_serializable`. Keras says: "
             f"{error}"
         ) from error
-    finally:
-        if is_object:
-            vars(optimizer)["_learning_rate"] = rate
+
+
+def _rate_is_object(optimizer):
+    rate = vars(optimizer).get("_learning_rate")
+    return rate is not None and not isinstance(rate, keras.Variable)
+
+
+def _with_plain_rate(optimizer):
+    """Returns a shallow copy of `optimizer` whose `get_config` always works.
+
+    The original is not touched: whatever interrupts, it goes on training.
+    """
+    plain = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        if isinstance(value, keras.optimizers.Optimizer):
+            value = _with_plain_rate(value)
+        vars(plain)[name] = value
+    if _rate_is_object(optimizer):
+        vars(plain)["_learning_rate"] = keras.ops.convert_to_tensor(0.0)
+    return plain
+
+
+def _copy_multi_optimizer(optimizer):
+    """Copies a `MultiOptimizer`, its members in the same order.
+
+    Its `_optimizer_map` is an `OptimizerMap` or a function of a variable. The
+    members that a function chooses are known only once they are in use.
+    """
+    members = {id(x): copy_optimizer(x) for x in optimizer.optimizers}
+    choose = optimizer._optimizer_map
+    if isinstance(choose, keras.optimizers.OptimizerMap):
+        choose = keras.optimizers.OptimizerMap(
+            members[id(choose.default_optimizer)],
+            {pattern: members[id(x)] for pattern, x in choose.items()},
+        )
+    copy = type(optimizer)(
+        choose,
+        loss_scale_factor=optimizer.loss_scale_factor,
+        name=optimizer.name,
+    )
+    for member in members.values():
+        if not any(member is x for x in copy._inner_optimizers):
+            copy._inner_optimizers.append(member)
+    return copy
+
+
+def build_copy(optimizer, copy, pairs):
+    """Makes the slots of `copy`, without values.
+
+    Each weight stays with the member of a `MultiOptimizer` that has trained it.
+
+    Args:
+        optimizer: An optimizer that has been built.
+        copy: A `copy_optimizer` of it; modified.
+        pairs: Pairs of a variable that `optimizer` updates and its counterpart
+            for `copy`, in the order in which `copy` is to hold them.
+    """
+    choices = []
+    for old, new in optimizer_pairs(optimizer, copy):
+        if isinstance(old, keras.optimizers.MultiOptimizer):
+            members = {
+                id(after): new._inner_optimizers[
+                    old._var_to_optimizer_idx[old._var_key(before)]
+                ]
+                for before, after in pairs
+            }
+            choices.append((new, new._optimizer_map))
+            new._optimizer_map = lambda v, members=members: members[id(v)]
+    with _unfilled_slots(copy):
+        copy.build([after for _, after in pairs])
+    for new, choose in choices:
+        new._optimizer_map = choose
 
 
 @contextlib.contextmanager
-def unfilled_slots(optimizer):
+def _unfilled_slots(optimizer):
     """Lets `optimizer` and those in it make slots that are `Unfilled`.
 
     Which initializer a slot gets is written in `Optimizer.build`; all of them
     make it by `Optimizer.add_variable`.
     """
-    optimizers = [optimizer, *_wrapped_optimizers(optimizer)]
+    optimizers = [x for x, _ in optimizer_pairs(optimizer, optimizer)]
     for one in optimizers:
         vars(one)["add_variable"] = _without_initializer(one.add_variable)
     try:
@@ -72,12 +162,6 @@ def _without_initializer(add_variable):
         return add_variable(shape, initializer=Unfilled(), **kwargs)
 
     return add_unfilled
-
-
-def _wrapped_optimizers(optimizer):
-    for inner in inner_optimizers(optimizer).values():
-        yield inner
-        yield from _wrapped_optimizers(inner)
 
 
 def leaf_optimizers(optimizer):

@@ -124,7 +124,9 @@ def _smaller(model, plan, optimizer):
     with keras_internals.strategy_scope(model), _no_garbage_collection():
         smaller, cuts, clones = rebuild(model, plan)
         cuts += _weights_outside(model, plan)
-        optimizer = carry_optimizer(optimizer, cuts)
+        optimizer = carry_optimizer(
+            optimizer, cuts, smaller.trainable_variables
+        )
         keras_internals.compile_like(model, smaller, optimizer)
         adopt_class(smaller, model, clones)
     return smaller

@@ -4,31 +4,37 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.surgery.rebuild import sliced
 
 
-def carry_optimizer(optimizer, cuts):
+def carry_optimizer(optimizer, cuts, order):
     """Returns `optimizer` for the smaller model, where it was in its training.
+
+    Its slots stand in the order of the smaller model's weights, which a branch
+    that leaves can change: Keras loads a file, and finalizes an average of the
+    weights (`use_ema`), by position.
 
     Args:
         optimizer: A Keras optimizer. It is not modified.
         cuts: List of the `Cut`s of all variables of the smaller model.
+        order: List of the trainable variables of the smaller model.
 
     Returns:
         An optimizer of the same class and settings, with its step count,
         learning rate and, for every weight that is left, its slots.
 
     Raises:
-        ValueError: If it has a state that cannot be cut like its weight.
+        ValueError: If no second optimizer can be made from its config, or if it
+            has a state that cannot be cut like its weight.
     """
     copy = keras_internals.copy_optimizer(optimizer)
-    _carry_exclusions(optimizer, copy, [(cut.old, cut.new) for cut in cuts])
-    if not optimizer.built:  # Before the first step there are no slots.
-        _carry_singles(optimizer, copy)
-        return copy
-    by_old = {id(cut.old): cut for cut in cuts}
-    updated = keras_internals.optimizer_variables(optimizer)[0]
-    weights = [by_old[id(v)].new for v in updated if id(v) in by_old]
-    with keras_internals.unfilled_slots(copy):  # All are carried, or it raises.
-        copy.build(weights)
-    carried = _carry(optimizer, copy, by_old)
+    pairs = [(cut.old, cut.new) for cut in cuts]
+    for old, new in keras_internals.optimizer_pairs(optimizer, copy):
+        keras_internals.carry_exclusions(old, new, pairs)
+    if optimizer.built:  # Before the first step there are no slots.
+        cuts = _updated(optimizer, cuts, order)
+        pairs = [(cut.old, cut.new) for cut in cuts]
+        keras_internals.build_copy(optimizer, copy, pairs)
+    carried = set()
+    for old, new in keras_internals.optimizer_pairs(optimizer, copy):
+        carried |= _carry_singles(old, new) | _carry_slots(old, new, cuts)
     left = [v.path for v in copy.variables if id(v) not in carried]
     if left:
         raise ValueError(
@@ -38,51 +44,61 @@ def carry_optimizer(optimizer, cuts):
     return copy
 
 
-def _carry(old, new, by_old):
-    """Fills the variables of `new`; returns the `id`s of those it filled."""
-    updated, slots, _ = keras_internals.optimizer_variables(old)
-    filled = _carry_singles(old, new)
-    stay = [i for i, weight in enumerate(updated) if id(weight) in by_old]
-    for name, old_slots in slots.items():
-        new_slots = vars(new)[name]
-        for i, new_slot in zip(stay, new_slots, strict=True):
-            if new_slot is not None:
-                cut = by_old[id(updated[i])]
-                _assign(new_slot, old_slots[i], cut, old)
-                filled.add(id(new_slot))
-    inner = keras_internals.inner_optimizers(new)
-    for name, optimizer in keras_internals.inner_optimizers(old).items():
-        filled |= _carry(optimizer, inner[name], by_old)
-    return filled
+def _updated(optimizer, cuts, order):
+    """Returns the `Cut`s of what `optimizer` updates, those in `order` first.
 
-
-def _carry_exclusions(old, new, pairs):
-    keras_internals.carry_exclusions(old, new, pairs)
-    inner = keras_internals.inner_optimizers(new)
-    for name, optimizer in keras_internals.inner_optimizers(old).items():
-        _carry_exclusions(optimizer, inner[name], pairs)
+    Behind them are weights that were frozen after it was built: their slots
+    wait for the day when they train again.
+    """
+    updated = set(map(id, keras_internals.optimizer_variables(optimizer)[0]))
+    place = {id(variable): i for i, variable in enumerate(order)}
+    known = [cut for cut in cuts if id(cut.old) in updated]
+    return sorted(known, key=lambda cut: place.get(id(cut.new), len(place)))
 
 
 def _carry_singles(old, new):
-    """Copies step count, learning rate and the like."""
-    singles = keras_internals.optimizer_variables(old)[2]
-    for name, variable in singles.items():
-        vars(new)[name].assign(variable)
-    filled = {id(vars(new)[name]) for name in singles}
-    inner = keras_internals.inner_optimizers(new)
-    for name, optimizer in keras_internals.inner_optimizers(old).items():
-        filled |= _carry_singles(optimizer, inner[name])
-    return filled
+    """Copies step count, learning rate and the like; returns their `id`s."""
+    carried = set()
+    for name, variable in keras_internals.optimizer_variables(old)[2].items():
+        # The member of a `MultiOptimizer` that has no weight left is not built.
+        if name in vars(new):
+            vars(new)[name].assign(variable)
+            carried.add(id(vars(new)[name]))
+    return carried
 
 
-def _assign(new_slot, old_slot, cut, optimizer):
+def _carry_slots(old, new, cuts):
+    """Cuts the slots of `old`, each for its weight; returns the new `id`s."""
+    carried = set()
+    updated, slots, _ = keras_internals.optimizer_variables(old)
+    place = {id(weight): i for i, weight in enumerate(updated)}
+    cut_of = {id(cut.new): cut for cut in cuts}
+    weights = keras_internals.optimizer_variables(new)[0]
+    for name, old_slots in slots.items():
+        new_slots = vars(new).get(name, ())
+        if len(new_slots) != len(weights):
+            raise ValueError(
+                f"Cannot carry the state of {type(old).__name__} over to the "
+                f"smaller model: its `build` makes no '{name}' for the weights "
+                "that it is given. Make all slots there."
+            )
+        for weight, slot in zip(weights, new_slots, strict=True):
+            cut = cut_of[id(weight)]
+            old_slot = old_slots[place[id(cut.old)]]
+            if slot is not None and old_slot is not None:
+                slot.assign(_cut_slot(old_slot, cut, old))
+                carried.add(id(slot))
+    return carried
+
+
+def _cut_slot(slot, cut, optimizer):
     keep = cut.keep
-    if old_slot.shape != cut.old.shape:
+    if slot.shape != cut.old.shape:
         keep = {}  # A scalar, or a summary of the whole weight.
-    if cut.keep and not keep and old_slot.shape:
+    if cut.keep and not keep and slot.shape:
         raise ValueError(
             f"Cannot carry the state of {type(optimizer).__name__} over to the "
-            f"smaller model: the slot '{old_slot.path}' has shape "
-            f"{tuple(old_slot.shape)}, its weight {tuple(cut.old.shape)}."
+            f"smaller model: the slot '{slot.path}' has shape "
+            f"{tuple(slot.shape)}, its weight {tuple(cut.old.shape)}."
         )
-    new_slot.assign(sliced(old_slot, keep))
+    return sliced(slot, keep)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_prunetrain import GroupLasso, keras_internals, reconfigure
-from tests import networks
+from tests import networks, optimizers
 from tests.masked import leaves
 from tests.networks import images, kill, kill_all, outputs, shake, take, targets
 
@@ -444,60 +444,11 @@ def test_a_distributed_model_stays_distributed(strategy, build):
             np.testing.assert_allclose(one, expected, atol=1e-4)
 
 
-def halving():
-    return keras.optimizers.schedules.ExponentialDecay(0.4, 1, 0.5)
-
-
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda: keras.optimizers.SGD(halving(), momentum=0.9),
-        lambda: keras.optimizers.SGD(0.1),
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
-        lambda: keras.optimizers.Adam(
-            0.01, amsgrad=True, gradient_accumulation_steps=2
-        ),
-        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, clipvalue=0.5),
-        lambda: keras.optimizers.RMSprop(0.01, centered=True, momentum=0.5),
-        lambda: keras.optimizers.Adagrad(0.01),
-        lambda: keras.optimizers.Adadelta(0.1),
-        lambda: keras.optimizers.Adamax(0.01),
-        lambda: keras.optimizers.Nadam(0.01),
-        lambda: keras.optimizers.Ftrl(0.01),
-        lambda: keras.optimizers.Lion(0.01),
-        lambda: keras.optimizers.ScheduleFreeAdamW(0.01),
-        lambda: keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(
-                keras.optimizers.SGD(0.1, momentum=0.9),
-                {"a/.*": keras.optimizers.Adam(0.01)},
-            )
-        ),
-        lambda: keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.SGD(0.1, momentum=0.9), initial_scale=8.0
-        ),
-    ],
-    ids=[
-        "schedule",
-        "sgd",
-        "ema",
-        "accumulate",
-        "adamw",
-        "rmsprop",
-        "adagrad",
-        "adadelta",
-        "adamax",
-        "nadam",
-        "ftrl",
-        "lion",
-        "schedule_free",
-        "multi",
-        "loss_scale",
-    ],
-)
+@pytest.mark.parametrize("optimizer", optimizers.ELEMENTWISE)
 def test_every_optimizer_goes_on_where_it_was(optimizer):
     network = networks.plain()
-    model = compiled(network, optimizer())
+    model = compiled(network, optimizers.ALL[optimizer]())
     keep = networks.surviving(network)
 
     smaller = reconfigure(model)
@@ -510,46 +461,15 @@ def test_every_optimizer_goes_on_where_it_was(optimizer):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda: keras.optimizers.Lamb(0.01),
-        lambda: keras.optimizers.Muon(0.01),
-        lambda: keras.optimizers.Adam(0.01, clipnorm=0.1),
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.1),
-    ],
-    ids=["lamb", "muon", "clipnorm", "global_clipnorm"],
-)
+@pytest.mark.parametrize("optimizer", optimizers.BY_WEIGHT)
 def test_an_optimizer_that_looks_at_whole_weights_keeps_its_state(optimizer):
-    # Its next step is that of the smaller weight, whose norm or shape differs.
     network = networks.plain()
-    model = compiled(network, optimizer())
+    model = compiled(network, optimizers.ALL[optimizer]())
     smaller = reconfigure(model)
     kill_all(network)
     assert_same(model, smaller, networks.surviving(network))
     smaller.train_on_batch(images(), targets())
     assert int(smaller.optimizer.iterations) == 2
-
-
-def test_a_schedule_is_carried_as_an_object():
-    class Unregistered(keras.optimizers.schedules.LearningRateSchedule):
-        def __call__(self, step):
-            return 0.5 / (keras.ops.cast(step, "float32") + 1.0)
-
-        def get_config(self):
-            return {}
-
-    schedule = Unregistered()
-    model = compiled(networks.plain(), keras.optimizers.SGD(schedule))
-    smaller = reconfigure(model)
-    assert smaller.optimizer._learning_rate is schedule
-    assert float(smaller.optimizer.learning_rate) == 0.25
-
-
-def test_a_slot_of_another_shape_than_its_weight_is_an_error():
-    model = compiled(networks.plain(), keras.optimizers.Adafactor(0.01))
-    with pytest.raises(ValueError, match="state of Adafactor over.*has shape"):
-        reconfigure(model)
 
 
 LOAD = """
