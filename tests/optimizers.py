@@ -55,4 +55,3 @@ BY_WEIGHT = {
     ),
 }
 ALL = ELEMENTWISE | BY_WEIGHT
-
