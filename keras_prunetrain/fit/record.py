@@ -111,12 +111,12 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
         rate: Float or `None`. The learning rate of the last step.
         batch_size: Integer or `None`.
     """
-    rows = report_of(plan)
     keep = {
         label.layer: plan.keep(label.numbers).tolist()
         for label in plan.numbering.kernels("out")
     }
     keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
+    rows = [row for row in report_of(plan) if row.layer in keep]
     before, after = (
         cost and dataclasses.replace(cost, per_layer={}) for cost in costs
     )
