@@ -4,13 +4,11 @@ Every flag is checked when the command line is read, before a file is touched: a
 typo must neither cost the records of an earlier run nor hours of a new one.
 """
 
-import math
 import os
-import sys
 
 from absl import flags
 
-from apps import records, training, workdir
+from apps import command_line, records, training, workdir
 from apps.refusal import RefusedError
 
 # NumPy takes no larger seed.
@@ -40,16 +38,16 @@ def _define_training(values, defaults):
         *("method", "prunetrain", ["dense", "prunetrain"], "Method."),
         flag_values=values,
     )
-    integer(
+    command_line.integer(
         *("epochs", defaults["epochs"], 1, _MOST_EPOCHS, "Epochs."),
         flag_values=values,
     )
-    integer(
+    command_line.integer(
         *("batch_size", defaults["batch_size"], 1, _MOST_IMAGES),
         "Images per update, in all.",
         flag_values=values,
     )
-    integer(
+    command_line.integer(
         *("seed", 0, 0, _LARGEST_SEED),
         "Seed of weights, order and augmentation.",
         flag_values=values,
@@ -64,7 +62,7 @@ def _define_training(values, defaults):
 
 
 def _define_optimizer(values, defaults):
-    _real(
+    command_line.real(
         *("learning_rate", 0.1, "Of SGD, before the drops."),
         "a number from 1e-9 to 1000",
         lambda rate: 1e-9 <= rate <= 1000,
@@ -83,13 +81,13 @@ def _define_optimizer(values, defaults):
         f"must be at most {_MOST_DROPS} different epochs, such as 91,136.",
         flag_values=values,
     )
-    _real(
+    command_line.real(
         *("momentum", 0.9, "Of SGD."),
         "a number of at least 0 and below 1",
         lambda momentum: 0 <= momentum < 1,
         values,
     )
-    _real(
+    command_line.real(
         *("weight_decay", defaults["weight_decay"]),
         *("Coupled, on all weights.", "a number from 0 to 1"),
         lambda decay: 0 <= decay <= 1,
@@ -98,30 +96,30 @@ def _define_optimizer(values, defaults):
 
 
 def _define_pruning(values, defaults):
-    integer(
+    command_line.integer(
         *("granularity", None, 1, _MOST_IMAGES),
         "The batch grows with what pruning frees, by multiples of so many "
         "images on each device.",
         flag_values=values,
     )
-    _real(
+    command_line.real(
         *("penalty_ratio", defaults["penalty_ratio"], "Group lasso."),
         "a number above 0 and below 1",
         lambda ratio: 0 < ratio < 1,
         values,
     )
-    integer(
+    command_line.integer(
         *("interval", defaults["interval"], 1, _MOST_EPOCHS),
         "Epochs between reconfigurations.",
         flag_values=values,
     )
-    _real(
+    command_line.real(
         *("threshold", 1e-4, "Channels below it are dead."),
         "0, or a number from 1e-12 to 100",
         lambda threshold: threshold == 0 or 1e-12 <= threshold <= 100,
         values,
     )
-    integer(
+    command_line.integer(
         *("finetune_epochs", 0, 0, _MOST_EPOCHS),
         "Last epochs without group lasso.",
         flag_values=values,
@@ -173,66 +171,6 @@ def recipe(values):
     )
 
 
-def folder(path):
-    """Returns the path of a folder as it was meant; `None` stays `None`."""
-    # A shell leaves "~" behind "=" as it is.
-    return path and os.path.expanduser(path)
-
-
-def refuse_words(argv):
-    """Ends the program if there are words beside the flags."""
-    words = argv[1:]
-    if words:
-        sys.exit(
-            f"Words beside the flags: {' '.join(words)}. Every setting is a "
-            "flag, such as --epochs=10; --helpshort lists them."
-        )
-
-
-class _NumberParser(flags.ArgumentParser):
-    """Takes numbers of a range; whatever is wrong, says what is right."""
-
-    def __init__(self, kind, words, fits):
-        self.syntactic_help = words
-        self._kind = kind
-        self._fits = fits
-
-    def parse(self, argument):
-        try:
-            value = self._kind(argument)
-        except (ValueError, TypeError):
-            value = math.nan
-        if not self._fits(value):  # A NaN fits nowhere.
-            raise ValueError(f"must be {self.syntactic_help}.")
-        return value
-
-    def flag_type(self):
-        return self._kind.__name__
-
-
-def integer(name, default, least, most, text, flag_values):
-    """Defines a flag for an integer from `least` to `most`."""
-    parser = _NumberParser(
-        int,
-        f"a whole number from {least:,} to {most:,}",
-        lambda value: least <= value <= most,
-    )
-    _define(parser, name, default, text, flag_values)
-
-
-def _real(name, default, text, words, fits, flag_values):
-    _define(_NumberParser(float, words, fits), name, default, text, flag_values)
-
-
-def _define(parser, name, default, text, flag_values):
-    serializer = flags.ArgumentSerializer()
-    flags.DEFINE(
-        *(parser, name, default, text),
-        flag_values=flag_values,
-        serializer=serializer,
-    )
-
-
 def _are_epochs(drops):
     # Longer ones are none, and none that Python would read.
     known = all(drop.isdecimal() and len(drop) < 10 for drop in drops)
@@ -242,7 +180,7 @@ def _are_epochs(drops):
 def _check_data_dir(path):
     if path is None:
         return True
-    place = folder(path)
+    place = command_line.folder(path)
     # One that is not there is left to those who know how to fill it.
     if not path or (os.path.exists(place) and not os.path.isdir(place)):
         _no("must be a folder. Leave it out for the default.")
@@ -254,10 +192,10 @@ def _check_workdir(path):
         _no("must be a folder that may be written, such as runs/first.")
     if "://" in path:
         _no("must be a folder of this machine.")
-    if not _may_be_written(folder(path)):
+    if not command_line.may_be_written(path):
         _no("must be a folder that may be written.")
     try:
-        workdir.check(folder(path))
+        workdir.check(command_line.folder(path))
     except (RefusedError, OSError) as error:
         _no(str(error))
     return True
@@ -269,7 +207,7 @@ def _check_dense(path):
     if not path:
         _no("must be the folder of a finished run.")
     try:
-        records.result(folder(path))
+        records.result(command_line.folder(path))
     except records.RecordError as error:
         _no(f"must be the folder of a finished run. {error}")
     return True
@@ -279,15 +217,11 @@ def _no(message):
     raise flags.ValidationError(message)
 
 
-def _may_be_written(path):
-    place = os.path.abspath(path)
-    while not os.path.lexists(place):  # Nor where one may not look.
-        place = os.path.dirname(place)
-    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
-
-
 def _same_folder(one, other):
     paths = (one, other)
     if None in paths:
         return False
-    return len({os.path.realpath(folder(path)) for path in paths}) == 1
+    return (
+        len({os.path.realpath(command_line.folder(path)) for path in paths})
+        == 1
+    )

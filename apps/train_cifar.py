@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from apps import (  # noqa: E402
+    command_line,
     compare,
     console,
     data,
@@ -51,7 +52,7 @@ def define(values):
         *("network", "resnet20", sorted(models.__all__), "Network."),
         flag_values=values,
     )
-    recipe_flags.integer(
+    command_line.integer(
         *("width", None, 1, 1024),
         "Of a ResNet's first stage, in channels.",
         flag_values=values,
@@ -67,9 +68,9 @@ def define(values):
 
 
 def main(argv, values=flags.FLAGS):
-    recipe_flags.refuse_words(argv)
+    command_line.refuse_words(argv)
     console.show_reconfigurations()
-    folder = recipe_flags.folder
+    folder = command_line.folder
     try:
         dense = values.dense and records.result(folder(values.dense))
         examples = data.load(values.dataset, folder(values.data_dir))

@@ -24,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import keras_prunetrain as kpt  # noqa: E402
 from apps import (  # noqa: E402
+    command_line,
     compare,
     console,
     imagenet,
@@ -57,7 +58,7 @@ def define(values):
         "Name of a function of keras.applications, or of this package's.",
         flag_values=values,
     )
-    recipe_flags.integer(
+    command_line.integer(
         *("image_size", 224, 32, 2048, "In pixels."), flag_values=values
     )
     flags.DEFINE_enum(
@@ -78,9 +79,9 @@ def define(values):
 
 
 def main(argv, values=flags.FLAGS):
-    recipe_flags.refuse_words(argv)
+    command_line.refuse_words(argv)
     console.show_reconfigurations()
-    folder = recipe_flags.folder
+    folder = command_line.folder
     # Before anything else that TensorFlow does.
     strategy = _strategy(values.strategy)
     try:

@@ -7,7 +7,13 @@ import keras
 import pytest
 from absl import flags
 
-from apps import networks, recipe_flags, train_cifar, train_imagenet
+from apps import (
+    command_line,
+    networks,
+    recipe_flags,
+    train_cifar,
+    train_imagenet,
+)
 from keras_prunetrain import models
 from tests.apps.programs import parsed
 
@@ -187,8 +193,8 @@ def test_a_file_is_no_folder_of_data(tmp_path):
 
 def test_the_home_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert recipe_flags.folder("~/runs") == f"{tmp_path}/runs"
-    assert recipe_flags.folder(None) is None
+    assert command_line.folder("~/runs") == f"{tmp_path}/runs"
+    assert command_line.folder(None) is None
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)
@@ -199,8 +205,8 @@ def test_words_beside_the_flags_end_the_program(program, tmp_path):
     with pytest.raises(SystemExit) as caught:
         program.main(argv, values)
     assert caught.value.code == (
-        "Words beside the flags: epochs=5 dense. Every setting is a flag, such "
-        "as --epochs=10; --helpshort lists them."
+        "Words beside the flags: epochs=5 dense. Every setting is a flag; "
+        "--helpshort lists them."
     )
     assert not (tmp_path / "run").exists()
 
