@@ -12,8 +12,8 @@ def refuse_words(argv):
     words = argv[1:]
     if words:
         sys.exit(
-            f"Words beside the flags: {' '.join(words)}. Every setting is a flag; "
-            "--helpshort lists them."
+            f"Words beside the flags: {' '.join(words)}. Every setting is a "
+            "flag; --helpshort lists them."
         )
 
 
