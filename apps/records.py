@@ -76,9 +76,9 @@ def _or_null(kind):
     return Kind(f"{kind.words}, or null", lambda x: x is None or kind.fits(x))
 
 
-_NUMBER = Kind("a number that is not negative", _is_number)
-_COUNT = Kind("a whole number that is not negative", _is_count)
-_TEXT = Kind("a text", _is_text)
+NUMBER = Kind("a number that is not negative", _is_number)
+COUNT = Kind("a whole number that is not negative", _is_count)
+TEXT = Kind("a text", _is_text)
 _COST = Kind("an object with a number 'training_flops', or null", _is_cost)
 _COUNTS = Kind("an object of whole numbers", _dict_of(_is_count))
 _POSITIONS = Kind("an object of lists", _dict_of(_list_of(_is_count)))
@@ -109,34 +109,34 @@ class Record(NamedTuple):
 
 
 EPOCH = Record(
-    {"epoch": _COUNT, **dict.fromkeys(_NUMBERS_OF_EPOCHS, _NUMBER)}, ("epoch",)
+    {"epoch": COUNT, **dict.fromkeys(_NUMBERS_OF_EPOCHS, NUMBER)}, ("epoch",)
 )
 RECONFIGURATION = Record(
     {
-        "epoch": _COUNT,
+        "epoch": COUNT,
         "channels_before": _COUNTS,
         "channels_after": _COUNTS,
         "keep": _POSITIONS,
         "removed_layers": _TEXTS,
         "cost_before": _COST,
         "cost_after": _COST,
-        "batch_size": _or_null(_COUNT),
-        "batch_size_after": _or_null(_COUNT),
-        "learning_rate": _or_null(_NUMBER),
-        "seconds": _NUMBER,
-        "first_step_seconds": _NUMBER,
+        "batch_size": _or_null(COUNT),
+        "batch_size_after": _or_null(COUNT),
+        "learning_rate": _or_null(NUMBER),
+        "seconds": NUMBER,
+        "first_step_seconds": NUMBER,
     },
     (
         *("epoch", "channels_before", "channels_after", "removed_layers"),
         *("cost_before", "cost_after", "batch_size", "learning_rate"),
     ),
 )
-RECIPE = Record({"method": _TEXT, "threshold": _NUMBER}, ())
+RECIPE = Record({"method": TEXT, "threshold": NUMBER}, ())
 RESULT = Record(
     {
-        "method": _TEXT,
+        "method": TEXT,
         "recipe": _OBJECT,
-        **dict.fromkeys(_NUMBERS_OF_RESULTS, _NUMBER),
+        **dict.fromkeys(_NUMBERS_OF_RESULTS, NUMBER),
     },
     ("method",),
 )
