@@ -11,8 +11,9 @@ import keras
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.checks import is_number
-from keras_prunetrain.cost import known_cost
+from keras_prunetrain.cost import cost_if_known
 from keras_prunetrain.distribution import is_first_worker
+from keras_prunetrain.example_shapes import shapes_in
 from keras_prunetrain.fit.record import (
     ReconfiguringCallback,
     learning_rate,
@@ -133,6 +134,9 @@ class DensityLog(keras.callbacks.Callback):
         self._heat_map_step = None
         self._offset = None
         self._first_rate = learning_rate(self.model.optimizer)
+        self._input_shapes = shapes_in(
+            keras_internals.fit_argument("x"), self.model
+        )
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
         flops = self._cost and self._cost.training_flops
@@ -165,7 +169,7 @@ class DensityLog(keras.callbacks.Callback):
             for label in numbering.kernels("out")
         }
         if counts != getattr(self, "_counts", None):
-            self._cost = known_cost(self.model)
+            self._cost = cost_if_known(self.model, self._input_shapes)
         self._counts = counts
         self._size = numbering.size
         self._parameters = self.model.count_params()

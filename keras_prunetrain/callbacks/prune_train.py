@@ -13,7 +13,7 @@ from keras_prunetrain.channels.liveness import matching_layers
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.cost import (
     communication_bytes,
-    known_cost,
+    cost_if_known,
 )
 from keras_prunetrain.distribution import (
     average_statistics,
@@ -21,6 +21,7 @@ from keras_prunetrain.distribution import (
     prepare_strategy,
     replica_count,
 )
+from keras_prunetrain.example_shapes import shapes_in
 from keras_prunetrain.fit.arguments import (
     check_arguments,
     check_siblings,
@@ -73,13 +74,13 @@ class PruneTrainCallback(ReconfiguringCallback):
     The history of `fit` gains two values per epoch: `density`, the kept share
     of the channels that the model had when it was first trained with this
     callback (a fraction, after the epoch's reconfiguration), and
-    `training_flops`, those of the whole epoch; NaN if the model's inputs have
-    no fixed size, or if its own `train_step` does not weigh the loss by the
-    examples. On several replicas, `communication_bytes` is what each of them
-    sent in the epoch, in a ring all-reduce. With a `batch` there are
-    `batch_size`, `memory_bytes` (see `training_bytes`; per replica) and
-    `learning_rate`, the one that the optimizer trained with last. (Callbacks
-    that log `optimizer.learning_rate`, `LearningRateScheduler` and
+    `training_flops`, those of the whole epoch; NaN if the model takes images of
+    any size and the data do not say theirs, or if its own `train_step` does not
+    weigh the loss by the examples. On several replicas, `communication_bytes`
+    is what each of them sent in the epoch, in a ring all-reduce. With a `batch`
+    there are `batch_size`, `memory_bytes` (see `training_bytes`; per replica)
+    and `learning_rate`, the one that the optimizer trained with last.
+    (Callbacks that log `optimizer.learning_rate`, `LearningRateScheduler` and
     `ReduceLROnPlateau` behind this one and `TensorBoard`, show the unscaled
     one. After a `fit` that broke off, the next one with this callback makes the
     optimizer an ordinary one again.)
@@ -196,7 +197,10 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._keys_to_skip = tuple(skipped)
         # Better now than after ten epochs.
         check_reconfigurable(self.model, self._keys_to_skip)
-        self._cost = known_cost(self.model)
+        self._input_shapes = shapes_in(
+            keras_internals.fit_argument("x"), self.model
+        )
+        self._cost = cost_if_known(self.model, self._input_shapes)
         if self._first_size is None:
             self._first_size = numbering.size
         self._size = numbering.size
@@ -209,7 +213,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._replicas = replica_count(self.model)
         check_agreement(self.model, self._description())
         if self.batch is not None:
-            begin_growth(self.batch, self.model, self.params["steps"])
+            steps = self.params["steps"]
+            begin_growth(self.batch, self.model, steps, self._input_shapes)
             self._scale_learning_rate()
         self._tell_log("on_train_begin")
         self._begin_lasso(numbering, skipped)
@@ -339,7 +344,9 @@ class PruneTrainCallback(ReconfiguringCallback):
         logs = {
             "batch_size": self.batch.size,
             "memory_bytes": training_bytes(
-                self.model, self.batch.size // self._replicas
+                self.model,
+                self.batch.size // self._replicas,
+                self._input_shapes,
             ),
         }
         rate = self._trained_rate()
@@ -432,7 +439,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         if plan.removes_nothing:
             return None
         smaller = carry_out(self.model, plan)
-        cost = known_cost(smaller)
+        cost = cost_if_known(smaller, self._input_shapes)
         report = record_of(
             plan,
             self.model,

@@ -35,7 +35,7 @@ class Reconfiguration:
         held: Dict from each layer that kept channels that are dead in it, or
             that may not go, to a list of what held them.
         cost_before: `Cost` per example, without `per_layer`; `None` if the
-            model's inputs have no fixed size.
+            size of an example is not known.
         cost_after: The same afterwards.
         batch_size: Global, in examples; `None` if it is not known.
         batch_size_after: The same afterwards, where a `DynamicBatch` grows.
