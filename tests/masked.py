@@ -9,14 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 
-def some_alive(numbering, rng):
-    """Half of the channels that may go are dead, but no tensor is empty."""
-    alive = rng.random(numbering.size) < 0.5
+def some_alive(numbering, rng, among=None):
+    """Half of the channels that may go are dead, but no tensor is empty.
+
+    With `among`, a bool array, half of those that are alive there.
+    """
+    if among is None:
+        among = np.ones(numbering.size, bool)
+    alive = among & (rng.random(numbering.size) < 0.5)
     alive[list(numbering.frozen)] = True
     for outputs in numbering.outputs.values():
         for channels in outputs:
-            if not alive[channels.numbers].any():
-                alive[channels.numbers[:1]] = True
+            numbers = channels.numbers
+            if not alive[numbers].any():
+                alive[numbers[among[numbers]][:1]] = True
     return alive
 
 
@@ -27,6 +33,26 @@ def silence(numbering, alive, sides=("in", "out")):
             kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
             kernel[~alive[label.numbers]] = 0.0
             label.weight.assign(np.moveaxis(kernel, 0, label.axis))
+
+
+def silence_more(model, smaller, numbering, alive, later):
+    """Sets the kernels' weights of channels that die later to zero.
+
+    Args:
+        model: The model before the first cut.
+        smaller: The model after it: some of its channels die.
+        numbering: The `Numbering` of `model`.
+        alive: Bool array, shape `(numbering.size,)`: what the cut left.
+        later: The same for the channels that are to be alive then.
+    """
+    twins = places(smaller)
+    twins = {id(w): twins[place] for place, w in places(model).items()}
+    for label in numbering.kernels():
+        left = label.numbers[alive[label.numbers]]
+        twin = twins[id(label.weight)]
+        kernel = np.moveaxis(twin.numpy(), label.axis, 0).copy()
+        kernel[~later[left]] = 0.0
+        twin.assign(np.moveaxis(kernel, 0, label.axis))
 
 
 def leaves(model):

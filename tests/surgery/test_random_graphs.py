@@ -9,7 +9,8 @@ import pytest
 
 from keras_prunetrain import keras_internals, reconfigure
 from keras_prunetrain.channels.numbering import number_channels
-from tests.masked import kept, places, silence, some_alive
+from tests import networks
+from tests.masked import kept, places, silence, silence_more, some_alive
 from tests.networks import shake, take
 from tests.random_graphs import BLOCK, SIZE, random_model
 
@@ -57,6 +58,45 @@ def test_a_random_network_and_its_state_are_the_same_after_the_cut(seed):
     for m in (model, smaller):
         m.train_on_batch(x, y)
     assert_same_state(model, smaller, kept(numbering, alive))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_random_network_can_be_cut_twice_like_once(seed):
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    model = random_model(seed)
+    model.compile("sgd", ["mse"] * len(model.outputs))
+    shake(model, seed)
+    x = rng.normal(size=(5, SIZE, SIZE, 2))
+    assert_cut_twice_like_once(model, x, rng)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("make", networks.ALL, ids=lambda make: make.__name__)
+def test_every_network_can_be_cut_twice_like_once(make):
+    model = make().model
+    model.compile("sgd", "mse")
+    shake(model)
+    assert_cut_twice_like_once(
+        model, networks.images(), np.random.default_rng(0)
+    )
+
+
+def assert_cut_twice_like_once(model, x, rng):
+    """Asserts that the smaller model can be cut like the first one."""
+    numbering = number_channels(model)
+    alive = some_alive(numbering, rng)
+    later = some_alive(numbering, rng, among=alive)
+    silence(numbering, alive)
+    smaller = reconfigure(model)
+    silence_more(model, smaller, numbering, alive, later)
+
+    smallest = reconfigure(smaller)
+
+    assert cut_shapes(numbering, later) == {
+        place: tuple(weight.shape) for place, weight in places(smallest).items()
+    }
+    assert_same_results(smallest, smaller, x)
 
 
 @pytest.mark.usefixtures("float64")
