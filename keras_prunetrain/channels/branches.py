@@ -1,8 +1,8 @@
-"""Which branches compute nothing any more.
+"""Residual branches that only add a constant, and what leaves with them.
 
 The paper's layer removal: once all channels inside a residual branch are dead,
-the branch adds the same constant to every image and every pixel, namely what
-its last normalization makes of zero. The addition then needs no branch.
+the branch adds the same constant to every image and every pixel, the output of
+its last normalization for zeros. The addition then needs no branch.
 """
 
 import collections
@@ -31,13 +31,13 @@ class Branch(NamedTuple):
 
 
 def constant_branches(model, numbering, alive, skip=()):
-    """Finds the additions whose inputs are constants, and what goes with them.
+    """Finds the additions with constant inputs, and the layers that can leave.
 
     Args:
         model: A functional model.
         numbering: Its `Numbering`.
         alive: Bool array, shape `(numbering.size,)`.
-        skip: Keys of layers that may not go, nor what is nested in them.
+        skip: Keys of layers and nested models that must stay as they are.
 
     Returns:
         Dict from the `id` of an addition's output tensor to its `Branch`, and
@@ -64,7 +64,11 @@ def constant_branches(model, numbering, alive, skip=()):
 def needed_calls(model, branches):
     """Returns the calls of `model` that its outputs need, in running order.
 
-    Only of this very graph; not those of models nested in it.
+    Calls inside nested models are not among them.
+
+    Args:
+        model: A functional model.
+        branches: The dict that `constant_branches` returns.
     """
     needed = set(map(id, model.outputs))
     result = []
@@ -79,6 +83,7 @@ def needed_calls(model, branches):
 
 
 def _unneeded(model, numbering, branches):
+    """Returns the keys of the layers that no output of `model` needs."""
     layers = numbering.layers
     # By the layer: one that also stands in another model has two keys.
     needed = {id(layers[key]) for key in _needed_layers(model, branches, "")}
@@ -103,9 +108,10 @@ def _constant_summands(model, numbering, dead):
         for key in dead
     }
     visits = follow_constants(model, numbering, silent)
-    # What is called twice may not lose a branch in both of its calls.
+    # An operation that is called twice may not lose a branch in both calls.
     times = collections.Counter(id(x.call.operation) for x in visits)
-    outputs = set(map(id, model.outputs))  # Their layers give them names.
+    # The name of an output is that of its layer, which stays for that reason.
+    outputs = set(map(id, model.outputs))
     found = {}
     for key, call, inputs, _ in visits:
         rule = rule_for(call.operation)

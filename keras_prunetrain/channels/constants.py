@@ -1,8 +1,8 @@
 """Which channels are constants: one value, at every pixel of every image.
 
-What computes a channel may have died while its bias, or the batch
-normalization behind it, still gives it a value. That value is followed through
-the graph, as far as it stays the same at every pixel.
+The kernel that computes a channel may have died while the layer's bias, or the
+batch normalization behind it, still gives the channel a value. That value is
+followed through the graph as far as it stays the same at every pixel.
 """
 
 from typing import NamedTuple
@@ -17,15 +17,16 @@ from keras_prunetrain.channels.numbering import Numbering
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
 
-# In the place of an unknown size: larger than a kernel is.
+# Stands in for an image size that is not known; larger than any kernel.
 _ANY_SIZE = 32
 
 
 class Constant(NamedTuple):
-    """What is known of the channels of a tensor, at inference.
+    """The channels of a tensor that have one value everywhere, at inference.
 
     Attributes:
-        values: Float array, shape `(channels,)`; 0 where nothing is known.
+        values: Float array, shape `(channels,)`: the values of the constant
+            channels, 0 for the others.
         known: Bool array, same shape: which channels are constants.
     """
 
@@ -36,7 +37,7 @@ class Constant(NamedTuple):
 def follow_constants(
     model: keras.Model, numbering: Numbering, silent: dict[str, np.ndarray]
 ) -> list[Visit]:
-    """Runs the graph of `model` on the constants in it.
+    """Follows the constants in a model from call to call.
 
     Args:
         model: A functional model.
@@ -47,8 +48,8 @@ def follow_constants(
 
     Returns:
         List of the `Visit`s of all calls, in running order, nested models and
-        the calls in them included. Their inputs are `Constant`s, `None` where
-        nothing is known.
+        the calls in them included. Each input is a `Constant`, or `None` if
+        no channel of it is constant.
     """
     visits = []
 
@@ -91,13 +92,21 @@ def _written(visit, channels, silent):
 
 
 def _known(values, known):
+    """Returns the `Constant` of `values` where `known`; `None` if nowhere."""
     if values is None or not known.any():
         return None
     return Constant(np.where(known, values, 0.0), known)
 
 
 def _passed_on(call, rule, values, read):
-    """Returns what a call makes of the constants that it reads, or `None`."""
+    """Returns the `Constant` that a call writes, or `None`.
+
+    Args:
+        call: A `Call` of one output.
+        rule: The rule of its operation.
+        values: List of the `Constant` of each input, or `None`.
+        read: List of the `Channels` of each input.
+    """
     missing = sum(value is None for value in values)
     if missing == len(values):
         return None
@@ -108,7 +117,8 @@ def _passed_on(call, rule, values, read):
     if rule.constants in ("pass", "zeros"):
         return _unchanged(rule, values[0])
     if rule.repeats is not None and rule.flow == layer_rule.CARRIES:
-        # Padded with zeros, a depthwise kernel leaves only a zero as it is.
+        # Where the input is padded with zeros, only a zero is the same at the
+        # border.
         known = values[0].known & (values[0].values == 0.0)
         repeats = rule.ask("repeats", call.operation)
         return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
@@ -135,6 +145,7 @@ def _unchanged(rule, value):
 
 
 def _lined_up(call, values, read):
+    """Returns the `Constant` of a concatenation, or `None`."""
     axis = getattr(call.operation, "axis", -1) % len(read[0].shape)
     if axis != read[0].axis:
         return None
@@ -148,28 +159,39 @@ def _lined_up(call, values, read):
     )
 
 
-def _moved(value, numbers, moved):
-    """Returns a `Constant` for the channels `moved`, out of those `numbers`."""
-    if value is None:
+def _moved(constant, numbers, moved):
+    """Returns the `Constant` of channels that were only moved, or `None`.
+
+    Args:
+        constant: The `Constant` of the channels before, or `None`.
+        numbers: Their channel numbers.
+        moved: The channel numbers afterwards.
+    """
+    if constant is None:
         return None
-    values = np.full(max(numbers.max(), moved.max()) + 1, np.nan)
-    for number, one, known in zip(numbers, *value, strict=True):
-        first = values[number]
-        same = known and (np.isnan(first) or first == one)
-        values[number] = one if same else np.inf  # Not the same everywhere.
-    known = np.isfinite(values[moved])
-    return _known(np.where(known, values[moved], 0.0), known)
+    # By channel number: NaN if it is not met, infinite if its channels differ.
+    by_number = np.full(max(numbers.max(), moved.max()) + 1, np.nan)
+    for number, value, known in zip(numbers, *constant, strict=True):
+        before = by_number[number]
+        same = known and (np.isnan(before) or before == value)
+        by_number[number] = value if same else np.inf
+    values = by_number[moved]
+    return _known(values, np.isfinite(values))
 
 
 def _in_training(call):
-    """Whether `call` behaves as in training, always: Monte Carlo dropout."""
+    """Whether a call is always one as in training: Monte Carlo dropout."""
     stand_ins = dict.fromkeys(map(id, call.inputs))
     _, kwargs = keras_internals.arguments_with(call, stand_ins)
     return bool(kwargs.get("training"))
 
 
 def _of_zeros(call, channels):
-    """Returns what a layer makes of zeros: its bias, behind its activation."""
+    """Returns each channel's output for an input of zeros, or `None`.
+
+    For a kernel layer that is its activation of the bias. `None` if a channel
+    does not have one value at all pixels.
+    """
     shape = [size or _ANY_SIZE for size in call.inputs[0].shape[1:]]
     output = _call(call, [np.zeros((1, *shape))])
     output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
@@ -179,7 +201,7 @@ def _of_zeros(call, channels):
 
 
 def _call(call, values):
-    """Returns, as an array, what the layer of `call` makes of `values`."""
+    """Returns the output of a call for `values` as its inputs, an array."""
     dtype = getattr(call.operation, "compute_dtype", None)
     tensors = {
         id(x): ops.convert_to_tensor(value, dtype)

@@ -1,31 +1,39 @@
 """Channels that are constants, and the biases that can take them over.
 
-Beyond the paper, which removes a channel only if no kernel reads it either: a
-channel that nothing computes any more is a constant, and what a kernel makes of
-a constant can be added to its bias, or taken off the moving mean of the batch
-normalization behind it.
+This goes beyond the paper, which removes a channel only if no kernel reads it
+either. A channel whose own kernel is dead is a constant. The contribution of a
+constant to each output of a kernel can be added to the layer's bias, or taken
+off the moving mean of the batch normalization behind it.
 """
 
 import collections
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.constants import follow_constants
+from keras_prunetrain.channels.constants import Constant, follow_constants
 from keras_prunetrain.channels.layer_rule import OUTPUT
+from keras_prunetrain.channels.numbering import Label, Numbering
 from keras_prunetrain.channels.rules import rule_for
 
 
 class Folding:
-    """What can be folded in a model, and into what.
+    """Which channels can be folded in a model, and into which variables.
 
     Attributes:
-        foldable: Bool array, shape `(numbering.size,)`.
+        foldable: Bool array, shape `(numbering.size,)`: channels that are
+            constants and that every kernel that reads them can do without.
     """
 
-    def __init__(self, model, numbering, living):
-        """Looks at a model.
+    def __init__(
+        self,
+        model: keras.Model,
+        numbering: Numbering,
+        living: list[np.ndarray | None],
+    ):
+        """Follows the constants through a model.
 
         Args:
             model: A functional model.
@@ -52,11 +60,11 @@ class Folding:
         self.foldable[list(numbering.frozen)] = False
         for label in numbering.kernels("in"):
             read[label.numbers] = True
-            self.foldable[label.numbers[~self._can_take(label)]] = False
+            self.foldable[label.numbers[~self._dispensable(label)]] = False
         self.foldable &= read
 
-    def offsets(self, folded):
-        """Returns what is to be added to which variables.
+    def offsets(self, folded: np.ndarray) -> dict[int, np.ndarray]:
+        """Returns the values to add to the variables that take constants over.
 
         Args:
             folded: Bool array, shape `(numbering.size,)`: the channels that go
@@ -65,7 +73,11 @@ class Folding:
         Returns:
             Dict from the `id` of a variable to a float array of its shape.
         """
-        found = {}
+        out_axes = {
+            id(label.weight): label.axis
+            for label in self._numbering.kernels("out")
+        }
+        offsets = {}
         for label in self._numbering.kernels("in"):
             constant = self._constant(label)
             if constant is None:
@@ -73,18 +85,20 @@ class Folding:
             values = np.where(folded[label.numbers], constant.values, 0.0)
             if values.any():
                 kernel = ops.convert_to_numpy(label.weight)
-                kernel = np.moveaxis(kernel, label.axis, -2)
-                places = tuple(range(kernel.ndim - 2))
-                made = values @ kernel.sum(axis=places, dtype="float64")
+                axes = label.axis, out_axes[id(label.weight)]
+                kernel = np.moveaxis(kernel, axes, (-2, -1))
+                pixels = tuple(range(kernel.ndim - 2))
+                made = values @ kernel.sum(axis=pixels, dtype="float64")
                 variable, sign = self._taker(label)
-                found[id(variable)] = sign * made
-        return found
+                before = offsets.get(id(variable), 0.0)
+                offsets[id(variable)] = before + sign * made
+        return offsets
 
     def _visits_of(self, label):
         return self._visits[id(self._numbering.layers[label.layer])]
 
-    def _constant(self, label):
-        """Returns what is known of the channels that a kernel reads."""
+    def _constant(self, label: Label) -> Constant | None:
+        """Returns the `Constant` that a kernel reads, the same in all calls."""
         (first, *others) = self._visits_of(label)
         constant = first.inputs[0]
         same = constant is not None and all(
@@ -93,12 +107,13 @@ class Folding:
             and np.array_equal(visit.inputs[0].known, constant.known)
             for visit in others
         )
-        # Not as they are read: in groups, or behind a depthwise kernel.
+        # A kernel in groups, or behind a depthwise one, reads other channels
+        # than the layer.
         if not same or len(constant.values) != len(label.numbers):
             return None
         return constant
 
-    def _can_take(self, label):
+    def _dispensable(self, label: Label) -> np.ndarray:
         """Returns which of the channels that a kernel reads it can do without.
 
         Bool array, shape of `label.numbers`.
@@ -141,7 +156,7 @@ class Folding:
 
 
 def _weight(layer, name):
-    """Returns the weight of that name, which a rule gives."""
+    """Returns the weight of a layer by the name that its rule gives."""
     for weight in layer.weights:
         if keras_internals.weight_name(weight) == name:
             return weight
@@ -152,7 +167,10 @@ def _weight(layer, name):
 
 
 def _silent(numbering, living):
-    """Returns, for each layer, the channels that all its kernels leave dead."""
+    """Returns which output channels all kernels of a layer compute as zero.
+
+    Dict from the key of a layer to a bool array, shape `(output channels,)`.
+    """
     silent = {}
     for label, lives in zip(numbering.labels, living, strict=True):
         if label.is_kernel and label.side == "out":

@@ -1,7 +1,7 @@
-"""What is known of each layer class: one row in one table.
+"""The rules of the layers of Keras: one row for each class.
 
-A rule says how channels pass through a layer and on which axes of its weights
-they lie.
+A rule says how channels pass through a layer, on which axes of its weights
+they lie, and what a call costs.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def _rescaled_axis(layer, rank):
 
 
 def _mixing_activation(layer):
-    """Names an activation that is not known to work value by value."""
+    """Returns why the channels stay if an activation may mix them."""
     if layer.activation in _ELEMENTWISE:
         return None
     name = getattr(layer.activation, "__name__", repr(layer.activation))
@@ -60,7 +60,7 @@ def _mixing_activation(layer):
 
 
 def _saved_by_activation(layer):
-    """Says of which values the gradient of an activation is computed."""
+    """Returns which values the gradient of an activation needs."""
     if layer.activation is keras.activations.linear:
         return "nothing"
     return "outputs" if layer.activation in _GRADIENT_OF_OUTPUT else "inputs"
@@ -92,7 +92,7 @@ def _multiplier(layer):
 
 
 def _depthwise(layer):
-    """Returns the rule of a convolution in which no channels meet."""
+    """Returns the rule of a convolution with one input channel per group."""
     if layer.groups == 1 or layer.kernel.shape[-2] > 1:
         return None
     return LayerRule(
@@ -108,8 +108,9 @@ def _depthwise(layer):
 def _einsum(layer):
     """Returns the rule of a layer whose equation says where channels lie.
 
-    They are the last axis that it reads and the last one that it writes; the
-    other axes of a kernel, the heads of an attention, stay as they are.
+    The channels are the last axis that the layer reads and the last one that
+    it writes. The other axes of a kernel, the heads of an attention, stay as
+    they are.
     """
     read, axes, written = re.split(",|->", layer.equation.replace(" ", ""))
     source, result = read[-1], written[-1]
@@ -131,7 +132,7 @@ def _einsum(layer):
 
 
 def _instance_norm(layer):
-    """Returns the rule of a normalization of each channel by itself."""
+    """Returns the rule of a normalization with one channel in each group."""
     if layer.gamma is not None:
         channels = layer.gamma.shape[0]
     elif layer.beta is not None:
@@ -149,7 +150,7 @@ def _instance_norm(layer):
 
 
 def _noise_shape(layer):
-    # Of 1 and None only: the same mask for a whole axis, of whatever size.
+    # 1 and None mean the same mask for a whole axis, of whatever size.
     if all(size in (None, 1) for size in layer.noise_shape or ()):
         return None
     return "it has a noise_shape"
@@ -330,7 +331,7 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(
         _named(
-            # Augmentation that works on places and not on colours.
+            # Augmentation that moves pixels and leaves their colours.
             "CenterCrop RandomCrop RandomFlip RandomRotation RandomShear "
             "RandomPerspective RandomElasticTransform RandomErasing "
             "RandomTranslation RandomZoom RandomGaussianBlur Resizing",

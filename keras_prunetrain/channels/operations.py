@@ -1,8 +1,8 @@
-"""What is known of each operation of `keras.ops` in a functional graph.
+"""The rules of the operations of `keras.ops` in a functional graph.
 
-`x + y`, `x[..., :8]` and `ops.relu(x)` are nodes of their own there, beside the
-layers. Their classes are private, the functions that make them are public: so
-each function is asked for the class of what it makes.
+There `x + y`, `x[..., :8]` and `ops.relu(x)` are nodes of their own, beside the
+layers. The classes of these nodes are private and the functions that make them
+are public: each function is called once to learn the class of its node.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _JOINING = """
 """
 
 
-def operation_rules():
+def operation_rules() -> dict[type, LayerRule]:
     """Returns a dict from the class of each operation to its `LayerRule`."""
     elementwise = LayerRule(CARRIES, constants="pointwise")
     move = LayerRule(MOVES, constants="pass")
@@ -93,7 +93,13 @@ def operation_rules():
 
 
 def _of(names, rule, *arguments):
-    """Returns `rule` for those functions of one tensor that this Keras has."""
+    """Returns a dict from the classes of some functions to `rule`.
+
+    Args:
+        names: Names of functions of one tensor; this Keras may lack some.
+        rule: A `LayerRule`.
+        *arguments: Further arguments of the functions.
+    """
     return {
         operation_class(getattr(ops, name)(_tensor(), *arguments)): rule
         for name in names.split()
@@ -102,12 +108,13 @@ def _of(names, rule, *arguments):
 
 
 def _tensor():
-    # Every size is even and above 1: to be split, pooled, and not squeezed.
+    # Every size is even, so that the tensor can be split and pooled, and above
+    # 1, so that nothing is squeezed.
     return keras.KerasTensor((2, 4, 4, 4))
 
 
 def _with_initial(operation):
-    """Returns the rule of a reduction that also looks at one more value."""
+    """Returns the rule of a reduction that starts from a given value."""
     if getattr(operation, "initial", None) is None:
         return None
     return LayerRule(REDUCES)
@@ -122,5 +129,5 @@ def _by_array(operation):
 
 def _squeezes_any(operation):
     if operation.axis is None:
-        return "without an axis it also squeezes channels when one is left"
+        return "without an axis it squeezes the channels once one is left"
     return None

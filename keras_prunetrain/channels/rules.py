@@ -1,14 +1,14 @@
-"""The table of what is known of each class, and how to add to it.
+"""The rules of all classes in one table, and how to add to it.
 
-Everything else in the package reads the rules; nothing else knows a layer
-class. A layer without a rule is never guessed at: the channels that it touches
-stay.
+The package knows layer classes by their rules only. A layer without a rule is
+never guessed at: the channels that it touches stay.
 """
 
 import dataclasses
 import functools
 import logging
 
+import keras
 from keras import layers
 
 from keras_prunetrain.channels.layer_rule import (
@@ -23,10 +23,12 @@ from keras_prunetrain.checks import is_count
 
 
 def _inner(wrapper, extra_axes):
-    """Returns the rule of the layer in a wrapper, for the wrapper, or `None`.
+    """Returns the rule of a wrapped layer, as one of the wrapper, or `None`.
 
-    `extra_axes` of the wrapper's input, behind the batch, are none of the
-    layer's.
+    Args:
+        wrapper: A layer with one other in it, `wrapper.layer`.
+        extra_axes: Number of axes of the wrapper's input, behind the batch,
+            that the wrapped layer does not see.
     """
     layer = wrapper.layer
     rule = rule_for(layer)
@@ -42,7 +44,7 @@ def _inner(wrapper, extra_axes):
 
     def channel_axis(wrapper, rank):
         axis = rule.channel_axis(wrapper.layer, rank - extra_axes)
-        return axis if axis is None else axis + extra_axes
+        return axis if axis is None or axis < 0 else axis + extra_axes
 
     return LayerRule(
         rule.flow,
@@ -57,11 +59,11 @@ def _inner(wrapper, extra_axes):
 
 
 def _spectrally_normalized(wrapper):
-    """Returns the rule of the layer in it, which has one vector besides.
+    """Returns the wrapped layer's rule, extended to `vector_u`.
 
-    Rows and columns of zeros change no singular value but those that are zero,
-    so the norm by which it divides the kernel is the same without them. Those
-    of a depthwise kernel need not be zero when they go.
+    The wrapper divides the kernel by its largest singular value, which is the
+    same without rows and columns of zeros. The channels of a depthwise kernel
+    may go before the kernel's weights are zero: for those there is no rule.
     """
     rule = _inner(wrapper, 0)
     if rule is None or "kernel" not in rule.in_axis.keys() & rule.out_axis:
@@ -112,10 +114,11 @@ _RULES = {
 }
 
 
-def rule_for(operation):
-    """Returns the `LayerRule` for `operation`, or `None`.
+def rule_for(operation: keras.Operation) -> LayerRule | None:
+    """Returns the `LayerRule` for a layer, or other operation, or `None`.
 
-    The very class counts: a subclass may do something else with its channels.
+    Only the class itself counts: a subclass may do something else with its
+    channels.
     """
     rule = _RULES.get(type(operation))
     if rule is not None:
@@ -183,8 +186,8 @@ def _warn_unknown(layer_class):
     )
 
 
-def register_rule(layer_class, rule):
-    """Teaches the package about `layer_class`, or replaces what it knew.
+def register_rule(layer_class: type[layers.Layer], rule: LayerRule) -> None:
+    """Teaches the package about a layer class, or replaces what it knew.
 
     Args:
         layer_class: A subclass of `keras.layers.Layer`. Its subclasses need
@@ -192,7 +195,7 @@ def register_rule(layer_class, rule):
         rule: A `LayerRule`.
 
     Raises:
-        ValueError: If `layer_class` is not a layer class or `rule` not a
+        ValueError: If `layer_class` is no layer class or `rule` no
             `LayerRule`.
 
     Example:

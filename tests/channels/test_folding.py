@@ -308,6 +308,43 @@ def test_a_rule_says_where_a_layer_takes_constants(target, monkeypatch):
     assert smaller.get_layer("a").filters == (6 if target is None else 4)
 
 
+class Sum(layers.Layer):
+    """Adds two products, one by a kernel whose rows are the outputs."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.a = self.add_weight(shape=(shape[-1], self.units), name="a")
+        self.b = self.add_weight(shape=(self.units, shape[-1]), name="b")
+        self.bias = self.add_weight(shape=(self.units,), name="bias")
+
+    def call(self, x):
+        return x @ self.a + x @ ops.transpose(self.b) + self.bias
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_a_bias_takes_over_the_constants_of_two_kernels(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(
+        Sum,
+        LayerRule(
+            "produces",
+            ("units",),
+            in_axis={"a": 0, "b": 1},
+            out_axis={"a": 1, "b": 0, "bias": 0},
+            folds_into=lambda layer: "bias",
+        ),
+    )
+    image = keras.Input((6, 6, 2))
+    x = layers.ReLU()(Sum(5, name="b")(conv_bn(image, 6, "a")))
+    _, smaller = folded(image, x, {"a": [1, 4]}, positive=["a_bn"])
+    assert smaller.get_layer("a").filters == 4
+
+
 def test_one_layer_called_on_different_shapes_is_followed_call_by_call():
     flatten, add = layers.Flatten(), layers.Add()
     image = keras.Input((6, 6, 2))

@@ -142,7 +142,7 @@ def test_cutting_channels_before_it_changes_nothing(name):
         (lambda x: ops.mean(x, axis=(1, -1)), "reduces the channels or the"),
         (lambda x: ops.mean(x), "reduces the channels or the batch"),
         (lambda x: ops.max(x, axis=0), "reduces the channels or the batch"),
-        (lambda x: ops.squeeze(x), "squeezes channels when one is left"),
+        (lambda x: ops.squeeze(x), "squeezes the channels once one is left"),
         (lambda x: ops.pad(x, 1), "does not run on channel numbers"),
         (
             lambda x: ops.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1))),

@@ -20,8 +20,10 @@ FAILED = []  # Seeds that once found a bug.
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         count = metafunc.config.getoption("--graphs")
-        if "state" not in metafunc.function.__name__:
-            count //= 4
+        for word, fraction in (("state", 1), ("twice", 8), ("", 4)):
+            if word in metafunc.function.__name__:
+                count //= fraction
+                break
         metafunc.parametrize("seed", [*FAILED, *range(count)])
 
 
