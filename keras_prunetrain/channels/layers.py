@@ -53,10 +53,31 @@ def _rescaled_axis(layer, rank):
 
 def _mixing_activation(layer):
     """Returns why the channels stay if an activation may mix them."""
-    if layer.activation in _ELEMENTWISE:
+    if _is_pointwise(layer.activation):
         return None
     name = getattr(layer.activation, "__name__", repr(layer.activation))
     return f"its activation {name} may mix channels"
+
+
+def _is_pointwise(activation):
+    """Whether each output value is known to depend on one input value only.
+
+    A `functools.partial` is not looked into: Keras cannot serialize it, so the
+    layer could not be made anew with fewer channels.
+    """
+    if isinstance(activation, keras.Operation):  # `activation=LeakyReLU(0.1)`
+        rule = LAYER_RULES.get(type(activation))
+        return (
+            rule is not None
+            and rule.constants == "pointwise"
+            and not (rule.out_axis or rule.channel_arguments)
+            and rule.ask("freezes", activation) is None
+        )
+    # TensorFlow's own, `tf.nn.relu`, are known by their names.
+    module = getattr(activation, "__module__", None) or ""
+    if module.startswith("tensorflow."):
+        return activation.__name__ in _POINTWISE_NAMES
+    return any(activation is known for known in _POINTWISE_FUNCTIONS)
 
 
 def _saved_by_activation(layer):
@@ -162,18 +183,16 @@ def _named(*names):
     return [getattr(layers, name) for name in names if hasattr(layers, name)]
 
 
-_ELEMENTWISE = {
+_POINTWISE_NAMES = {
+    *POINTWISE.split(),
+    *("exponential", "hard_swish", "linear", "mish", "swish", "threshold"),
+}
+_POINTWISE_FUNCTIONS = [
     getattr(module, name)
     for module in (keras.activations, ops)
-    for name in (
-        *POINTWISE.split(),
-        "exponential",
-        "linear",
-        "swish",
-        "hard_swish",
-    )
+    for name in sorted(_POINTWISE_NAMES)
     if hasattr(module, name)
-} | {ops.threshold, keras.activations.threshold}
+]
 
 # The gradient of these activations is a function of what they return.
 _GRADIENT_OF_OUTPUT = (
