@@ -37,17 +37,7 @@ RECIPE = [
 ]
 
 
-def main(words):
-    """Runs both; exits if one fails, or if there are `words` behind the name.
-
-    Args:
-        words: List of strings.
-    """
-    if words:
-        sys.exit(
-            f"The quick start takes no arguments: {' '.join(words)}. "
-            "apps/train_cifar.py does."
-        )
+def main():
     folders = []
     for method in ("dense", "prunetrain"):
         folder = ROOT / "runs" / "quickstart" / method
@@ -67,4 +57,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
