@@ -3,9 +3,13 @@
 python apps/compare.py runs/quickstart/dense runs/quickstart/prunetrain
 """
 
-import json
 import pathlib
 import sys
+
+# For `python apps/compare.py`.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from apps import records  # noqa: E402
 
 _ROWS = [  # Key in result.json, title, format, divisor.
     ("val_accuracy", "validation accuracy", "{:.2%}", 1),
@@ -66,19 +70,6 @@ def _relation(key, result, reference):
     return f"{result[key] / reference[key]:.0%}" if reference[key] else "-"
 
 
-def is_finished(folder):
-    """Whether there is a finished run in `folder`."""
-    try:
-        return "method" in read(folder)
-    except (OSError, ValueError):
-        return False
-
-
-def read(folder):
-    """Returns what `result.json` of a finished run holds, a dict."""
-    return json.loads((pathlib.Path(folder) / "result.json").read_text())
-
-
 def main(folders):
     """Prints the table of the runs in `folders`; exits if one is not there.
 
@@ -87,10 +78,11 @@ def main(folders):
     """
     if not folders:
         sys.exit(f"{__doc__}\nExpected: one or more run directories.")
-    for folder in folders:
-        if not is_finished(folder):
-            sys.exit(f"No finished run in {folder}: expected a result.json.")
-    print(table([read(folder) for folder in folders]))
+    try:
+        results = [records.result(folder) for folder in folders]
+    except records.RecordError as error:
+        sys.exit(str(error))
+    print(table(results))
 
 
 if __name__ == "__main__":

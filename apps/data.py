@@ -17,6 +17,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from apps.refusal import RefusedError
+
 _CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 NAMES = ("digits", *_CIFAR_CLASSES)
 
@@ -219,12 +221,15 @@ def load(name, data_dir=None, seed=0):
 
     Returns:
         `Dataset`.
+
+    Raises:
+        RefusedError: If the data is not there.
     """
     if name == "digits":
         return _digits(seed)
     if name in _CIFAR_CLASSES:
         return _cifar(name, data_dir)
-    raise ValueError(
+    raise RefusedError(
         f"There is no data set '{name}'. Choose one of: {', '.join(NAMES)}."
     )
 
@@ -264,7 +269,7 @@ def _cifar(name, data_dir):
     # Asked first, because where there is no route to the data host, TFDS
     # tries to download for minutes.
     if not builder.is_prepared():
-        raise ValueError(_how_to_prepare(name, expanded, builder.data_dir))
+        raise RefusedError(_how_to_prepare(name, expanded, builder.data_dir))
 
     def split(key):
         images, labels = tfds.as_numpy(

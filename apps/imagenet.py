@@ -14,6 +14,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from apps.refusal import RefusedError
+
 NAMES = ("imagenet2012", "folder", "fake")
 # Of the training images of ImageNet, in [0, 255].
 _MEAN = (123.675, 116.28, 103.53)
@@ -194,11 +196,11 @@ def load(name, image_size=224, data_dir=None, seed=0):
         `Images`.
 
     Raises:
-        ValueError: If the data is not there.
+        RefusedError: If the data is not there.
     """
     loaders = {"imagenet2012": _prepared, "folder": _folder, "fake": _fake}
     if name not in loaders:
-        raise ValueError(
+        raise RefusedError(
             f"There is no data set '{name}'. Choose one of: {', '.join(NAMES)}."
         )
     train, validation, classes, are_paths = loaders[name](data_dir, seed)
@@ -212,7 +214,7 @@ def _prepared(data_dir, seed):
     expanded = data_dir and os.path.expanduser(data_dir)
     builder = tfds.builder("imagenet2012", data_dir=expanded)
     if not builder.is_prepared():
-        raise ValueError(
+        raise RefusedError(
             "The data set 'imagenet2012' is not prepared: expected it in "
             f"{builder.data_dir}.\nIts archives need an account at "
             "image-net.org; see "
@@ -246,7 +248,7 @@ def _folder(data_dir, seed):
     splits = sorted(x for x in root.glob("*") if x.is_dir())
     others = [x for x in splits if x.name != "train"]
     if root / "train" not in splits or len(others) != 1:
-        raise ValueError(
+        raise RefusedError(
             "A folder of images has two folders in it, 'train' and another one "
             "for validation, with a folder for each class: "
             f"{root}/train/CLASS/*.JPEG. Found in {root}: "
@@ -264,7 +266,7 @@ def _folder(data_dir, seed):
         unknown = {file.parent.name for file in files} - labels.keys()
         if unknown or not files:
             what = f"classes {', '.join(sorted(unknown)[:3])}, not in 'train'"
-            raise ValueError(
+            raise RefusedError(
                 f"{folder} has {what if unknown else 'no images'}."
             )
         return tf.data.Dataset.from_tensor_slices(

@@ -37,7 +37,17 @@ RECIPE = [
 ]
 
 
-def main():
+def main(words):
+    """Runs both; exits if one fails, or if there are `words` behind the name.
+
+    Args:
+        words: List of strings.
+    """
+    if words:
+        sys.exit(
+            f"The quick start takes no arguments: {' '.join(words)}. "
+            "apps/train_cifar.py does."
+        )
     folders = []
     for method in ("dense", "prunetrain"):
         folder = ROOT / "runs" / "quickstart" / method
@@ -57,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

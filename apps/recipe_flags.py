@@ -1,124 +1,227 @@
-"""The flags that all training programs share, and the recipe they make."""
+"""The flags that all training programs share, and the recipe they make.
+
+Every flag is checked when the command line is read, before a file is touched: a
+typo must neither cost the records of an earlier run nor hours of a new one.
+"""
 
 import os
 
 from absl import flags
 
-from apps import compare, training
+from apps import command_line, records, training, workdir
+from apps.refusal import RefusedError
 
-FLAGS = flags.FLAGS
+# NumPy takes no larger seed.
+_LARGEST_SEED = 2**32 - 1
+# More epochs would be gigabytes of records.
+_MOST_EPOCHS = 10_000
+_MOST_IMAGES = 10**6
+_MOST_DROPS = 10
 
 
-def define(**defaults):
+def define(values, **defaults):
     """Defines the shared flags.
 
     Args:
+        values: The `flags.FlagValues` to define them in.
         **defaults: `epochs`, `batch_size`, `weight_decay`, `penalty_ratio`,
             `interval` and `learning_rate_drops` of the program.
     """
+    _define_training(values, defaults)
+    _define_optimizer(values, defaults)
+    _define_pruning(values, defaults)
+    _define_folders(values)
+
+
+def _define_training(values, defaults):
     flags.DEFINE_enum(
-        "method", "prunetrain", ["dense", "prunetrain"], "Method."
+        *("method", "prunetrain", ["dense", "prunetrain"], "Method."),
+        flag_values=values,
     )
-    _integer("epochs", defaults["epochs"], "Epochs.")
-    _integer("batch_size", defaults["batch_size"], "Images per update, in all.")
-    _integer(
-        "granularity",
-        None,
-        "The batch grows with what pruning frees, by multiples of so many "
-        "images on each device.",
+    command_line.integer(
+        *("epochs", defaults["epochs"], 1, _MOST_EPOCHS, "Epochs."),
+        flag_values=values,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
-    flags.DEFINE_float("learning_rate", 0.1, "Of SGD, before the drops.")
-    flags.DEFINE_list(
-        "learning_rate_drops",
-        defaults["learning_rate_drops"],
-        "Epochs at which it is divided by 10. Without any: half and three "
-        "quarters.",
+    command_line.integer(
+        *("batch_size", defaults["batch_size"], 1, _MOST_IMAGES),
+        "Images per update, in all.",
+        flag_values=values,
     )
-    flags.DEFINE_float("momentum", 0.9, "Of SGD.", lower_bound=0.0)
-    flags.DEFINE_float(
-        "weight_decay",
-        defaults["weight_decay"],
-        "Coupled, on all weights.",
-        lower_bound=0.0,
+    command_line.integer(
+        *("seed", 0, 0, _LARGEST_SEED),
+        "Seed of weights, order and augmentation.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype_policy",
         "float32",
         ["float32", "mixed_float16", "mixed_bfloat16"],
         "What layers compute in.",
+        flag_values=values,
     )
-    flags.DEFINE_float(
-        "penalty_ratio", defaults["penalty_ratio"], "Group lasso."
+
+
+def _define_optimizer(values, defaults):
+    command_line.real(
+        *("learning_rate", 0.1, "Of SGD, before the drops."),
+        "a number from 1e-9 to 1000",
+        lambda rate: 1e-9 <= rate <= 1000,
+        values,
     )
-    _integer(
-        "interval", defaults["interval"], "Epochs between reconfigurations."
-    )
-    flags.DEFINE_float(
-        "threshold", 1e-4, "Channels below it are dead.", lower_bound=0.0
-    )
-    flags.DEFINE_integer(
-        "finetune_epochs", 0, "Last epochs without group lasso.", lower_bound=0
-    )
-    flags.DEFINE_string("data_dir", None, "Where the data lies.")
-    flags.DEFINE_string(
-        "workdir", None, "Where the run's files go.", required=True
-    )
-    flags.DEFINE_string(
-        "dense", None, "Folder of a finished dense run, to compare with."
-    )
-    flags.register_validator(
-        "dense",
-        lambda folder: folder is None or compare.is_finished(folder),
-        "must be the folder of a finished run.",
-    )
-    flags.register_validator(
-        "workdir",
-        _may_be_written,
-        "must be a folder that may be written.",
-    )
-    flags.register_multi_flags_validator(
-        ["dense", "workdir"],
-        lambda values: not _same_folder(values["dense"], values["workdir"]),
-        "the dense run's folder cannot be that of the new run.",
+    flags.DEFINE_list(
+        "learning_rate_drops",
+        defaults["learning_rate_drops"],
+        "Epochs at which it is divided by 10. Without any: half and three "
+        "quarters.",
+        flag_values=values,
     )
     flags.register_validator(
         "learning_rate_drops",
-        lambda drops: all(drop.isdecimal() for drop in drops),
-        "must be epochs, such as 91,136.",
+        _are_epochs,
+        f"must be at most {_MOST_DROPS} different epochs, such as 91,136.",
+        flag_values=values,
     )
-    flags.register_validator(
-        "penalty_ratio",
-        lambda ratio: 0.0 < ratio < 1.0,
-        "must be above 0 and below 1.",
+    command_line.real(
+        *("momentum", 0.9, "Of SGD."),
+        "a number of at least 0 and below 1",
+        lambda momentum: 0 <= momentum < 1,
+        values,
+    )
+    command_line.real(
+        *("weight_decay", defaults["weight_decay"]),
+        *("Coupled, on all weights.", "a number from 0 to 1"),
+        lambda decay: 0 <= decay <= 1,
+        values,
     )
 
 
-def recipe():
+def _define_pruning(values, defaults):
+    command_line.integer(
+        *("granularity", None, 1, _MOST_IMAGES),
+        "The batch grows with what pruning frees, by multiples of so many "
+        "images on each device.",
+        flag_values=values,
+    )
+    command_line.real(
+        *("penalty_ratio", defaults["penalty_ratio"], "Group lasso."),
+        "a number above 0 and below 1",
+        lambda ratio: 0 < ratio < 1,
+        values,
+    )
+    command_line.integer(
+        *("interval", defaults["interval"], 1, _MOST_EPOCHS),
+        "Epochs between reconfigurations.",
+        flag_values=values,
+    )
+    command_line.real(
+        *("threshold", 1e-4, "Channels below it are dead."),
+        "0, or a number from 1e-12 to 100",
+        lambda threshold: threshold == 0 or 1e-12 <= threshold <= 100,
+        values,
+    )
+    command_line.integer(
+        *("finetune_epochs", 0, 0, _MOST_EPOCHS),
+        "Last epochs without group lasso.",
+        flag_values=values,
+    )
+    flags.register_multi_flags_validator(
+        ["finetune_epochs", "epochs"],
+        lambda found: found["finetune_epochs"] < found["epochs"],
+        "the epochs of fine-tuning must be fewer than all epochs.",
+        flag_values=values,
+    )
+
+
+def _define_folders(values):
+    for name, text in (
+        ("data_dir", "Where the data lies."),
+        ("workdir", "Where the run's files go."),
+        ("dense", "Folder of a finished dense run, to compare with."),
+    ):
+        flags.DEFINE_string(
+            *(name, None, text),
+            required=name == "workdir",
+            flag_values=values,
+        )
+    for name, check in (
+        ("data_dir", _check_data_dir),
+        ("workdir", _check_workdir),
+        ("dense", _check_dense),
+    ):
+        flags.register_validator(name, check, flag_values=values)
+    flags.register_multi_flags_validator(
+        ["dense", "workdir"],
+        lambda found: not _same_folder(found["dense"], found["workdir"]),
+        "the dense run's folder cannot be that of the new run.",
+        flag_values=values,
+    )
+
+
+def recipe(values):
     """Returns the `training.Recipe` that the flags describe."""
-    epochs = FLAGS.epochs
-    drops = FLAGS.learning_rate_drops or [epochs // 2, epochs * 3 // 4]
+    epochs = values.epochs
+    drops = values.learning_rate_drops or [epochs // 2, epochs * 3 // 4]
     settings = {
-        name: getattr(FLAGS, name)
+        name: values[name].value
         for name in training.Recipe.__dataclass_fields__
-        if name in FLAGS
+        if name in values
     }
     return training.Recipe(
         **settings | {"learning_rate_drops": tuple(map(int, drops))}
     )
 
 
-def _may_be_written(folder):
-    place = os.path.abspath(folder)
-    while not os.path.exists(place):  # Nor where one may not look.
-        place = os.path.dirname(place)
-    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+def _are_epochs(drops):
+    # Longer ones are none, and none that Python would read.
+    known = all(drop.isdecimal() and len(drop) < 10 for drop in drops)
+    return known and len(set(map(int, drops))) == len(drops) <= _MOST_DROPS
+
+
+def _check_data_dir(path):
+    if path is None:
+        return True
+    place = command_line.folder(path)
+    # One that is not there is left to those who know how to fill it.
+    if not path or (os.path.exists(place) and not os.path.isdir(place)):
+        _no("must be a folder. Leave it out for the default.")
+    return True
+
+
+def _check_workdir(path):
+    if not path:
+        _no("must be a folder that may be written, such as runs/first.")
+    if "://" in path:
+        _no("must be a folder of this machine.")
+    if not command_line.may_be_written(path):
+        _no("must be a folder that may be written.")
+    try:
+        workdir.check(command_line.folder(path))
+    except (RefusedError, OSError) as error:
+        _no(str(error))
+    return True
+
+
+def _check_dense(path):
+    if path is None:
+        return True
+    if not path:
+        _no("must be the folder of a finished run.")
+    try:
+        records.result(command_line.folder(path))
+    except records.RecordError as error:
+        _no(f"must be the folder of a finished run. {error}")
+    return True
+
+
+def _no(message):
+    raise flags.ValidationError(message)
 
 
 def _same_folder(one, other):
     paths = (one, other)
-    return None not in paths and len(set(map(os.path.realpath, paths))) == 1
-
-
-def _integer(name, default, text):
-    flags.DEFINE_integer(name, default, text, lower_bound=1)
+    if None in paths:
+        return False
+    return (
+        len({os.path.realpath(command_line.folder(path)) for path in paths})
+        == 1
+    )

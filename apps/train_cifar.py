@@ -20,35 +20,69 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # For `python apps/train_cifar.py`; `python -m apps.train_cifar` needs it not.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from apps import compare, console, data, recipe_flags, training  # noqa: E402
+from apps import (  # noqa: E402
+    command_line,
+    compare,
+    console,
+    data,
+    networks,
+    recipe_flags,
+    records,
+    training,
+)
+from apps.refusal import RefusedError  # noqa: E402
 from keras_prunetrain import models  # noqa: E402
 
-FLAGS = flags.FLAGS
-recipe_flags.define(
-    epochs=182,
-    batch_size=128,
-    weight_decay=5e-4,
-    penalty_ratio=0.25,
-    interval=10,
-    learning_rate_drops=[],
-)
-flags.DEFINE_enum("dataset", "digits", data.NAMES, "Data set.")
-flags.DEFINE_enum("network", "resnet20", sorted(models.__all__), "Network.")
-flags.DEFINE_integer("width", None, "Of a ResNet's first stage, in channels.")
+
+def define(values):
+    """Defines the flags of this program in `values`."""
+    recipe_flags.define(
+        values,
+        epochs=182,
+        batch_size=128,
+        weight_decay=5e-4,
+        penalty_ratio=0.25,
+        interval=10,
+        learning_rate_drops=[],
+    )
+    flags.DEFINE_enum(
+        *("dataset", "digits", data.NAMES, "Data set."), flag_values=values
+    )
+    flags.DEFINE_enum(
+        *("network", "resnet20", sorted(models.__all__), "Network."),
+        flag_values=values,
+    )
+    command_line.integer(
+        *("width", None, 1, 1024),
+        "Of a ResNet's first stage, in channels.",
+        flag_values=values,
+    )
+    flags.register_multi_flags_validator(
+        ["width", "network"],
+        lambda found: (
+            found["width"] is None or networks.has_width(found["network"])
+        ),
+        "only a ResNet has a width. Leave --width out, or choose one.",
+        flag_values=values,
+    )
 
 
-def main(argv):
-    del argv
+def main(argv, values=flags.FLAGS):
+    command_line.refuse_words(argv)
     console.show_reconfigurations()
-    dense = FLAGS.dense and compare.read(FLAGS.dense)
+    folder = command_line.folder
     try:
-        examples = data.load(FLAGS.dataset, FLAGS.data_dir)
-    except ValueError as error:
+        dense = values.dense and records.result(folder(values.dense))
+        examples = data.load(values.dataset, folder(values.data_dir))
+        result = training.train(
+            recipe_flags.recipe(values), examples, folder(values.workdir)
+        )
+    except RefusedError as error:
         sys.exit(str(error))
-    result = training.train(recipe_flags.recipe(), examples, FLAGS.workdir)
     if dense:
         print(compare.table([dense, result]))
 
 
 if __name__ == "__main__":
+    define(flags.FLAGS)
     app.run(main)

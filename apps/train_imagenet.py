@@ -9,6 +9,7 @@ not been run on ImageNet itself; what was measured of it is in README.md.
         --workdir=/tmp/smoke
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -22,52 +23,101 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import keras_prunetrain as kpt  # noqa: E402
-from apps import compare, console, imagenet, recipe_flags, training  # noqa: E402
-
-FLAGS = flags.FLAGS
-recipe_flags.define(
-    epochs=90,
-    batch_size=256,
-    weight_decay=1e-4,
-    penalty_ratio=0.2,
-    interval=5,
-    learning_rate_drops=["41", "61", "81"],
+from apps import (  # noqa: E402
+    command_line,
+    compare,
+    console,
+    imagenet,
+    networks,
+    recipe_flags,
+    records,
+    training,
 )
-flags.DEFINE_enum("dataset", "imagenet2012", imagenet.NAMES, "Data set.")
-flags.DEFINE_string(
-    "network", "ResNet50", "Name of a function of keras.applications."
-)
-flags.DEFINE_integer("image_size", 224, "In pixels.", lower_bound=32)
-flags.DEFINE_enum(
-    "strategy",
-    "one",
-    ["one", "mirrored", "multiworker"],
-    "Devices: one, all of this machine, or those of TF_CONFIG.",
-)
+from apps.refusal import RefusedError  # noqa: E402
+from keras_prunetrain import models  # noqa: E402
 
 
-def main(argv):
-    del argv
-    console.show_reconfigurations()
-    dense = FLAGS.dense and compare.read(FLAGS.dense)
-    strategy = _strategy()  # Before anything else that TensorFlow does.
-    try:
-        images = imagenet.load(
-            FLAGS.dataset, FLAGS.image_size, FLAGS.data_dir, FLAGS.seed
-        )
-    except ValueError as error:
-        sys.exit(str(error))
-    result = training.train(
-        recipe_flags.recipe(), images, FLAGS.workdir, strategy
+def define(values):
+    """Defines the flags of this program in `values`."""
+    recipe_flags.define(
+        values,
+        epochs=90,
+        batch_size=256,
+        weight_decay=1e-4,
+        penalty_ratio=0.2,
+        interval=5,
+        learning_rate_drops=["41", "61", "81"],
     )
+    flags.DEFINE_enum(
+        *("dataset", "imagenet2012", imagenet.NAMES, "Data set."),
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        *("network", "ResNet50"),
+        [*networks.APPLICATIONS, *models.__all__],
+        "Name of a function of keras.applications, or of this package's.",
+        flag_values=values,
+    )
+    command_line.integer(
+        *("image_size", 224, 32, 2048, "In pixels."), flag_values=values
+    )
+    flags.DEFINE_enum(
+        "strategy",
+        "one",
+        ["one", "mirrored", "multiworker"],
+        "Devices: one, all of this machine, or those of TF_CONFIG.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "strategy",
+        lambda strategy: strategy != "multiworker" or _knows_its_cluster(),
+        "each worker needs TF_CONFIG in its environment, such as "
+        '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+        '"task": {"type": "worker", "index": 0}}.',
+        flag_values=values,
+    )
+
+
+def main(argv, values=flags.FLAGS):
+    command_line.refuse_words(argv)
+    console.show_reconfigurations()
+    folder = command_line.folder
+    # Before anything else that TensorFlow does.
+    strategy = _strategy(values.strategy)
+    try:
+        dense = values.dense and records.result(folder(values.dense))
+        images = imagenet.load(
+            values.dataset,
+            values.image_size,
+            folder(values.data_dir),
+            values.seed,
+        )
+        result = training.train(
+            recipe_flags.recipe(values),
+            images,
+            folder(values.workdir),
+            strategy,
+        )
+    except RefusedError as error:
+        sys.exit(str(error))
     if dense:
         print(compare.table([dense, result]))
 
 
-def _strategy():
-    if FLAGS.strategy == "one":
+def _knows_its_cluster():
+    """Whether TF_CONFIG names the workers, and this one among them."""
+    try:
+        config = json.loads(os.environ["TF_CONFIG"])
+        task = config["task"]
+        return 0 <= task["index"] < len(config["cluster"][task["type"]])
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _strategy(name):
+    if name == "one":
         return None
-    if FLAGS.strategy == "multiworker":
+    if name == "multiworker":
         return kpt.multi_worker_strategy()
     import tensorflow as tf
 
@@ -75,4 +125,5 @@ def _strategy():
 
 
 if __name__ == "__main__":
+    define(flags.FLAGS)
     app.run(main)

@@ -6,14 +6,14 @@ of the weights, gradient of the data), and BN costs memory traffic instead.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import keras
 
 from keras_prunetrain.channels.rules import macs_of, saved_by
-from keras_prunetrain.keras_internals import calls, is_graph
-from keras_prunetrain.variables import item_bytes
+from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.example_shapes import layer_calls
+from keras_prunetrain.keras_internals import is_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cost:
         object.__setattr__(self, "training_flops", training_flops)
 
 
-def model_cost(model):
+def model_cost(model, input_shapes=None):
     """Counts what a model costs, in total and layer by layer.
 
     Example:
@@ -68,13 +68,20 @@ def model_cost(model):
     64
 
     Args:
-        model: A functional or `Sequential` model in which all sizes but the
-            batch are fixed. A layer that is called twice costs twice, but has
-            its parameters once.
+        model: A functional or `Sequential` model. A layer that is called twice
+            costs twice, but has its parameters once. A nested model costs what
+            it does for the sizes that it is called with.
+        input_shapes: Sizes of one example, without the batch, for a model that
+            takes any: a tuple, `(224, 224, 3)`, or a list with one for each of
+            `model.inputs`. Defaults to `None`, the sizes of its inputs.
 
     Returns:
         A `Cost`. Layers with a kernel whose `LayerRule` does not say how many
         multiply-accumulates they take count 0 flops, and a warning is logged.
+
+    Raises:
+        ValueError: If `model` has no graph, if `input_shapes` does not fit its
+            inputs, if a size is not known, or if a `LayerRule` counts wrongly.
     """
     if not is_graph(model):
         raise ValueError(
@@ -84,23 +91,30 @@ def model_cost(model):
             f"`Input`. Received: model={model}"
         )
     tallies = {}
-    inputs = [_Feature(tensor) for tensor in model.inputs]
-    for path, operation, read, written in _layer_calls(model, inputs):
+    for path, operation, read, written in layer_calls(model, input_shapes):
         _check_sizes(path, read + written)
         tally = tallies.setdefault(path, _Tally(operation))
         tally.add_call(read, written)
     return _total(model, tallies)
 
 
-def known_cost(model):
-    """Returns `model_cost(model)`, `None` if it takes images of any size."""
-    if any(None in x.shape[1:] for x in model.inputs):
+def cost_if_known(model, input_shapes=None):
+    """Returns `model_cost(model, input_shapes)`, `None` if sizes are unknown.
+
+    A model may train on images of any size, or on different ones.
+    """
+    try:
+        return model_cost(model, input_shapes)
+    except _UnknownSizes:
         return None
-    return model_cost(model)
+
+
+class _UnknownSizes(ValueError):
+    """A model's cost depends on sizes that nobody knows."""
 
 
 def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
-    """Returns what each device sends in one update, in bytes.
+    """Returns the bytes that each device sends in one update.
 
     A ring all-reduce passes each gradient around twice, in as many parts as
     there are devices: `2 * (devices - 1) / devices` of it leave each device. In
@@ -110,17 +124,27 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
     all, but only a part of it goes over the slow links between machines.
 
     Args:
-        gradient_bytes: Number. `gradient_bytes(model)`.
-        devices: Integer. How many there are in all; 1 sends nothing.
-        devices_per_machine: Integer that divides `devices`: only what goes to
-            other machines, in a hierarchical all-reduce, is counted. Defaults
-            to `None`, all of it.
+        gradient_bytes: Number, at least 0. `gradient_bytes(model)`.
+        devices: Integer, at least 1. All devices together; a single one sends
+            nothing.
+        devices_per_machine: Integer that divides `devices`: only the bytes that
+            go to other machines, in a hierarchical all-reduce, are counted.
+            Defaults to `None`, all of them.
+
+    Returns:
+        Float.
 
     Raises:
-        ValueError: If a number of devices is out of its range.
+        ValueError: If an argument is out of its range.
     """
+    if not is_number(gradient_bytes) or gradient_bytes < 0:
+        raise ValueError(
+            "`gradient_bytes` must be a number of at least 0, that of "
+            "`keras_prunetrain.gradient_bytes(model)`. Received: "
+            f"gradient_bytes={gradient_bytes}"
+        )
     group = 1 if devices_per_machine is None else devices_per_machine
-    if devices < 1 or group < 1 or devices % group:
+    if not (is_count(devices, 1) and is_count(group, 1)) or devices % group:
         raise ValueError(
             "There must be at least one device, and each machine must have as "
             f"many. Received: devices={devices}, devices_per_machine="
@@ -128,28 +152,6 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
         )
     machines = devices // group
     return 2 * (gradient_bytes / group) * (machines - 1) / machines
-
-
-@dataclasses.dataclass(eq=False)
-class _Feature:
-    """A tensor of one call: the same symbolic tensor may stand for several.
-
-    (A nested model that is called twice has one set of symbolic tensors.)
-    """
-
-    tensor: keras.KerasTensor
-
-    @property
-    def shape(self):
-        """Sizes of one example, without the batch axis."""
-        return self.tensor.shape[1:]
-
-    def bytes(self, operation):
-        """Size of one example, in the dtype that `operation` casts it to."""
-        dtype = keras.backend.standardize_dtype(self.tensor.dtype)
-        if "float" in dtype and isinstance(operation, keras.layers.Layer):
-            dtype = operation.compute_dtype
-        return math.prod(self.shape) * item_bytes(dtype)
 
 
 class _Tally:
@@ -183,30 +185,6 @@ class _Tally:
         )
 
 
-def _layer_calls(model, inputs, prefix=""):
-    """Yields `(path, operation, read, written)`, nested models taken apart.
-
-    Args:
-        model: A functional model.
-        inputs: List of the `_Feature`s that this call of it reads.
-        prefix: String that the paths begin with.
-
-    Returns:
-        List of the `_Feature`s that this call writes.
-    """
-    features = dict(zip(map(id, model.inputs), inputs, strict=True))
-    for call in calls(model):
-        path = prefix + call.operation.name
-        read = [features[id(tensor)] for tensor in call.inputs]
-        if is_graph(call.operation):
-            written = yield from _layer_calls(call.operation, read, f"{path}/")
-        else:
-            written = [_Feature(tensor) for tensor in call.outputs]
-            yield path, call.operation, read, written
-        features.update(zip(map(id, call.outputs), written, strict=True))
-    return [features[id(tensor)] for tensor in model.outputs]
-
-
 def _total(model, tallies):
     per_layer = {path: tally.cost() for path, tally in tallies.items()}
     kept = {}
@@ -238,9 +216,9 @@ def _saved(operation, read, written):
 def _check_sizes(path, features):
     for feature in features:
         if None in feature.shape:
-            raise ValueError(
-                "`model_cost` can only count with fixed sizes. Give the "
+            raise _UnknownSizes(
+                "`model_cost` can only count with known sizes. Give the "
                 "model's `Input` a fixed shape, for example "
-                "`keras.Input((32, 32, 3))`. Received: a tensor of shape "
-                f"{feature.tensor.shape} at layer '{path}'"
+                "`keras.Input((32, 32, 3))`, or pass `input_shapes`. Received: "
+                f"a tensor of shape {(None, *feature.shape)} at layer '{path}'"
             )

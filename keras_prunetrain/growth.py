@@ -5,6 +5,7 @@ import math
 import weakref
 
 from keras_prunetrain import data_sets, keras_internals
+from keras_prunetrain.cost import cost_if_known
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.memory import (
     device_bytes,
@@ -23,7 +24,7 @@ _OTHER_DATA = (
 )
 
 
-def begin_growth(batch, model, steps):
+def begin_growth(batch, model, steps, input_shapes=None):
     """Returns the `BatchGrowth` of `batch` in a `fit` of `model`.
 
     To be called by a callback before the first step. A further `fit` of the
@@ -33,12 +34,13 @@ def begin_growth(batch, model, steps):
         batch: A `DynamicBatch`.
         model: The model, compiled and built.
         steps: Integer. How many steps per epoch `fit` knows of.
+        input_shapes: Sizes of one example, as of `model_cost`.
 
     Raises:
         ValueError: If `fit` does not read a data set of this batch, if a step
             cannot be divided among the replicas, if the batch has been grown
-            with another model, or if the budget is below what a batch of one
-            takes.
+            with another model, if nobody knows the size of an example, or if
+            the budget is below what a batch of one takes.
     """
     _check_replicas(batch, replica_count(model))
     _check_data(batch, steps)
@@ -49,6 +51,14 @@ def begin_growth(batch, model, steps):
             "`steps_per_execution=1`. Received: steps_per_execution="
             f"{model.steps_per_execution}"
         )
+    if cost_if_known(model, input_shapes) is None:
+        raise ValueError(
+            "A DynamicBatch must know how much memory an example takes, and so "
+            "the example's size. Let the data set tell it, for example with "
+            "`.map(lambda x, y: (tf.ensure_shape(x, (224, 224, 3)), y))`, or "
+            f"give the `Input` of '{model.name}' a fixed shape. Received: "
+            f"inputs of shape {[x.shape for x in model.inputs]}"
+        )
     if batch.growth is not None and not batch.growth.belongs_to(model):
         raise ValueError(
             "This DynamicBatch has been grown with another model. Make a new "
@@ -58,7 +68,7 @@ def begin_growth(batch, model, steps):
         with keras_internals.strategy_scope(model):
             model.optimizer.build(model.trainable_variables)
     if batch.growth is None:
-        batch.growth = BatchGrowth(batch, model)
+        batch.growth = BatchGrowth(batch, model, input_shapes)
     batch.growth.resume(model)
     return batch.growth
 
@@ -69,6 +79,7 @@ class BatchGrowth:
     Args:
         batch: The `DynamicBatch`.
         model: The first architecture, compiled, its optimizer built.
+        input_shapes: Sizes of one example, as of `model_cost`.
 
     Attributes:
         budget: Number of bytes that one iteration may take on each replica.
@@ -77,10 +88,11 @@ class BatchGrowth:
         ValueError: If the budget is below what a batch of one takes.
     """
 
-    def __init__(self, batch, model):
+    def __init__(self, batch, model, input_shapes=None):
         self._batch = batch
         self._model = weakref.ref(model)
-        self.budget = _budget_for(batch, model)
+        self._input_shapes = input_shapes
+        self.budget = _budget_for(batch, model, input_shapes)
         # (update, the updates of the initial size that it stands for), at the
         # last growth.
         self._since = (0, 0)
@@ -120,7 +132,7 @@ class BatchGrowth:
                 f"step, expected {expected}"
             )
 
-    def grow(self, model, cost=None):
+    def grow(self, model):
         """Enlarges the batch to what the memory allows; never makes it smaller.
 
         A size for which `DynamicBatch.scaling` gives no learning rate is not
@@ -129,12 +141,11 @@ class BatchGrowth:
 
         Args:
             model: The model as it is now.
-            cost: Its `Cost`, if it has been counted already.
 
         Returns:
             The new size, an integer.
         """
-        size = self._size_for(model, cost)
+        size = self._size_for(model)
         if size <= self._batch.size:
             return self._batch.size
         update = keras_internals.update_count(model.optimizer)
@@ -152,10 +163,10 @@ class BatchGrowth:
             self._since = since
         return self._batch.size
 
-    def _size_for(self, model, cost):
+    def _size_for(self, model):
         """Returns the largest size that fits, an integer; 0 if none does."""
         batch, replicas = self._batch, replica_count(model)
-        fixed, per_example = iteration_bytes(model, cost)
+        fixed, per_example = iteration_bytes(model, self._input_shapes)
         room = math.inf  # Examples, on one replica.
         if per_example:
             room = (self.budget - fixed) // per_example
@@ -217,13 +228,14 @@ def _check_data(batch, steps):
         )
 
 
-def _budget_for(batch, model):
+def _budget_for(batch, model, input_shapes):
     if batch.memory_budget is None:
-        return training_bytes(model, batch.initial // replica_count(model))
+        size = batch.initial // replica_count(model)
+        return training_bytes(model, size, input_shapes)
     budget = batch.memory_budget
     if budget == "device":
         budget = device_bytes() / _OVERHEAD
-    least = training_bytes(model, 1)
+    least = training_bytes(model, 1, input_shapes)
     if budget < least:
         raise ValueError(
             f"One training iteration of '{model.name}' takes {least:,} bytes "

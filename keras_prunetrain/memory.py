@@ -4,11 +4,12 @@ import contextlib
 import os
 import pathlib
 
+from keras_prunetrain.checks import is_count
 from keras_prunetrain.cost import model_cost
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
 
 
-def training_bytes(model, batch_size):
+def training_bytes(model, batch_size, input_shapes=None):
     """Returns how many bytes a training iteration keeps at its peak.
 
     The activations that the backward pass needs, for each example, and for all
@@ -16,23 +17,40 @@ def training_bytes(model, batch_size):
     optimizer's slots.
 
     Args:
-        model: A compiled functional model; its sizes but the batch are fixed.
-        batch_size: Integer. Examples on one replica.
-    """
-    fixed, per_example = iteration_bytes(model)
-    return fixed + batch_size * per_example
-
-
-def iteration_bytes(model, cost=None):
-    """Returns the bytes of a model's variables, and those of an example.
-
-    Args:
         model: A compiled functional model.
-        cost: Its `Cost`, if it has been counted already.
+        batch_size: Integer, at least 0. Examples on one replica; 0 for the
+            variables alone.
+        input_shapes: Sizes of one example, as of `model_cost`. Defaults to
+            `None`, the sizes of the model's inputs.
+
+    Returns:
+        Integer.
+
+    Raises:
+        ValueError: If `model` is not compiled, if `batch_size` is out of its
+            range, and as `model_cost`.
     """
-    variables = [*model.variables, *model.optimizer.variables]
+    if not is_count(batch_size):
+        raise ValueError(
+            "`batch_size` must be an integer of at least 0. Received: "
+            f"batch_size={batch_size}"
+        )
+    fixed, per_example = iteration_bytes(model, input_shapes)
+    return fixed + int(batch_size) * per_example
+
+
+def iteration_bytes(model, input_shapes=None):
+    """Returns the bytes of a model's variables, and those of an example."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(
+            "The slots of the optimizer take memory as well: call "
+            "`model.compile(...)` first. Received: model="
+            f"'{getattr(model, 'name', model)}', which has no optimizer"
+        )
+    variables = [*model.variables, *optimizer.variables]
     fixed = gradient_bytes(model) + variable_bytes(variables)
-    return fixed, (cost or model_cost(model)).activation_bytes
+    return fixed, model_cost(model, input_shapes).activation_bytes
 
 
 def device_bytes():

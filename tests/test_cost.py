@@ -8,7 +8,12 @@ from keras import layers
 
 from keras_prunetrain import LayerRule, models, register_rule
 from keras_prunetrain.channels import rules
-from keras_prunetrain.cost import Cost, communication_bytes, model_cost
+from keras_prunetrain.cost import (
+    Cost,
+    communication_bytes,
+    cost_if_known,
+    model_cost,
+)
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
 
 
@@ -327,20 +332,94 @@ def test_what_a_class_keeps(layer, floats):
     assert model_cost(model).activation_bytes == 4 * floats
 
 
-def test_unknown_sizes_are_refused_and_a_fixed_input_helps():
+def test_unknown_sizes_are_refused_and_the_advice_helps():
     def build(shape):
         return keras.Sequential(
             [keras.Input(shape), layers.Conv2D(4, 3, name="conv")]
         )
 
+    free = build((None, None, 3))
     with pytest.raises(ValueError) as error:
-        model_cost(build((None, None, 3)))
+        model_cost(free)
     assert str(error.value) == (
-        "`model_cost` can only count with fixed sizes. Give the model's "
-        "`Input` a fixed shape, for example `keras.Input((32, 32, 3))`. "
-        "Received: a tensor of shape (None, None, None, 3) at layer 'conv'"
+        "`model_cost` can only count with known sizes. Give the model's "
+        "`Input` a fixed shape, for example `keras.Input((32, 32, 3))`, or "
+        "pass `input_shapes`. Received: a tensor of shape (None, None, None, "
+        "3) at layer 'conv'"
     )
-    assert model_cost(build((32, 32, 3))).forward_flops > 0
+    assert cost_if_known(free) is None
+    known = model_cost(build((32, 32, 3)))
+    assert known == model_cost(free, (32, 32, 3))
+    assert known == cost_if_known(free, input_shapes=[(32, 32, 3)])
+
+
+def test_a_backbone_of_any_size_costs_what_its_images_do():
+    class Double(layers.Layer):  # Nothing but its call tells its shape.
+        def call(self, x):
+            return 2 * x
+
+    def backbone(size):
+        x = image = keras.Input((size, size, 3))
+        x = layers.Conv2D(4, 3, strides=2, name="conv")(x)
+        x = keras.ops.relu(x) + Double(name="double")(x)
+        x = layers.DepthwiseConv2D(3, name="depthwise")(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        return keras.Model(image, x, name="base")
+
+    def transfer(base):
+        image = keras.Input((16, 16, 3))
+        half = layers.AveragePooling2D(2, name="half")(image)
+        x = layers.Add(name="add")([base(image), base(half)])
+        return keras.Model(image, layers.Dense(2, name="head")(x))
+
+    cost = model_cost(transfer(backbone(None)))
+    # The backbone runs twice, on images of 16 x 16 and of 8 x 8 pixels.
+    sizes = {16: 7, 8: 3}  # The output of a 3x3 kernel in steps of two.
+    macs = {
+        "base/conv": 3 * 3 * 3 * 4 * sum(n * n for n in sizes.values()),
+        "base/depthwise": 3 * 3 * 4 * sum((n - 2) ** 2 for n in sizes.values()),
+        "head": 4 * 2,
+    }
+    for name, count in macs.items():
+        assert cost.per_layer[name].forward_flops == 2 * count, name
+    assert cost.forward_flops == 2 * sum(macs.values())
+    # The bytes are those of a backbone for these very sizes, two of them here.
+    expected = sum(
+        model_cost(backbone(size)).activation_bytes for size in sizes
+    )
+    assert cost.activation_bytes == expected + 4 * 4
+
+
+def test_what_cannot_run_on_the_sizes_is_not_known():
+    class Picky(layers.Layer):
+        def call(self, x):
+            if x.shape[1] is not None:
+                raise RuntimeError("not this size")
+            return x[:, ::2]
+
+    inner = keras.Input((None, 3))
+    x = layers.Conv1D(4, 3)(Picky()(inner))
+    assert cost_if_known(keras.Model(inner, x), (8, 3)) is None
+
+
+def test_each_input_can_be_of_any_size():
+    one, other = keras.Input((None, 3)), keras.Input((None, 3))
+    x = layers.Conv1D(4, 3, name="a")(one)
+    y = layers.Conv1D(4, 3, name="b")(other)
+    model = keras.Model([one, other], [x, y])
+    assert cost_if_known(model, [(8, 3), None]) is None
+    cost = model_cost(model, [(8, 3), (5, 3)])
+    macs = {name: c.forward_flops // 2 for name, c in cost.per_layer.items()}
+    assert macs == {"a": 3 * 3 * 4 * 6, "b": 3 * 3 * 4 * 3}
+
+
+@pytest.mark.parametrize(
+    "shapes", [(8, 4), [(8, 3), (8, 3)], [], (3,), [(1, 8, 3)], (None, 8, 3)]
+)
+def test_shapes_that_do_not_fit_the_inputs_are_refused(shapes):
+    model = keras.Sequential([keras.Input((None, 3)), layers.Conv1D(4, 3)])
+    with pytest.raises(ValueError, match="a shape for each input"):
+        model_cost(model, shapes)
 
 
 def test_models_without_a_graph_are_refused():
@@ -378,7 +457,15 @@ def test_between_machines_goes_one_part_of_each_machines_sum():
     assert inside + between == communication_bytes(400, 8)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (4, 3), (4, 0)])
+@pytest.mark.parametrize("size", [None, -1, float("nan"), "400", True])
+def test_impossible_numbers_of_bytes_are_refused(size):
+    with pytest.raises(ValueError, match="`gradient_bytes` must be a number"):
+        communication_bytes(size, 4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0,), (4, 3), (4, 0), (None,), (2.0,), (True,), (4, "2")]
+)
 def test_impossible_numbers_of_devices_are_refused(arguments):
     with pytest.raises(ValueError, match="at least one device"):
         communication_bytes(400, *arguments)

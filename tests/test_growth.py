@@ -12,8 +12,8 @@ from keras_prunetrain.growth import begin_growth, leaves_a_replica_empty
 from keras_prunetrain.memory import device_bytes
 
 
-def model_of(width, optimizer="sgd"):
-    image = keras.Input((8, 8, 3))
+def model_of(width, optimizer="sgd", size=8):
+    image = keras.Input((size, size, 3))
     x = keras.layers.Conv2D(width, 3, name="a")(image)
     x = keras.layers.ReLU()(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
@@ -156,6 +156,23 @@ def test_after_compiling_anew_updates_count_from_the_start():
     model.compile("sgd", "mse")
     growth = begin_growth(batch, model, batch.announced_steps)
     assert [growth.initial_updates(n) for n in (0, 1)] == [0, 3]
+
+
+def test_images_of_any_size_grow_by_the_size_that_they_have():
+    sizes = []
+    for size, shapes in ((8, None), (None, (8, 8, 3))):
+        batch = DynamicBatch(64, granularity=8)
+        batch(tf.data.Dataset.range(1000))
+        growth = begin_growth(
+            batch, model_of(16, size=size), batch.steps, shapes
+        )
+        sizes.append(growth.grow(model_of(5, size=size)))
+    assert sizes[0] == sizes[1] > 64
+
+
+def test_images_whose_size_nobody_knows_are_refused():
+    with pytest.raises(ValueError, match=r"Let the data set tell it.*None, 3"):
+        begun(DynamicBatch(4), model_of(16, size=None))
 
 
 def test_several_steps_per_execution_are_refused():

@@ -2,13 +2,14 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from keras_prunetrain import model_cost, training_bytes
 
 
-def model_of(optimizer):
-    image = keras.Input((8, 8, 3))
+def model_of(optimizer, size=8):
+    image = keras.Input((size, size, 3))
     x = layers.ReLU()(layers.Conv2D(16, 3)(image))
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(image, layers.Dense(2)(x))
@@ -29,3 +30,26 @@ def test_training_bytes_are_activations_weights_gradients_and_slots():
     )
     assert training_bytes(model, 10) == 4 * weights + singles + 10 * kept
     assert model_cost(model).activation_bytes == kept
+
+
+def test_images_of_any_size_take_what_those_that_are_given_do():
+    fixed, free = model_of("sgd"), model_of("sgd", size=None)
+    for size in (0, np.int64(10)):
+        expected = training_bytes(fixed, size)
+        assert training_bytes(free, size, (8, 8, 3)) == expected
+    with pytest.raises(ValueError, match="can only count with known sizes"):
+        training_bytes(free, 10)
+
+
+def test_a_model_that_is_not_compiled_is_refused():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"call `model\.compile\(\.\.\.\)`"):
+        training_bytes(model, 10)
+    with pytest.raises(ValueError, match="Received: model='None'"):
+        training_bytes(None, 10)
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, None, True, float("inf")])
+def test_impossible_batches_are_refused(size):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer"):
+        training_bytes(model_of("sgd"), size)

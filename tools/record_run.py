@@ -8,25 +8,53 @@ them `metrics` and `reconfigurations`, the lines of the other two records.
 
 import json
 import pathlib
+import re
 import sys
+
+import run_records
+
+# `apps` is not part of the installed package; `run_records` has found it.
+from apps import records
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
 
-def main(folder, name):
-    folder = pathlib.Path(folder)
-    if not (folder / "result.json").exists():
-        sys.exit(f"No finished run in {folder}: it has no result.json.")
-    record = json.loads((folder / "result.json").read_text())
-    for key in ("metrics", "reconfigurations"):
-        lines = (folder / f"{key}.jsonl").read_text().splitlines()
-        record[key] = [json.loads(line) for line in lines]
-    path = RESULTS / f"{name}.json"
+def main(words, results=RESULTS):
+    """Keeps a run; exits if it is none, or if its name is another file's.
+
+    Args:
+        words: List of strings: the folder of the run, and a name.
+        results: Path of the folder to keep it in.
+    """
+    if len(words) != 2:
+        sys.exit(f"{__doc__}\nExpected: the folder of a run, and a name.")
+    folder, name = words
+    path = results / f"{name}.json"
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        sys.exit(f"'{name}' is no name of a file, such as resnet20_ratio25.")
+    if path.exists() and not run_records.is_kept(path):
+        sys.exit(f"{path} is no run that was kept. Choose another name.")
+    try:
+        record = _record(pathlib.Path(folder))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"Wrote {path}.")
 
 
+def _record(folder):
+    record = records.result(folder)
+    run = run_records.read(folder)
+    faults = [remark for remark in run.remarks if "breaks off" in remark]
+    if not (folder / "reconfigurations.jsonl").exists():
+        faults.append("it has no reconfigurations.jsonl")
+    if faults:
+        raise ValueError(f"The run in {folder} is not whole: {faults[0]}.")
+    return record | {
+        "metrics": run.metrics,
+        "reconfigurations": run.reconfigurations,
+    }
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

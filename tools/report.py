@@ -18,13 +18,14 @@ import os
 import pathlib
 import sys
 
-import figures
 import numpy as np
 import PIL.Image
-import run_records
 
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import figures  # noqa: E402
+import run_records  # noqa: E402
 
 from apps import compare  # noqa: E402
 
@@ -34,6 +35,14 @@ _CHOSEN_LAYERS = 3
 
 def pictures(runs):
     """Yields the title, caption, file name and figure of each picture."""
+    yield from _pictures_of_training(runs)
+    yield from _pictures_of_devices(runs)
+    for run in runs:
+        if run.channels and not run.is_dense:
+            yield from _pictures_of(run)
+
+
+def _pictures_of_training(runs):
     of_times = of_seconds = ""
     if any(run.has("seconds") for run in runs):
         of_times = "; times without validation"
@@ -62,6 +71,9 @@ def pictures(runs):
         "schedule",
         figures.schedule(runs),
     )
+
+
+def _pictures_of_devices(runs):
     if any(run.has("memory_bytes") for run in runs):
         yield (
             "Memory",
@@ -79,9 +91,6 @@ def pictures(runs):
             "communication",
             figures.communication(runs),
         )
-    for run in runs:
-        if run.channels and not run.is_dense:
-            yield from _pictures_of(run)
 
 
 def _pictures_of(run):
@@ -138,21 +147,25 @@ def _weight_shares(run):
 
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError):
+        kernels = {
+            layer.name: _kernel(layer)
+            for layer in model.layers
+            if layer.name in run.channels
+        }
+    except Exception:  # Whatever a broken archive leads Keras and zlib to.
         run.remarks.append("model.keras cannot be read: none of its weights")
         return {}
-    kernels = {
-        # Of a separable convolution the part whose channels are in the records.
-        layer.name: layer.pointwise_kernel
-        if hasattr(layer, "pointwise_kernel")
-        else layer.kernel
-        for layer in model.layers
-        if layer.name in run.channels
-    }
     return {
         name: float(np.mean(np.abs(kernel.numpy()) >= run.threshold))
         for name, kernel in kernels.items()
     }
+
+
+def _kernel(layer):
+    # Of a separable convolution the part whose channels are in the records.
+    if hasattr(layer, "pointwise_kernel"):
+        return layer.pointwise_kernel
+    return layer.kernel
 
 
 def summary_table(runs):
@@ -178,7 +191,7 @@ def reconfiguration_table(run):
             for when in ("before", "after")
         )
         flops = "-"
-        if report["cost_before"]:
+        if report["cost_before"] and report["cost_after"]:
             flops = " → ".join(
                 f"{report[f'cost_{when}']['training_flops'] / 1e6:,.1f}"
                 for when in ("before", "after")
@@ -198,9 +211,8 @@ def reconfiguration_table(run):
 
 
 def _seconds(report):
-    if "seconds" not in report:
-        return "-"
-    return f"{report['seconds'] + report['first_step_seconds']:.1f}"
+    parts = [report.get(key) for key in ("seconds", "first_step_seconds")]
+    return "-" if None in parts else f"{sum(parts):.1f}"
 
 
 def _row(kind, cells):
@@ -210,6 +222,7 @@ def _row(kind, cells):
     return f"<tr>{content}</tr>"
 
 
+_TITLE = "Training: "
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -262,7 +275,7 @@ def page(runs, images):
                 f"<h2>{html.escape(run.name)}: reconfigurations</h2>"
                 f"<table>{reconfiguration_table(run)}</table>"
             )
-    title = "Training: " + ", ".join(run.name for run in runs)
+    title = _TITLE + ", ".join(run.name for run in runs)
     return _PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
@@ -279,12 +292,15 @@ def write(paths, output, *, without_seconds=False):
     """Writes the page and the pictures of the runs in `paths`.
 
     Raises:
-        ValueError: If there is no run in one of them.
+        ValueError: If there is no run in one of them, if a record of one cannot
+            be used, or if `output` has a page of something else.
+        OSError: If a file cannot be read or written.
     """
     runs = _told_apart([run_records.read(path) for path in paths])
     if without_seconds:
         runs = [run.without_seconds() for run in runs]
     output = pathlib.Path(output)
+    _check_output(output)
     output.mkdir(parents=True, exist_ok=True)
     images = []
     for title, caption, name, figure in pictures(runs):
@@ -296,20 +312,32 @@ def write(paths, output, *, without_seconds=False):
     return path
 
 
+def _check_output(folder):
+    path = folder / "index.html"
+    if path.exists() and _TITLE not in path.read_text(errors="replace"):
+        raise ValueError(
+            f"{path} was not written by this program. Choose another --output."
+        )
+
+
 def _told_apart(runs):
     """Names runs by more of their path where two have the same name."""
     names = [run.name for run in runs]
     parents = [run.path.resolve().parent for run in runs]
     shared = len(pathlib.Path(os.path.commonpath(parents)).parts)
     return [
-        run._replace(name="_".join(run.path.resolve().parts[shared:]))
+        run._replace(
+            name=run_records.readable(
+                "_".join(run.path.resolve().parts[shared:])
+            )
+        )
         if names.count(run.name) > 1
         else run
         for run in runs
     ]
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -317,7 +345,9 @@ def main():
     parser.add_argument("runs", nargs="+", help="Folders or files of runs.")
     parser.add_argument("--output", default="report", help="A folder.")
     parser.add_argument("--without_seconds", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    if not arguments.output:
+        parser.error("--output must be a folder, such as --output=report.")
     try:
         path = write(
             arguments.runs,

@@ -1,12 +1,16 @@
 """Reads what a training program has written of a run."""
 
 import io
-import json
 import pathlib
-import zipfile
+import sys
 from typing import NamedTuple
 
 import numpy as np
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from apps import records  # noqa: E402
 
 
 class Run(NamedTuple):
@@ -76,25 +80,51 @@ def read(path):
     """Returns the `Run` in a folder, or in a file of `tools/record_run.py`.
 
     Raises:
-        ValueError: If `path` has no epoch of a run.
+        ValueError: If `path` has no epoch of a run, or if one of its records
+            holds something else than a run writes.
+        OSError: If a file cannot be read.
     """
     path = pathlib.Path(path)
     return _read_file(path) if path.is_file() else _read_folder(path)
 
 
+def is_kept(path):
+    """Whether the file `path` is one of `tools/record_run.py`."""
+    try:
+        _read_file(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _read_file(path):
     try:
-        record = json.loads(path.read_text())
+        record = records.parsed(records.text_of(path), path)
         metrics, reports = record.pop("metrics"), record.pop("reconfigurations")
-        if not metrics:
+        if not (metrics and type(metrics) is type(reports) is list):
             raise ValueError
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(
             f"'{path}' is no record of tools/record_run.py."
         ) from error
-    recipe = record.get("recipe", {})
-    remarks = ["kept without channels.npz: no pictures of its layers"]
-    return Run(path.stem, path, metrics, reports, {}, record, recipe, remarks)
+    records.checked_epochs(metrics, _places(path, "metrics", metrics))
+    places = _places(path, "reconfigurations", reports)
+    for report, place in zip(reports, places, strict=True):
+        records.checked(report, records.RECONFIGURATION, place)
+    return Run(
+        name=readable(path.stem),
+        path=path,
+        metrics=metrics,
+        reconfigurations=reports,
+        channels={},
+        result=records.checked_result(record, path),
+        recipe=record.get("recipe", {}),
+        remarks=["kept without channels.npz: no pictures of its layers"],
+    )
+
+
+def _places(path, key, rows):
+    return [f"{path}, '{key}' {number}" for number in range(1, len(rows) + 1)]
 
 
 def _read_folder(folder):
@@ -102,48 +132,68 @@ def _read_folder(folder):
     if not path.exists():
         raise ValueError(f"There is no run in '{folder}': expected {path}.")
     remarks = []
-    metrics = _lines(path, remarks)
+    metrics = records.checked_epochs(*_lines(path, remarks))
     if not metrics:
         raise ValueError(f"The run in '{folder}' has not finished an epoch.")
-    reconfigurations = []
-    if (folder / "reconfigurations.jsonl").exists():
-        reconfigurations = _lines(folder / "reconfigurations.jsonl", remarks)
-    result = _json(folder / "result.json", remarks)
+    result = _json(folder / "result.json", records.checked_result, remarks)
     if result is None:
         remarks.append(f"not finished: {len(metrics)} epochs so far")
-        result = {}
+    channels = _channels(folder / "channels.npz", remarks)
     return Run(
-        name=folder.resolve().name,
+        name=readable(folder.resolve().name),
         path=folder,
         metrics=metrics,
-        reconfigurations=reconfigurations,
-        channels=_channels(folder / "channels.npz", remarks),
-        result=result,
-        recipe=_json(folder / "recipe.json", remarks)
-        or result.get("recipe", {}),
+        reconfigurations=_reconfigurations(folder, remarks),
+        channels=_checked_channels(channels, len(metrics), folder),
+        result=result or {},
+        recipe=_json(folder / "recipe.json", _checked_recipe, remarks)
+        or (result or {}).get("recipe", {}),
         remarks=remarks,
     )
 
 
+def readable(name):
+    """Returns the name of a file as text, which it need not be."""
+    return name.encode(errors="replace").decode()
+
+
 def _lines(path, remarks):
-    """Returns the JSON objects in the lines of a file, without a cut one."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    """Returns what the lines of a file hold, without a cut one, and places."""
+    rows, places = [], []
+    for number, line in enumerate(records.text_of(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(records.parsed(line, place))
+        except records.BrokenOffError:
             remarks.append(f"{path.name} breaks off in line {number}")
             break
-    return rows
+        places.append(place)
+    return rows, places
 
 
-def _json(path, remarks):
+def _reconfigurations(folder, remarks):
+    path = folder / "reconfigurations.jsonl"
+    if not path.exists():
+        return []
+    return [
+        records.checked(row, records.RECONFIGURATION, place)
+        for row, place in zip(*_lines(path, remarks), strict=True)
+    ]
+
+
+def _checked_recipe(value, place):
+    return records.checked(value, records.RECIPE, place)
+
+
+def _json(path, checked, remarks):
     """Returns what a file holds, `{}` if it is cut, `None` if it is missing."""
     try:
-        return json.loads(path.read_text())
+        return checked(records.parsed(records.text_of(path), path), path)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except records.BrokenOffError:
         remarks.append(f"{path.name} breaks off")
         return {}
 
@@ -154,6 +204,25 @@ def _channels(path, remarks):
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         remarks.append("no channels.npz: no pictures of its layers")
-    except (ValueError, OSError, zipfile.BadZipFile):
+    except Exception:  # Whatever a broken archive leads NumPy and zlib to.
         remarks.append("channels.npz breaks off: no pictures of its layers")
     return {}
+
+
+def _checked_channels(channels, epochs, folder):
+    """Returns `channels` if they are those of a run of so many `epochs`."""
+    for layer, history in channels.items():
+        what = f"{folder / 'channels.npz'}: the channels of '{layer}'"
+        kind = getattr(history, "dtype", np.dtype(object)).kind
+        if kind != "f" or history.ndim != 2 or not history.shape[1]:
+            raise records.RecordError(
+                f"{what} are no numbers of shape (epochs, channels). Restore "
+                "the file, or remove it to do without pictures of the layers."
+            )
+        if len(history) < epochs:
+            raise records.RecordError(
+                f"{what} are those of {len(history)} epochs, but metrics.jsonl "
+                f"has {epochs}: files of two runs. Restore one of them, or "
+                "remove channels.npz to do without pictures of the layers."
+            )
+    return channels

@@ -38,8 +38,8 @@ class Plan:
         branches: Dict from the `id` of an addition's output to its `Branch`,
             for each branch that leaves the graph; see `constant_branches`.
         removed: Keys of the layers that leave the graph with them.
-        kept: Dict from a number that is dead and stays all the same to the
-            reason, a string.
+        reasons: Dict from each number that is dead and stays all the same to
+            the reason, a string.
         offsets: Dict from the `id` of a variable to a float array of its
             shape: what is added to it for channels that are folded.
     """
@@ -50,7 +50,7 @@ class Plan:
     living: list[np.ndarray | None]
     branches: dict[int, Branch]
     removed: frozenset[str]
-    kept: dict[int, str]
+    reasons: dict[int, str]
     offsets: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
@@ -154,7 +154,7 @@ class _Draft:
         self._reasons = dict(numbering.frozen)
         for key in self._skipped:
             self.hold(_touched(numbering, key), f"skip: {key}")
-        self._kept = {}
+        self._revived = {}
         self._removed = frozenset()
         self._folding = None
 
@@ -174,8 +174,8 @@ class _Draft:
             # A branch that leaves may be the last that held a channel alive.
             self._score, self._alive = decide(self._removed)
             dead = ~self._alive
-            self._kept = {n: r for n, r in self._reasons.items() if dead[n]}
-            self._alive[list(self._kept)] = True
+            self._revived = {n: r for n, r in self._reasons.items() if dead[n]}
+            self._alive[list(self._revived)] = True
             self._branches, removed = constant_branches(
                 self._model, self._numbering, self._alive, self._skipped
             )
@@ -223,7 +223,7 @@ class _Draft:
             if living >= min_channels and living % channel_multiple == 0:
                 break
             alive[number] = True
-            self._kept[number] = reason
+            self._revived[number] = reason
             living += int((numbers == number).sum())
         return len(dead) > int((~alive[dead]).sum())
 
@@ -240,7 +240,7 @@ class _Draft:
             living=living,
             branches=self._branches,
             removed=self._removed,
-            kept=self._kept,
+            reasons=self._revived,
             offsets=offsets,
         )
 

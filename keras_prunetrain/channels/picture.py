@@ -1,64 +1,72 @@
 """A picture of which layers compute and read the same channels."""
 
 import collections
+import os
 import pathlib
 import textwrap
 
+import keras
 import numpy as np
 
-from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.numbers import merge
+from keras_prunetrain.channels.scores import Score, magnitude
 
-# To be told apart by the colour-blind, and in print.
+# The colour-blind can tell these apart, and so can readers of a black print.
 _GOES = "#56b4e9"
 _STAYS = "#ffffff"
-_HELD = "#cccccc"
+_FROZEN = "#cccccc"
 _FORMATS = ("dot", "pdf", "png", "svg")
 
 
-def plot_channels(model, to_file="channels.png", threshold=1e-4):
-    """Draws what is coupled to what, and what could go.
+def plot_channels(
+    model: keras.Model,
+    to_file: str | os.PathLike = "channels.png",
+    threshold: float = 1e-4,
+    score: Score = magnitude,
+) -> None:
+    """Draws which layers share their channels, and which channels could go.
 
-    A box is a layer with a kernel, an ellipse a set of channels: arrows lead
-    from the layers that compute them, coupled by additions and the like, to
-    those that read them. Blue are those of which some can go; grey are those
-    that are held whole, with what holds them.
+    A box is a layer with a kernel, an ellipse a set of channels. Arrows lead
+    from the layers that compute the channels to the set, and from the set to
+    the layers that read them; layers that are added, or multiplied, compute
+    one set. A set is blue if some of its channels can go, and grey if all of
+    them are frozen; the reason is written in it.
 
     Args:
         model: A functional or `Sequential` model.
         to_file: Path of the file to write. Its suffix says the format: `.dot`,
             or `.pdf`, `.png` or `.svg`, which Graphviz draws.
         threshold: As in `channel_report`.
+        score: As in `channel_report`.
 
     Raises:
         ImportError: If pydot is not installed, or, unless for a `.dot` file,
             Graphviz is not.
-        ValueError: If `model` has no known graph, `threshold` is negative or
-            the suffix another one.
+        ValueError: If `to_file` is no path or has another suffix; otherwise as
+            `channel_report`.
     """
-    path = pathlib.Path(to_file)
+    path = _checked_path(to_file)
     kind = path.suffix.removeprefix(".")
-    if kind not in _FORMATS:
-        raise ValueError(
-            f"`to_file` must end with one of {_FORMATS}. Received: "
-            f"to_file={str(to_file)!r}"
-        )
     try:
         import pydot
     except ImportError as error:
         raise ImportError(
             "`plot_channels` needs pydot: pip install keras-prunetrain[plot]"
         ) from error
-    plan = plan_cut(model, threshold)
+    plan = plan_cut(model, threshold, score=score)
     nodes, edges = _nodes(plan), _edges(plan)
-    for source, _ in edges:  # What no layer computes: the model's input.
-        nodes.setdefault(source, _ellipse(source, _HELD))
-    dot = pydot.Dot(model.name, rankdir="TB")
-    # With quotes: Graphviz takes names with slashes, or "node", for its own.
-    for name, attributes in nodes.items():
-        dot.add_node(pydot.Node(f'"{name}"', **attributes))
+    for source, _ in edges:  # No layer computes these: the model's input.
+        if source not in nodes:
+            nodes[source] = _ellipse(source, _FROZEN)
+    dot = pydot.Dot(_quoted(model.name), rankdir="TB")
+    # The names of nodes are numbers: no name of a layer can end one early, or
+    # be taken for another one.
+    ids = {node: f"n{i}" for i, node in enumerate(nodes)}
+    for node, attributes in nodes.items():
+        dot.add_node(pydot.Node(ids[node], **attributes))
     for source, target in edges:
-        dot.add_edge(pydot.Edge(f'"{source}"', f'"{target}"'))
+        dot.add_edge(pydot.Edge(ids[source], ids[target]))
     if kind == "dot":
         dot.write(path, encoding="utf-8")
         return
@@ -72,31 +80,43 @@ def plot_channels(model, to_file="channels.png", threshold=1e-4):
     path.write_bytes(picture)
 
 
-def _groups(plan):
-    """Returns the sets of channels: for each channel number, that of its set.
+def _checked_path(to_file):
+    if isinstance(to_file, str | os.PathLike):
+        path = pathlib.Path(to_file)
+        if path.suffix.removeprefix(".") in _FORMATS:
+            return path
+    raise ValueError(
+        f"`to_file` must be a path that ends with one of {_FORMATS}. "
+        f"Received: to_file={to_file!r}"
+    )
 
-    All channels that one layer computes are in one set. -1: nothing computes
-    them; they are of the model's input, or nothing is known of them.
+
+def _sets(plan):
+    """Returns, for each channel number, the set that it belongs to.
+
+    All channels that one layer computes are in one set. Channels that no
+    kernel computes are in none, which is -1: those of the model's input, and
+    those of layers of which nothing is known.
     """
     written = [label.numbers for label in plan.numbering.kernels("out")]
-    ties = [(x[:-1], x[1:]) for x in written]
-    groups = merge(plan.numbering.size, ties)
-    groups[
-        np.setdiff1d(
-            np.arange(len(groups)), np.concatenate([np.arange(0), *written])
-        )
-    ] = -1
-    return groups
+    sets = merge(plan.numbering.size, [(x[:-1], x[1:]) for x in written])
+    computed = np.zeros(len(sets), bool)
+    for numbers in written:
+        computed[numbers] = True
+    return np.where(computed, sets, -1)
 
 
-def _nodes(plan):
-    """Returns a dict from the name of each node to its attributes."""
+def _nodes(plan: Plan) -> dict[str | int, dict[str, str]]:
+    """Returns a dict from each node to its attributes.
+
+    A node is the name of a layer, or the number of a set of channels.
+    """
     nodes = {}
     for layer in dict.fromkeys(x.layer for x in plan.numbering.kernels()):
-        nodes[layer] = {"shape": "box", "label": f'"{layer}"'}
-    groups = _groups(plan)
-    for group in np.unique(groups[groups >= 0]):
-        numbers = np.flatnonzero(groups == group)
+        nodes[layer] = {"shape": "box", "label": _quoted(layer)}
+    sets = _sets(plan)
+    for one in np.unique(sets[sets >= 0]).tolist():
+        numbers = np.flatnonzero(sets == one)
         going = int((~plan.alive[numbers]).sum())
         reasons = collections.Counter(
             plan.numbering.frozen.get(number) for number in numbers.tolist()
@@ -106,38 +126,50 @@ def _nodes(plan):
             text, colour = f"{text}, {going} can go", _GOES
         elif None not in reasons:
             ((reason, _),) = reasons.most_common(1)
-            text, colour = f"{text}\n{_wrapped(reason)}", _HELD
-        nodes[_name(group)] = _ellipse(text, colour)
+            lines = textwrap.wrap(reason, 40)
+            text, colour = "\n".join([text, *lines]), _FROZEN
+        nodes[one] = _ellipse(text, colour)
     return nodes
 
 
 def _ellipse(text, colour):
     return {
-        "label": f'"{text}"',
+        "label": _quoted(text),
         "style": "filled",
         "fillcolor": f'"{colour}"',
     }
 
 
-def _edges(plan):
-    """Returns pairs of names of nodes, each once, in the order of the model."""
-    groups = _groups(plan)
+def _edges(plan: Plan) -> list[tuple[str | int, str | int]]:
+    """Returns pairs of nodes, each once, in the order of the model."""
+    sets, sources = _sets(plan), _sources(plan.numbering)
     edges = {}
     for label in plan.numbering.kernels():
-        for group in np.unique(groups[label.numbers]):
-            if group >= 0:
-                pair = (label.layer, _name(group))
+        for one in np.unique(sets[label.numbers]).tolist():
+            if one >= 0:
+                pair = (label.layer, one)
                 edges[pair if label.side == "out" else pair[::-1]] = None
         if label.side == "in":
-            for number in label.numbers[groups[label.numbers] < 0].tolist():
-                reason = plan.numbering.frozen[number].partition(":")[0]
-                edges[reason, label.layer] = None
+            for number in label.numbers[sets[label.numbers] < 0].tolist():
+                edges[sources[number], label.layer] = None
     return list(edges)
 
 
-def _name(group):
-    return f"channels {group}"
+def _sources(numbering):
+    """Returns a dict from each number to what its channel comes from."""
+    sources = {}
+    for key, outputs in numbering.outputs.items():
+        for channels in outputs:
+            for number in channels.numbers.tolist():
+                sources.setdefault(number, key)
+    for number, reason in numbering.frozen.items():
+        # "mixing (Softmax): it mixes channels", or "model input".
+        sources[number] = reason.partition(":")[0]
+    return sources
 
 
-def _wrapped(text):
-    return "\n".join(textwrap.wrap(text.replace('"', "'"), 40))
+def _quoted(text):
+    """Returns `text` as a string of the DOT language."""
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
+        text = text.replace(character, escaped)
+    return f'"{text}"'

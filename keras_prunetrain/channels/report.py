@@ -3,10 +3,14 @@
 import collections
 import dataclasses
 
+import keras
 import numpy as np
 
+from keras_prunetrain.channels.layer_rule import PRODUCES
 from keras_prunetrain.channels.liveness import Plan, plan_cut
-from keras_prunetrain.channels.scores import magnitude
+from keras_prunetrain.channels.numbering import Numbering
+from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.channels.scores import Score, magnitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +19,16 @@ class LayerChannels:
 
     Attributes:
         layer: Key of the layer; names of nested models come first.
-        channels: How many it computes.
-        dead: How many of them this layer's own kernel computes with weights
-            below the threshold only.
-        removable: How many of them can go: dead in every layer that computes
-            or reads them, and not frozen.
-        coupled_with: Other layers that compute the same channels, because what
-            they compute is added, or multiplied, channel by channel.
-        held_by: What holds its other channels: frozen ones, and those that are
-            dead here and stay, with how many of them each holds.
+        channels: Number of channels that it computes.
+        dead: Number of those that score below the threshold in this layer's
+            own kernel, on the side that computes them. 0 for a layer that
+            cannot be looked into.
+        removable: Number of those that can go: dead in every layer that
+            computes or reads them, and not frozen.
+        coupled_with: Other layers that compute the same channels, because
+            their outputs are added, or multiplied, channel by channel.
+        held_by: Reasons why channels stay that are frozen, or dead in this
+            layer, each with the number of those channels.
     """
 
     layer: str
@@ -59,20 +64,25 @@ class ChannelReport(tuple):
         return "\n".join(lines)
 
 
-def channel_report(model, threshold=1e-4, score=magnitude):
-    """Says which channels of each layer could go, and what holds the others.
+def channel_report(
+    model: keras.Model, threshold: float = 1e-4, score: Score = magnitude
+) -> ChannelReport:
+    """Says which channels of each layer could go, and why the others stay.
 
     Args:
         model: A functional or `Sequential` model.
-        threshold: Float, at least 0, in the unit of the weights. Defaults to
-            `1e-4`.
+        threshold: Float, at least 0, in the unit of the score: with the
+            default, that of the weights. Defaults to `1e-4`.
         score: As in `reconfigure`.
 
     Returns:
-        A `ChannelReport`: a tuple of `LayerChannels`; `print` shows a table.
+        A `ChannelReport`: a tuple with one `LayerChannels` for each layer that
+        computes channels with a kernel, in running order. `print` shows a
+        table.
 
     Raises:
-        ValueError: If `model` has no known graph, or `threshold` is negative.
+        ValueError: If `model` is no model or has no known graph, if
+            `threshold` is out of its range, or if a weight is not finite.
     """
     return report_of(plan_cut(model, threshold, score=score))
 
@@ -80,50 +90,82 @@ def channel_report(model, threshold=1e-4, score=magnitude):
 def report_of(plan: Plan) -> ChannelReport:
     """Returns the `ChannelReport` of a `Plan`."""
     numbering = plan.numbering
-    holding = collections.defaultdict(list)  # Number -> labels it lives by.
+    computed = _computed(numbering)
+    living = collections.defaultdict(list)  # Number -> labels it lives by.
+    for label, lives in zip(numbering.labels, plan.living, strict=True):
+        if lives is not None:
+            for number in set(label.numbers[lives].tolist()):
+                living[number].append(label)
     writers = collections.defaultdict(set)  # Number -> layers that compute it.
-    for label, living in zip(numbering.labels, plan.living, strict=True):
-        if living is not None:
-            for number in set(label.numbers[living].tolist()):
-                holding[number].append(label)
+    for key, numbers in computed.items():
+        for number in numbers.tolist():
+            writers[number].add(key)
+    own = collections.defaultdict(list)  # Layer -> labels of what it computes.
     for label in numbering.kernels("out"):
-        for number in set(label.numbers.tolist()):
-            writers[number].add(label.layer)
+        own[label.layer].append(label)
     rows = []
-    for label, living in zip(numbering.labels, plan.living, strict=True):
-        if not label.is_kernel or label.side != "out":
-            continue
-        dead = np.ones(len(label.numbers), bool)
-        if living is not None:
-            dead = ~np.isin(label.numbers, label.numbers[living])
-        gone = ~plan.alive[label.numbers]
-        coupled = set().union(*(writers[n] for n in label.numbers.tolist()))
+    for key, numbers in computed.items():
+        dead = np.array(
+            [_is_dead(living[n], own[key]) for n in numbers.tolist()], bool
+        )
+        gone = ~plan.alive[numbers]
+        coupled = set().union(*(writers[n] for n in numbers.tolist())) - {key}
         rows.append(
             LayerChannels(
-                label.layer,
-                len(label.numbers),
-                int(dead.sum()),
-                int(gone.sum()),
-                tuple(sorted(coupled - {label.layer})),
-                _holders(plan, holding, label, dead & ~gone),
+                layer=key,
+                channels=len(numbers),
+                dead=int(dead.sum()),
+                removable=int(gone.sum()),
+                coupled_with=tuple(sorted(coupled)),
+                held_by=_reasons(
+                    plan, living, own[key], numbers, numbers[dead & ~gone]
+                ),
             )
         )
     return ChannelReport(rows)
 
 
-def _holders(plan, holding, label, positions):
-    """Returns what keeps the dead channels at these `positions` of `label`."""
-    holders = collections.Counter()
-    for number in label.numbers.tolist():
-        if number in plan.numbering.frozen:
-            holders[plan.numbering.frozen[number]] += 1
-    for number in label.numbers[positions].tolist():
-        if number in plan.numbering.frozen:
+def _computed(numbering: Numbering) -> dict[str, np.ndarray]:
+    """Returns the numbers that each layer with a kernel computes.
+
+    Layers that cannot be looked into are among them if they have a weight that
+    may be a kernel: recurrent layers, say, or a model in a wrapper.
+    """
+    kernels = {x.layer: x.numbers for x in numbering.kernels("out")}
+    labelled = {id(label.weight) for label in numbering.labels}
+    computed = {}
+    for key, layer in numbering.layers.items():
+        if key in kernels:
+            computed[key] = kernels[key]
+        elif key in numbering.outputs and any(
+            len(weight.shape) > 1 and id(weight) not in labelled
+            for weight in getattr(layer, "weights", ())
+        ):
+            rule = rule_for(layer)
+            if rule is None or rule.flow == PRODUCES:
+                computed[key] = numbering.outputs[key][0].numbers
+    return computed
+
+
+def _is_dead(labels, own):
+    """Whether none of a layer's `own` labels is among the living `labels`."""
+    return bool(own) and not any(x is y for x in labels for y in own)
+
+
+def _reasons(plan, living, own, numbers, dead):
+    """Returns why frozen `numbers` stay, and those of them that are `dead`."""
+    reasons = collections.Counter()
+    frozen = plan.numbering.frozen
+    for number in numbers.tolist():
+        if number in frozen:
+            reasons[frozen[number]] += 1
+    for number in dead.tolist():
+        if number in frozen:
             continue
-        if number in plan.kept:
-            holders[plan.kept[number]] += 1
-        for other in holding[number]:
-            if other is not label:
-                verb = "writes" if other.side == "out" else "reads"
-                holders[f"{other.layer} {verb}"] += 1
-    return tuple(f"{reason} ({n})" for reason, n in holders.items())
+        if number in plan.reasons:
+            reasons[plan.reasons[number]] += 1
+        for label in living[number]:
+            if not any(label is x for x in own):
+                verb = "writes" if label.side == "out" else "reads"
+                reasons[f"{label.layer} {verb}"] += 1
+    return tuple(f"{reason} ({n})" for reason, n in reasons.items())

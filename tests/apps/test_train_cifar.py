@@ -1,6 +1,8 @@
-"""The training program, run as users run it, and the files that it leaves."""
+"""The training program, and the files that it leaves."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,42 +11,41 @@ import time
 import keras
 import numpy as np
 import pytest
+from absl import flags
 
-from apps import compare
+from apps import compare, data, quickstart, recipe_flags, train_cifar, training
+from apps.refusal import RefusedError
+from tests.apps.programs import files, parsed, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 3
 TRAIN_SIZE = 1437  # Four fifths of 1,797 digits.
+SMALL = ("--dataset=digits", "--network=resnet8")
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two short runs: folder, and what was printed, of each method.
+
+    The threshold is high, so that channels go at once.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    for method in ("dense", "prunetrain"):
+        printed = run(
+            *(train_cifar, *SMALL, f"--method={method}"),
+            *(f"--epochs={EPOCHS}", "--interval=1", "--threshold=0.25"),
+            "--learning_rate_drops=100",  # None, so that weights go on moving.
+            *("--seed=1", f"--workdir={folder / method}"),
+            *(f"--dense={x}" for x, _ in found.values()),
+        )
+        found[method] = folder / method, printed
+    return found
 
 
-@pytest.fixture(scope="module", params=["dense", "prunetrain"])
-def finished(request, tmp_path_factory):
-    """A short run. The threshold is high, so that channels go at once."""
-    folder = tmp_path_factory.mktemp(request.param)
-    process = run(
-        "apps/train_cifar.py",
-        f"--method={request.param}",
-        "--dataset=digits",
-        "--network=resnet8",
-        f"--epochs={EPOCHS}",
-        "--interval=1",
-        "--threshold=0.25",
-        "--learning_rate_drops=100",  # None, so that weights go on moving.
-        "--seed=1",
-        f"--workdir={folder}",
-    )
-    assert process.returncode == 0, process.stderr
-    return request.param, folder, process.stdout
+@pytest.fixture(params=["dense", "prunetrain"])
+def finished(request, runs):
+    return request.param, *runs[request.param]
 
 
 def lines(path):
@@ -118,8 +119,8 @@ def test_magnitudes_follow_each_channel_until_it_goes(finished):
 def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
     process = subprocess.Popen(
         [
-            *(sys.executable, "apps/train_cifar.py", "--dataset=digits"),
-            *("--network=resnet8", "--epochs=1000", f"--workdir={tmp_path}"),
+            *(sys.executable, "apps/train_cifar.py", *SMALL),
+            *("--epochs=1000", f"--workdir={tmp_path}"),
         ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -132,6 +133,12 @@ def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        # Meanwhile the folder is not to be had.
+        with pytest.raises(SystemExit) as caught:
+            run(train_cifar, *SMALL, "--epochs=1", f"--workdir={tmp_path}")
+        assert str(caught.value).startswith(
+            f"A run is going on in {tmp_path}: Process {process.pid} on "
+        )
     finally:
         process.kill()
         process.wait()
@@ -155,46 +162,21 @@ def test_comparison_shows_ratios(finished, capsys):
     assert "(+0.00 points)" in table
 
 
-def test_a_folder_that_cannot_be_made_ends_the_program(tmp_path):
-    (tmp_path / "file").write_text("")
-    process = run(
-        "apps/train_cifar.py", f"--workdir={tmp_path / 'file' / 'run'}"
-    )
-    assert process.returncode == 1
-    assert "must be a folder that may be written" in process.stderr
-    assert "Traceback" not in process.stderr
-
-
-def test_comparison_of_a_run_that_breaks_off_says_so(tmp_path):
-    (tmp_path / "result.json").write_text('{"method": "den')
-    with pytest.raises(SystemExit, match="No finished run"):
-        compare.main([str(tmp_path)])
-
-
-def test_comparison_of_an_unfinished_run_says_so(tmp_path):
-    with pytest.raises(SystemExit, match="No finished run"):
-        compare.main([str(tmp_path)])
-
-
-@pytest.mark.parametrize("finished", ["dense"], indirect=True)
-def test_a_run_compares_itself_with_another_at_its_end(finished, tmp_path):
-    method, other, _ = finished
-    arguments = [
-        *("apps/train_cifar.py", "--network=resnet8", "--epochs=1"),
-        *("--method=prunetrain", f"--workdir={tmp_path / 'run'}"),
-    ]
-    process = run(*arguments, f"--dense={tmp_path}")
-    assert process.returncode == 1
-    assert "must be the folder of a finished run" in process.stderr
-    process = run(*arguments[:-1], f"--dense={other}", f"--workdir={other}")
-    assert process.returncode == 1
-    assert "cannot be that of the new run" in process.stderr
-    assert (other / "result.json").exists()
-    process = run(*arguments, f"--dense={other}")
-    assert process.returncode == 0, process.stderr
-    table = process.stdout.splitlines()[-7:]
-    assert table[0].split() == [method, "prunetrain"]
+def test_a_run_compares_itself_with_another_at_its_end(runs):
+    table = runs["prunetrain"][1].splitlines()[-7:]
+    assert table[0].split() == ["dense", "prunetrain"]
     assert table[1].startswith("validation accuracy")
+    assert "validation accuracy" not in runs["dense"][1]
+
+
+def test_a_run_is_not_compared_with_what_it_replaces(runs):
+    folder, _ = runs["dense"]
+    arguments = f"--dense={folder}", f"--workdir={folder}"
+    with pytest.raises(flags.Error) as caught:
+        parsed(train_cifar, *arguments)
+    assert str(caught.value).endswith(
+        "the dense run's folder cannot be that of the new run."
+    )
 
 
 def test_a_run_is_logged_for_tensorboard(finished):
@@ -207,33 +189,118 @@ def test_a_run_is_logged_for_tensorboard(finished):
     assert whole == (method == "dense")
 
 
-def test_unprepared_data_set_ends_the_program_with_the_command(tmp_path):
-    started = time.perf_counter()
-    process = run(
-        "-m",
-        "apps.train_cifar",
-        "--dataset=cifar10",
-        f"--data_dir={tmp_path}",
-        f"--workdir={tmp_path / 'run'}",
+# What cannot begin. A finished run of the same folder stays as it was.
+
+
+def test_a_typo_costs_no_run(runs):
+    folder, _ = runs["dense"]
+    before = files(folder)
+    process = subprocess.run(
+        [
+            *(sys.executable, "apps/train_cifar.py", *SMALL),
+            *(f"--workdir={folder}", "--seed=-1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert process.returncode != 0
-    assert process.stderr.rstrip().endswith(
-        f"tools/prepare_cifar10.py --data_dir={tmp_path}"
+    assert process.returncode == 1
+    assert (
+        "flag --seed=-1: must be a whole number from 0 to 4,294,967,295."
+        in process.stderr
     )
     assert "Traceback" not in process.stderr
-    assert "--seed" not in process.stderr + process.stdout  # No list of flags.
-    # Not the minutes of a download that is tried again and again.
-    assert time.perf_counter() - started < 100
-    assert not (tmp_path / "run").exists()
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(
-    "flag",
-    ["--penalty_ratio=1", "--learning_rate_drops=20,half", "--interval=0"],
+    ("arguments", "message"),
+    [
+        (
+            ["--batch_size=1438"],
+            "--batch_size=1438 is more than the 1437 training images of "
+            "digits. Choose a smaller one.",
+        ),
+        (
+            ["--network=vgg11"],
+            "--network=vgg11 cannot be built for images of 8x8 pixels: "
+            "Exception encountered when calling MaxPooling2D.call(). Computed "
+            "output size would be zero or negative. Received: "
+            "`inputs.shape=[None 1 1 512]`, `pool_size=[2 2]`, `strides=(2, "
+            "2)`, `padding=valid`. Choose another network, or other images.",
+        ),
+    ],
 )
-def test_a_flag_out_of_its_range_is_named_without_a_traceback(flag, tmp_path):
-    process = run("apps/train_cifar.py", flag, f"--workdir={tmp_path / 'run'}")
-    assert process.returncode != 0
-    assert flag.partition("=")[0] in process.stderr
-    assert "Traceback" not in process.stderr
+def test_what_does_not_fit_the_data_costs_no_run(runs, arguments, message):
+    folder, _ = runs["dense"]
+    before = files(folder)
+    with pytest.raises(SystemExit) as caught:
+        run(train_cifar, *SMALL, *arguments, f"--workdir={folder}")
+    assert caught.value.code == message
+    assert files(folder) == before
+
+
+def test_a_training_that_is_refused_costs_no_run(runs):
+    folder, _ = runs["dense"]
+    before = files(folder)
+    _, values = parsed(train_cifar, *SMALL, "--epochs=2", f"--workdir={folder}")
+    # What only the callback refuses, when `fit` begins.
+    recipe = dataclasses.replace(recipe_flags.recipe(values), finetune_epochs=2)
+    with pytest.raises(RefusedError) as caught:
+        training.train(recipe, data.load("digits"), folder)
+    assert str(caught.value).startswith(
+        "This run cannot begin: `finetune_epochs` must leave"
+    )
+    assert files(folder) == before
+
+
+def test_an_error_in_training_is_not_taken_for_a_refusal(tmp_path):
+    digits = data.load("digits")
+    grey, labels = digits.validation
+    broken = dataclasses.replace(
+        digits,
+        train=tuple(array[:32] for array in digits.train),
+        validation=(np.repeat(grey, 3, axis=-1), labels),  # No such input.
+    )
+    _, values = parsed(
+        *(train_cifar, *SMALL, "--method=dense", "--batch_size=32"),
+        f"--workdir={tmp_path / 'run'}",
+    )
+    with pytest.raises(ValueError, match="value 1, but received") as caught:
+        training.train(recipe_flags.recipe(values), broken, tmp_path / "run")
+    assert not isinstance(caught.value, RefusedError)
+    assert "recipe.json" in os.listdir(tmp_path / "run")
+    assert ".prunetrain.lock" not in os.listdir(tmp_path / "run")
+
+
+def test_an_unprepared_data_set_ends_the_program_with_the_command(tmp_path):
+    import tensorflow_datasets  # noqa: F401, takes its time before the clock.
+
+    started = time.perf_counter()
+    with pytest.raises(SystemExit) as caught:
+        run(
+            *(train_cifar, "--dataset=cifar10", f"--data_dir={tmp_path}"),
+            f"--workdir={tmp_path / 'run'}",
+        )
+    assert caught.value.code.rstrip().endswith(
+        f"tools/prepare_cifar10.py --data_dir={tmp_path}"
+    )
+    # Not the minutes of a download that is tried again and again.
+    assert time.perf_counter() - started < 30
     assert not (tmp_path / "run").exists()
+
+
+def test_the_quick_start_drops_no_words():
+    with pytest.raises(SystemExit) as caught:
+        quickstart.main(["--epochs=1"])
+    assert caught.value.code == (
+        "The quick start takes no arguments: --epochs=1. apps/train_cifar.py "
+        "does."
+    )
+
+
+def test_the_quick_start_has_flags_that_the_program_takes(tmp_path):
+    _, values = parsed(train_cifar, *quickstart.RECIPE, f"--workdir={tmp_path}")
+    assert values.width == 64
+    assert os.listdir(tmp_path) == []

@@ -276,22 +276,29 @@ def test_a_dense_training_is_logged_as_well(tmp_path):
     assert "reconfigurations" not in found
 
 
-def test_images_of_any_size_are_logged_without_flops(tmp_path):
+@pytest.mark.parametrize("known", [True, False])
+def test_images_of_any_size_are_logged(tmp_path, known):
     image = keras.Input((None, None, 3))
     x = layers.Conv2D(4, 3, name="a")(image)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(image, layers.Dense(3, name="b")(x))
     model.compile("sgd", "mse", run_eagerly=True)
     x, y = examples(8)
+    data = (x, np.eye(3)[y])
     model.fit(
-        x,
-        np.eye(3)[y],
+        *(data if known else [(batch for batch in [data])]),
         verbose=0,
+        shuffle=False,
+        steps_per_epoch=1,
         callbacks=[kpt.PruneTrainCallback(log_dir=tmp_path)],
     )
     found = events(tmp_path)
     assert curve(found, "channels/a") == [1.0]
-    assert "cost/training_flops" not in found
+    if known:  # Their size is that of the arrays.
+        flops = kpt.model_cost(model, (8, 8, 3)).training_flops
+        assert curve(found, "cost/training_flops") == [8 * flops]
+    else:
+        assert "cost/training_flops" not in found
 
 
 def test_what_a_growing_batch_takes_is_logged(tmp_path):

@@ -20,7 +20,7 @@ from keras_prunetrain import (
     model_cost,
     reconfigure,
 )
-from keras_prunetrain.fit import meter
+from keras_prunetrain.callbacks import prune_train
 from tests.callbacks.fits import (
     KERNELS,
     TRACED,
@@ -521,7 +521,7 @@ class Clock(keras.callbacks.Callback):
 def test_reports_tell_how_much_shorter_an_epoch_has_become(monkeypatch):
     model, pruning = network(), callback()
     clock = Clock(pruning)
-    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(prune_train, "time", clock)
     fit(
         *(model, pruning, Kill(DEATHS), clock),
         validation_data=examples(8),
@@ -909,8 +909,8 @@ def test_interval_and_threshold():
     assert widths(model) == {"stem": 6, "inner": 4, "last": 6, "logits": 3}
 
 
-def test_images_of_any_size_are_trained_on_without_counting_flops():
-    image = keras.Input((None, None, 3))
+def any_size(size=None):
+    image = keras.Input((size, size, 3))
     x = layers.Conv2D(4, 3, name="a")(image)
     x = layers.Conv2D(4, 3, name="b")(x)
     outputs = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
@@ -920,9 +920,51 @@ def test_images_of_any_size_are_trained_on_without_counting_flops():
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         run_eagerly=True,
     )
-    pruning = PruneTrainCallback(interval=1, threshold=0.3)
+    return model
 
+
+def test_images_of_any_size_cost_what_those_that_are_trained_on_do():
+    model = any_size()
+    pruning = PruneTrainCallback(interval=1, threshold=0.3)
     history = model.fit(*examples(), callbacks=[pruning], verbose=0).history
+    (report,) = pruning.reports
+    dense = model_cost(any_size(8))
+    assert report.cost_before == dataclasses.replace(dense, per_layer={})
+    after = model_cost(model, (8, 8, 3))
+    assert report.cost_after == dataclasses.replace(after, per_layer={})
+    assert history["training_flops"] == [40 * dense.training_flops]
+
+
+def test_a_backbone_of_any_size_is_trained():
+    x = image = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="a")(x)
+    base = keras.Model(image, layers.GlobalAveragePooling2D()(x), name="base")
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layers.Dense(3)(base(image)))
+    model.compile("sgd", "mse", run_eagerly=True)
+    images, labels = examples()
+    history = model.fit(
+        images,
+        np.eye(3)[labels],
+        verbose=0,
+        callbacks=[PruneTrainCallback(interval=1)],
+    ).history
+    macs = 3 * 3 * 3 * 4 * 6 * 6 + 4 * 3
+    assert history["training_flops"] == [40 * 3 * 2 * macs]
+
+
+def test_images_whose_size_nobody_knows_are_trained_on_without_flops():
+    model = any_size()
+    pruning = PruneTrainCallback(interval=1, threshold=0.3)
+    batches = (examples(4, seed=i) for i in range(10))
+
+    history = model.fit(
+        batches,
+        steps_per_epoch=10,
+        shuffle=False,
+        callbacks=[pruning],
+        verbose=0,
+    ).history
 
     assert pruning.reports[0].cost_before is None
     assert "channels 11 -> " in str(pruning.reports[0])

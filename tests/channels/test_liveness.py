@@ -158,7 +158,7 @@ def test_multiples_hold_in_every_layer_that_shares_the_channels():
     for layer, count in (("stem", 4), ("conv1", 2), ("conv2", 2)):
         numbers = plan.numbering.outputs[layer][0].numbers
         assert len(plan.keep(numbers)) == count
-    assert set(plan.kept.values()) == {"channel_multiple"}
+    assert set(plan.reasons.values()) == {"channel_multiple"}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_channels_that_a_skipped_layer_writes_or_reads_stay(skip):
         skip = [model.get_layer("b")]
     plan = plan_cut(model, skip=skip)
     assert plan.removes_nothing
-    assert list(plan.kept.values())[0].startswith("skip: ")
+    assert list(plan.reasons.values())[0].startswith("skip: ")
     assert kept(model) == [0, 2, 3]
 
 

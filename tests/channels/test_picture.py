@@ -1,5 +1,6 @@
 """The picture, read back: who computes and who reads which channels."""
 
+import re
 import shutil
 import sys
 
@@ -8,7 +9,8 @@ import pydot
 import pytest
 from keras import layers
 
-from keras_prunetrain import plot_channels
+from keras_prunetrain import LayerRule, plot_channels, register_rule
+from keras_prunetrain.channels import rules
 from tests import networks
 
 # Of what pydot reads .dot files with.
@@ -21,13 +23,22 @@ def drawn(model, tmp_path):
     plot_channels(model, path)
     (graph,) = pydot.graph_from_dot_file(path, encoding="utf-8")
     nodes = {node.get_name(): node for node in graph.get_nodes()}
-    labels = {k: node.get("label").strip('"') for k, node in nodes.items()}
+    labels = {k: unquoted(node.get("label")) for k, node in nodes.items()}
     colours = {labels[k]: node.get("fillcolor") for k, node in nodes.items()}
     edges = [
         (labels[edge.get_source()], labels[edge.get_destination()])
         for edge in graph.get_edges()
     ]
     return colours, edges
+
+
+def unquoted(text):
+    """Returns what a string of the DOT language says."""
+    assert text[0] == text[-1] == '"'
+    says = {"n": "\n", '"': '"', "\\": "\\"}
+    found = re.sub(r"\\(.)", lambda match: says[match[1]], text[1:-1])
+    assert not re.search(r'(?<!\\)(\\\\)*"', text[1:-1])
+    return found
 
 
 def test_layers_that_are_added_compute_one_set_of_channels(tmp_path):
@@ -74,6 +85,43 @@ def test_what_holds_all_channels_of_a_layer_is_named(tmp_path):
     assert ("unknown (Lambda)", "logits") in edges
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        'a"];evil[URL="javascript:alert(1)",image="x.png"];"b',
+        *('a\\"b', "a\\", "a\nb", "<b>a<b>", "node", "channels 0", "n1"),
+    ],
+)
+def test_no_name_of_a_layer_says_anything_but_itself(name, tmp_path):
+    image = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, name=name)(image)
+    x = layers.Softmax(name=f"{name} too")(x)
+    x = layers.Conv2D(5, 3, name="next")(x)
+    model = keras.Model(image, networks.head(x), name=name)
+    colours, edges = drawn(model, tmp_path)
+    layer_names = {name, "next", "logits"}
+    assert {target for _, target in edges} & layer_names == layer_names
+    assert len(colours) == 3 + 4  # Three layers, three sets, and the input.
+    assert [x for x, _ in edges if x.startswith("4 channels\n")] == [
+        text for text in colours if text.startswith("4 channels\n")
+    ]
+
+
+def test_a_layer_that_computes_channels_without_a_kernel_is_drawn(
+    tmp_path, monkeypatch
+):
+    class Energy(layers.Layer):
+        def call(self, x):
+            return keras.ops.sum(x * x, axis=-1, keepdims=True)
+
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(Energy, LayerRule("produces"))
+    image = keras.Input((6, 6, 2))
+    x = Energy(name="energy")(layers.Conv2D(4, 3, name="a")(image))
+    _, edges = drawn(keras.Model(image, networks.head(x)), tmp_path)
+    assert ("energy", "logits") in edges
+
+
 def test_a_model_without_kernels_is_an_empty_picture(tmp_path):
     image = keras.Input((6, 6, 2))
     assert drawn(keras.Model(image, layers.ReLU()(image)), tmp_path) == ({}, [])
@@ -104,7 +152,7 @@ def test_without_pydot_the_extra_is_named(tmp_path, monkeypatch):
         plot_channels(networks.plain().model, tmp_path / "channels.dot")
 
 
-@pytest.mark.parametrize("name", ["channels", "channels.jpeg2"])
-def test_an_unknown_format_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=r"must end with one of .*'png'"):
-        plot_channels(networks.plain().model, tmp_path / name)
+@pytest.mark.parametrize("name", ["channels", "channels.jpeg2", "", 5, None])
+def test_an_unknown_format_is_refused(name):
+    with pytest.raises(ValueError, match=r"path that ends with one .*'png'"):
+        plot_channels(networks.plain().model, name)

@@ -1,9 +1,11 @@
 """What the report says of dead channels, and of what holds them."""
 
 import keras
+import pytest
 from keras import layers
 
-from keras_prunetrain import channel_report
+from keras_prunetrain import LayerRule, channel_report, register_rule
+from keras_prunetrain.channels import rules
 from tests import networks
 from tests.networks import conv, kill, kill_all, shake
 
@@ -63,6 +65,76 @@ def test_it_says_that_the_strongest_stays():
     a = rows(network.model)["a"]
     assert (a.channels, a.dead, a.removable) == (6, 6, 5)
     assert a.held_by == ("min_channels (1)",)
+
+
+class Composite(layers.Layer):
+    """A layer of two layers, for which there is no rule."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(3)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_layers_that_cannot_be_looked_into_are_rows_too():
+    line = keras.Sequential([keras.Input((6, 4)), layers.Dense(5)])
+    image = keras.Input((6, 6, 2))
+    x = layers.TimeDistributed(line, name="each")(conv(image, 4, "a"))
+    x = layers.BatchNormalization()(x)
+    x = Composite(name="composite")(x)
+    x = layers.Reshape((36, 3))(layers.PReLU()(x))
+    x = layers.GRU(4, name="gru")(x)
+    x = layers.Add()([x, layers.Dense(4, name="b")(x)])
+    report = rows(keras.Model(image, layers.Dense(2, name="c")(x)))
+    assert list(report) == ["a", "each", "composite", "gru", "b", "c"]
+    assert [report[k].channels for k in ("each", "composite", "gru")] == [
+        *(5, 3, 4)
+    ]
+    for name in ("each", "composite", "gru"):
+        assert report[name].dead == report[name].removable == 0
+    (why,) = report["gru"].held_by
+    assert why == "gru (GRU): it reads what it computes, in all its gates (4)"
+    assert report["b"].coupled_with == ("gru",)
+    assert report["gru"].coupled_with == ("b",)
+    (why,) = report["composite"].held_by
+    assert why == (
+        "composite (Composite): no rule for this class, see register_rule (3)"
+    )
+
+
+def test_a_layer_with_two_kernels_is_one_row(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+
+    class TwoKernels(layers.Layer):
+        def build(self, shape):
+            for name in "vw":
+                weight = self.add_weight(shape=(shape[-1], 4), name=name)
+                setattr(self, name, weight)
+
+        def call(self, x):
+            return (x @ self.v) * (x @ self.w)
+
+    axes = {"in_axis": {"v": 0, "w": 0}, "out_axis": {"v": 1, "w": 1}}
+    register_rule(TwoKernels, LayerRule("produces", **axes))
+    image = keras.Input((6, 6, 2))
+    x = TwoKernels(name="two")(image)
+    model = keras.Model(image, layers.Dense(3, name="b")(x))
+    shake(model)
+    for weight, dead in zip(model.get_layer("two").weights, "12", strict=True):
+        value = weight.numpy()
+        value[:, [0, int(dead)]] = 0.0
+        weight.assign(value)
+    kill(model, {}, {"b": [0, 1]})
+    two = rows(model)["two"]
+    assert (two.channels, two.dead, two.removable) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("model", [None, "m.keras", layers.Dense(3)])
+def test_what_is_no_model_is_an_error_that_says_so(model):
+    with pytest.raises(ValueError, match="`keras.Model`. Received: model="):
+        channel_report(model)
 
 
 def test_it_prints_as_a_table():

@@ -84,7 +84,7 @@ def test_a_channel_on_which_no_weight_has_a_say_stays():
     assert kept(plan_cut(model, score=of_b), "b") == [1, 2, 3, 4]
     plan = plan_cut(model, score=lambda label: None)
     assert plan.removes_nothing
-    assert set(plan.kept.values()) >= {"no weight says if it counts"}
+    assert set(plan.reasons.values()) >= {"no weight says if it counts"}
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -2,90 +2,16 @@
 
 import base64
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-TOOLS = pathlib.Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+from tests.tools.written import EPOCHS, GONE, WIDTHS, write_run
 
-import figures  # noqa: E402
-import report  # noqa: E402
-import run_records  # noqa: E402
-
-EPOCHS = 4
-# Layer -> channels -> the first epoch without it.
-GONE = {"a": {1: 2, 3: 2}, "b": {0: 3}, "c": {}}
-WIDTHS = {"a": 4, "b": 3, "c": 2}
-COST = {"training_flops": 3e6}
-
-
-def write_run(folder, method="prunetrain", finished=True):
-    """Writes the records of a run of four epochs, as the apps would."""
-    folder.mkdir(parents=True)
-    shrinks = method != "dense"
-    rows = [
-        {
-            "epoch": epoch,
-            "val_accuracy": 0.5 + 0.1 * epoch,
-            "seconds": 60.0 / (1 + shrinks * epoch),
-            "training_flops": 1e12 / (1 + shrinks * epoch),
-            "batch_size": 128 * (1 + shrinks * (epoch > 1)),
-            "learning_rate": 0.1 / (1 + epoch),
-            "parameters": 1000 - 100 * shrinks * epoch,
-            "density": 1.0 - 0.1 * shrinks * epoch,
-            "memory_bytes": 2e6,
-            "gradient_bytes": 4000 - 400 * shrinks * epoch,
-            "updates": 10,
-        }
-        for epoch in range(EPOCHS)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "metrics.jsonl").write_text(lines)
-    arrays = {}
-    for layer, width in WIDTHS.items():
-        arrays[layer] = np.full((EPOCHS, width), 0.1, "float32")
-        for channel, epoch in GONE[layer].items() if shrinks else ():
-            arrays[layer][epoch:, channel] = np.nan
-    np.savez(folder / "channels.npz", **arrays)
-    reports = [
-        {
-            "epoch": 1,
-            "channels_before": WIDTHS,
-            "channels_after": WIDTHS | {"a": 2},
-            "cost_before": COST,
-            "cost_after": {"training_flops": 2e6},
-            "batch_size": 128,
-            "batch_size_after": 256,
-            "learning_rate": 0.05,
-            "seconds": 1.5,
-            "first_step_seconds": 2.0,
-            "removed_layers": ["<block>"],
-        }
-    ]
-    (folder / "reconfigurations.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in reports[:shrinks])
-    )
-    recipe = {"method": method, "threshold": 1e-3}
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    if finished:
-        result = {
-            "method": method,
-            "val_accuracy": 0.8 - 0.01 * shrinks,
-            "parameters": 1000 - 300 * shrinks,
-            "forward_flops": 1e6,
-            "total_training_flops": 4e12 / (1 + shrinks),
-            "seconds": 240.0,
-            "reconfiguration_seconds": 3.5 * shrinks,
-            "reconfigurations": int(shrinks),
-            "recipe": recipe,
-        }
-        (folder / "result.json").write_text(json.dumps(result))
-    return folder
+import figures  # isort: skip
+import report  # isort: skip
+import run_records  # isort: skip
 
 
 @pytest.fixture
@@ -408,21 +334,38 @@ def test_a_file_that_is_no_record_of_a_run_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(None, "expected"), ("", "not finished an epoch")]
+    ("content", "message"),
+    [
+        (None, "There is no run in '{0}': expected {0}/metrics.jsonl."),
+        ("", "The run in '{0}' has not finished an epoch."),
+    ],
 )
 def test_a_folder_without_a_run_ends_the_program_with_a_word(
-    tmp_path, content, word
+    tmp_path, content, message
 ):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
-    process = subprocess.run(
-        [sys.executable, str(TOOLS / "report.py"), str(tmp_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 1
-    assert word in process.stderr
-    assert "Traceback" not in process.stderr
+    with pytest.raises(SystemExit) as caught:
+        report.main([str(tmp_path), f"--output={tmp_path / 'report'}"])
+    assert caught.value.code == message.format(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_page_of_something_else_is_not_written_over(folders, tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("<title>My cats</title>")
+    with pytest.raises(SystemExit) as caught:
+        report.main([str(folders[0]), f"--output={tmp_path}"])
+    assert caught.value.code == (
+        f"{page} was not written by this program. Choose another --output."
+    )
+    assert page.read_text() == "<title>My cats</title>"
+    page.unlink()
+    report.write([folders[0]], tmp_path)
+    report._check_output(tmp_path)  # Its own it replaces.
+
+
+def test_the_program_wants_a_folder_for_its_page(folders, capsys):
+    with pytest.raises(SystemExit):
+        report.main([str(folders[0]), "--output="])
+    assert "--output must be a folder" in capsys.readouterr().err

@@ -24,14 +24,32 @@ def first_architecture(recipe):
     return model
 
 
+def architectures(run):
+    """Returns the networks of a `RecordedRun`, from the first to the last."""
+    stages = [first_architecture(run.recipe)]
+    for report in run.reports:
+        stages.append(cut_like(report, stages[-1]))
+    return stages
+
+
 def cut_like(report, model):
-    """Returns `model` after the reconfiguration that `report` describes."""
+    """Returns `model` after the reconfiguration that `report` describes.
+
+    Raises:
+        ValueError: If it describes that of another model.
+    """
     numbering = number_channels(model)
     written = {label.layer: label.numbers for label in numbering.kernels("out")}
     alive = np.zeros(numbering.size, bool)
     alive[list(numbering.frozen)] = True
     for layer, keep in report["keep"].items():
-        alive[written[layer][keep]] = True
+        if max(keep, default=-1) >= len(written.get(layer, ())):
+            raise ValueError(
+                f"The records do not describe this cut: there is no layer "
+                f"'{layer}' with more than {max(keep)} channels."
+            )
+        if keep:
+            alive[written[layer][keep]] = True
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     twin.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss)

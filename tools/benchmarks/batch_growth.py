@@ -12,8 +12,9 @@ import pathlib
 import statistics
 import sys
 
+import recorded_run
 from absl import app, flags
-from architectures import SEED, cut_like, first_architecture
+from architectures import SEED, architectures, cut_like
 from communication import grown
 from turns import in_turns
 
@@ -31,14 +32,12 @@ FIRST = {16: 1, 64: 8}
 
 
 def main(argv):
-    run = json.loads(pathlib.Path(argv[1]).read_text())
+    run = recorded_run.read_one(argv[1:])
     rows = []
     for first, granularity in FIRST.items():
-        stages = [first_architecture(run["recipe"])]
-        for report in run["reconfigurations"]:
-            stages.append(cut_like(report, stages[-1]))
+        stages = architectures(run)
         last = int(grown(stages, first, granularity)[-1])
-        twin = cut_like(run["reconfigurations"][-1], stages[-2])
+        twin = cut_like(run.reports[-1], stages[-2])
         small, large = in_turns(
             [stages[-1], twin],
             _TURNS.value,

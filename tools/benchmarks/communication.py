@@ -14,8 +14,9 @@ import pathlib
 import sys
 
 import numpy as np
+import recorded_run
 from absl import app
-from architectures import SEED, cut_like, first_architecture
+from architectures import SEED, architectures
 
 import keras_prunetrain as kpt
 
@@ -33,7 +34,7 @@ EXAMPLES = 50_000
 
 
 def main(argv):
-    runs = [of_run(pathlib.Path(path)) for path in argv[1:]]
+    runs = [of_run(run) for run in recorded_run.read_all(argv[1:])]
     record = environment([SEED]) | {"runs": runs}
     OUTPUT.write_text(json.dumps(record, indent=1) + "\n")
     for run in runs:
@@ -42,26 +43,21 @@ def main(argv):
             print(json.dumps(row))
 
 
-def of_run(path):
+def of_run(run):
     """Returns the communication of a run, dense, shrinking, and growing."""
-    run = json.loads(path.read_text())
-    recipe, reports = run["recipe"], run["reconfigurations"]
-    stages = [first_architecture(recipe)]
-    for report in reports:
-        stages.append(cut_like(report, stages[-1]))
-    begins = [0, *(report["epoch"] + 1 for report in reports), run["epochs"]]
-    epochs = np.diff(begins)
+    stages = architectures(run)
+    epochs = np.array(run.epochs_of_architectures)
     sizes = np.array([kpt.gradient_bytes(model) for model in stages])
-    batches = {"fixed": np.full(len(stages), recipe["batch_size"])}
+    batches = {"fixed": np.full(len(stages), run.recipe["batch_size"])}
     for granularity in GRANULARITIES:
         batches[f"granularity {granularity}"] = grown(
-            stages, recipe["batch_size"], granularity
+            stages, run.recipe["batch_size"], granularity
         )
     # For each image and device; all of them send in proportion to it.
     updates = {name: 1 / batch for name, batch in batches.items()}
-    dense = sizes[0] * updates["fixed"][0] * run["epochs"]
+    dense = sizes[0] * updates["fixed"][0] * run.epochs
     return {
-        "run": path.stem,
+        "run": run.path.stem,
         "gradient_bytes": sizes.tolist(),
         "epochs": epochs.tolist(),
         "batch_sizes_per_device": {k: v.tolist() for k, v in batches.items()},
@@ -69,7 +65,9 @@ def of_run(path):
             name: float((sizes * updates[name] * epochs).sum() / dense)
             for name in batches
         },
-        "devices": [row(n, sizes[0], recipe["batch_size"]) for n in DEVICES],
+        "devices": [
+            row(n, sizes[0], run.recipe["batch_size"]) for n in DEVICES
+        ],
     }
 
 

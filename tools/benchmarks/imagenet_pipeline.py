@@ -23,7 +23,7 @@ from absl import app, flags
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps import imagenet  # noqa: E402
+from apps import command_line, imagenet  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Images.", required=True)
@@ -39,7 +39,7 @@ BATCH_SIZE = 64
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     images = imagenet.load("folder", 224, _DATA_DIR.value, SEED)
     batches = images.drawn_batches(
         images.training_draws(SEED).batch(BATCH_SIZE)

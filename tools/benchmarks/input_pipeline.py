@@ -18,7 +18,7 @@ from absl import app, flags
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps import data  # noqa: E402
+from apps import command_line, data  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "As of `apps.data.load`.")
@@ -34,7 +34,7 @@ SEED = 0
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     dataset = data.load("cifar10", data_dir=_DATA_DIR.value)
     results = {
         name: images_per_second(

@@ -23,6 +23,7 @@ import keras_prunetrain as kpt
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs, of 10 steps.")
@@ -78,7 +79,7 @@ class Steps(keras.callbacks.Callback):
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     keras.utils.set_random_seed(SEED)
     rng = np.random.default_rng(SEED)
     count = BATCH_SIZE * STEPS

@@ -26,6 +26,7 @@ import keras_prunetrain as kpt
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _OUTPUT = flags.DEFINE_string(
@@ -55,7 +56,7 @@ NETWORKS = {
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     if _MEASURE.value:
         name, batch_size = _MEASURE.value
         print(json.dumps(measure(name, int(batch_size))))

@@ -26,6 +26,7 @@ from keras_prunetrain.models.parts import classifier, conv_bn
 # `apps` and `tests` are not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 from tests.masked import silence, some_alive  # noqa: E402
 
@@ -40,7 +41,7 @@ SEED = 0
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     # Keras walks back through a model by recursion, a level for each layer.
     sys.setrecursionlimit(20_000)
     rows = []

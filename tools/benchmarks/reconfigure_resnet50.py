@@ -26,6 +26,7 @@ from keras_prunetrain.channels.numbering import number_channels
 # `apps` and `tests` are not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 from tests.masked import silence, some_alive  # noqa: E402
 
@@ -40,7 +41,7 @@ SEED = 0
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     keras.utils.set_random_seed(SEED)
     model = keras.applications.ResNet50(weights=None)
     model.compile("adam", "sparse_categorical_crossentropy")

@@ -20,6 +20,7 @@ import time
 
 import keras
 import numpy as np
+import recorded_run
 from absl import app, flags
 from architectures import SEED, cut_like, first_architecture
 from turns import in_turns
@@ -39,65 +40,78 @@ _OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
 
 
 def main(argv):
-    if len(argv) != 2:
-        raise app.UsageError("Expected one file of tools/record_run.py.")
-    path = pathlib.Path(argv[1])
-    run = json.loads(path.read_text())
-    recipe, reports = run["recipe"], run["reconfigurations"]
-    policy = _DTYPE_POLICY.value or recipe["dtype_policy"]
+    run = recorded_run.read_one(argv[1:])
+    policy = _DTYPE_POLICY.value or run.recipe["dtype_policy"]
     keras.config.set_dtype_policy(policy)
-    stages, first_steps = [first_architecture(recipe)], []
-    surgeries = []
-    for report in reports:
-        started = time.perf_counter()
-        stages.append(cut_like(report, stages[-1]))
-        surgeries.append(time.perf_counter() - started)
-        first_steps.append(first_step_seconds(stages[-1]))
+    stages, times_of_cuts = rebuilt(run)
+    first = run.recipe["batch_size"]
+    grown = (r.get("batch_size_after") or first for r in run.reports)
+    sizes = [first, *grown]
     # No reconfiguration comes up in so few epochs.
     lassos = [[kpt.PruneTrainCallback(interval=10**6)] for _ in stages]
-    first = recipe["batch_size"]
-    sizes = [first, *(r.get("batch_size_after") or first for r in reports)]
     dense, *seconds = in_turns(
-        [first_architecture(recipe), *stages],
+        [first_architecture(run.recipe), *stages],
         _TURNS.value,
         SEED,
         [[], *lassos],
         [first, *sizes],
     )
-    ratios = [
-        statistics.median(b / a for a, b in zip(dense, times, strict=True))
-        * (first / size)
-        for times, size in zip(seconds, sizes, strict=True)
+    rows = [
+        row(*columns, dense, first)
+        for columns in zip(
+            run.epochs_of_architectures, sizes, stages, seconds, strict=True
+        )
     ]
-    begins = [0, *(report["epoch"] + 1 for report in reports), run["epochs"]]
-    epochs = np.diff(begins).tolist()
+    trained = sum(row["epochs"] * row["time_ratio"] for row in rows)
     record = environment([SEED]) | {
-        "run": path.stem,
+        "run": run.path.stem,
         "dtype_policy": policy,
         "dense_step_seconds": statistics.median(dense),
-        "architectures": [
-            {
-                "epochs": n,
-                "batch_size": size,
-                "forward_flops": kpt.model_cost(model).forward_flops,
-                "parameters": model.count_params(),
-                "step_seconds": statistics.median(times),
-                "time_ratio": ratio,
-            }
-            for n, size, model, times, ratio in zip(
-                epochs, sizes, stages, seconds, ratios, strict=True
-            )
-        ],
-        "training_time_ratio": float(np.dot(epochs, ratios) / run["epochs"]),
+        "architectures": rows,
+        "training_time_ratio": trained / run.epochs,
+        **times_of_cuts,
+    }
+    name = f"replay_{run.path.stem}_{policy}.json"
+    output = pathlib.Path(_OUTPUT.value or ROOT / "tools" / "results" / name)
+    output.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def rebuilt(run):
+    """Returns the networks of `run`, and what making each of them took."""
+    stages = [first_architecture(run.recipe)]
+    surgeries, first_steps = [], []
+    for report in run.reports:
+        started = time.perf_counter()
+        stages.append(cut_like(report, stages[-1]))
+        surgeries.append(time.perf_counter() - started)
+        first_steps.append(first_step_seconds(stages[-1]))
+    return stages, {
         "surgery_seconds": surgeries,
         "first_step_seconds": first_steps,
     }
-    output = pathlib.Path(
-        _OUTPUT.value
-        or ROOT / "tools" / "results" / f"replay_{path.stem}_{policy}.json"
-    )
-    output.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+
+
+def row(epochs, size, model, times, dense, first):
+    """Returns the record of an architecture.
+
+    Args:
+        epochs: Integer. How many it was trained.
+        size: Integer. Its batch size.
+        model: The network.
+        times: List of its seconds per step, for each turn.
+        dense: The same of the dense network.
+        first: Integer. The batch size of the dense network.
+    """
+    ratio = statistics.median(b / a for a, b in zip(dense, times, strict=True))
+    return {
+        "epochs": epochs,
+        "batch_size": size,
+        "forward_flops": kpt.model_cost(model).forward_flops,
+        "parameters": model.count_params(),
+        "step_seconds": statistics.median(times),
+        "time_ratio": ratio * (first / size),
+    }
 
 
 def first_step_seconds(model):

@@ -25,7 +25,7 @@ import keras_prunetrain as kpt
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps import data  # noqa: E402
+from apps import command_line, data  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Of all replicas.")
@@ -39,7 +39,7 @@ DEATHS = {1: "stage1_block0_conv1", 3: "stage2_block0_conv1"}
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     (cpu,) = tf.config.list_physical_devices("CPU")
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(cpu, two)

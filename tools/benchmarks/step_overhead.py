@@ -22,6 +22,7 @@ from keras_prunetrain import models
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _NETWORK = flags.DEFINE_enum(
@@ -38,7 +39,7 @@ SEED = 0
 
 
 def main(argv):
-    del argv
+    command_line.refuse_words(argv)
     # No reconfiguration comes up: what is measured is every other epoch.
     lasso = kpt.PruneTrainCallback(interval=10**6)
     dense, sparsified = in_turns(

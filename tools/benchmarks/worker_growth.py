@@ -32,8 +32,11 @@ IMAGES = 960  # Of a turn, about: whole batches of either size.
 def main(argv):
     if "TF_CONFIG" in os.environ:
         _keep_to_one_core()
-        print(json.dumps(_growth(argv[1])))
+        print(json.dumps(_growth(argv[1:])))
         return
+    import recorded_run
+
+    recorded_run.read_one(argv[1:])  # Better now than in each worker.
     rows = []
     for count in WORKERS:
         rows.append(_run_workers(count))
@@ -88,20 +91,19 @@ def _free_ports(count):
     return ports
 
 
-def _growth(path):
+def _growth(words):
     """Trains as one of the workers; returns what it measured."""
     import keras_prunetrain as kpt
 
     # Before anything else that TensorFlow does.
     strategy = kpt.multi_worker_strategy()
-    from architectures import cut_like, first_architecture
+    import recorded_run
+    from architectures import architectures
     from communication import grown
 
-    run = json.loads(pathlib.Path(path).read_text())
+    run = recorded_run.read_one(words)
     with strategy.scope():
-        stages = [first_architecture(run["recipe"])]
-        for report in run["reconfigurations"]:
-            stages.append(cut_like(report, stages[-1]))
+        stages = architectures(run)
     last = int(grown(stages, FIRST, GRANULARITY)[-1])
     if last == FIRST:
         sys.exit(f"The batch of {FIRST} does not grow in this run.")
@@ -128,30 +130,12 @@ def _seconds_per_image(model, sizes):
     All turns are of one `fit`: each `fit` would trace the step anew.
     """
     import keras
-    import numpy as np
-    import tensorflow as tf
 
     pairs = _TURNS.value + 1  # The first is not counted: it has no beginning.
     # In every other pair the larger one is first.
     order = [sizes[:: (-1) ** pair] for pair in range(pairs)]
-    steps = {size: round(IMAGES / size) for size in sizes}
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(max(sizes), *model.input_shape[1:]))
-    images = images.astype("float32")
-    labels = rng.integers(0, model.output_shape[-1], max(sizes))
-    blocks = {
-        size: tf.data.Dataset.from_tensors(
-            (images[:size], labels[:size])
-        ).repeat(steps[size])
-        for size in sizes
-    }
     turns = list(itertools.chain(*order))
-    batches = blocks[turns[0]]
-    for size in turns[1:]:
-        batches = batches.concatenate(blocks[size])
-    options = tf.data.Options()
-    # Its tuner holds up the end of an epoch; see apps/data.py.
-    options.autotune.enabled = False
+    steps = {size: round(IMAGES / size) for size in sizes}
     ends = list(itertools.accumulate(steps[size] for size in turns))
     times = []
 
@@ -163,7 +147,7 @@ def _seconds_per_image(model, sizes):
                 times.append(time.perf_counter())
 
     model.fit(
-        batches.with_options(options),
+        _batches(model, turns, steps),
         callbacks=[Clock()],
         shuffle=False,
         verbose=0,
@@ -173,6 +157,31 @@ def _seconds_per_image(model, sizes):
         taken = times[i] - times[i - 1]
         seconds[turns[i]].append(taken / (steps[turns[i]] * turns[i]))
     return list(seconds.values())
+
+
+def _batches(model, turns, steps):
+    """Returns noise in batches, those of one turn after those of another."""
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    largest = max(turns)
+    images = rng.normal(size=(largest, *model.input_shape[1:]))
+    images = images.astype("float32")
+    labels = rng.integers(0, model.output_shape[-1], largest)
+    blocks = {
+        size: tf.data.Dataset.from_tensors(
+            (images[:size], labels[:size])
+        ).repeat(count)
+        for size, count in steps.items()
+    }
+    batches = blocks[turns[0]]
+    for size in turns[1:]:
+        batches = batches.concatenate(blocks[size])
+    options = tf.data.Options()
+    # Its tuner holds up the end of an epoch; see apps/data.py.
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 if __name__ == "__main__":

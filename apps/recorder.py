@@ -1,0 +1,163 @@
+"""Writes the records of a run while it trains."""
+
+import dataclasses
+import json
+import time
+
+import keras
+import numpy as np
+
+import keras_prunetrain as kpt
+from apps.environment import environment
+from apps.workdir import scratch_name
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes the files of a run; comes after all other callbacks.
+
+    Its clock runs from its making to the end of the last epoch, surgery
+    included, and stands still during validation.
+
+    Args:
+        files: The `Workdir` of the run.
+        recipe: Its `training.Recipe`.
+        train_size: Integer. Training images.
+        pruning: Its `PruneTrainCallback`; `None` in a dense run.
+    """
+
+    def __init__(self, files, recipe, train_size, pruning):
+        super().__init__()
+        self._files = files
+        self._recipe = recipe
+        self._train_size = train_size
+        self._pruning = pruning
+        self._rows = []
+        self._magnitudes = {}
+        self._positions = {}
+        self._known_reports = 0
+        self._clock = self._epoch_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def on_train_begin(self, logs=None):
+        self._files.path("metrics.jsonl").write_text("")
+        self._cost = kpt.model_cost(self.model)
+        for name, magnitudes in self._channel_magnitudes().items():
+            shape = self._recipe.epochs, len(magnitudes)
+            self._positions[name] = np.arange(len(magnitudes))
+            self._magnitudes[name] = np.full(shape, np.nan, "float32")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Before the epoch's reconfiguration changes them.
+        self._gradient_bytes = kpt.gradient_bytes(self.model)
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        self._memory_bytes = kpt.training_bytes(
+            self.model, self._recipe.batch_size // replicas
+        )
+        self._updates = 0
+        # Of all images, or of all but a short last batch.
+        steps, size = self.params["steps"], self._recipe.batch_size
+        self._images = min(self._train_size, steps * size)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._updates += 1
+
+    def on_test_begin(self, logs=None):
+        self._stop_clock()
+
+    def on_test_end(self, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._stop_clock()
+        row = {
+            "epoch": epoch,
+            **{name: float(value) for name, value in (logs or {}).items()},
+            "seconds": self._clock - self._epoch_seconds,
+            "parameters": self.model.count_params(),
+            "gradient_bytes": self._gradient_bytes,
+            "updates": self._updates,
+        }
+        row["batch_size"] = int(row.get("batch_size", self._recipe.batch_size))
+        row.setdefault("memory_bytes", self._memory_bytes)
+        if self._pruning is None:
+            row["density"] = 1.0
+            row["training_flops"] = self._cost.training_flops * self._images
+        self._epoch_seconds = self._clock
+        self._rows.append(row)
+        # In this order: an epoch with metrics has all its other records.
+        self._write_reports()
+        self._record_channels(epoch)
+        with self._files.path("metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._started = time.perf_counter()
+
+    def _stop_clock(self):
+        self._clock += time.perf_counter() - self._started
+
+    def _record_channels(self, epoch):
+        reports = self._reports()
+        for report in reports[self._known_reports :]:
+            for name, keep in report.keep.items():
+                if name in self._positions:
+                    self._positions[name] = self._positions[name][keep]
+        self._known_reports = len(reports)
+        for name, magnitudes in self._channel_magnitudes().items():
+            self._magnitudes[name][epoch, self._positions[name]] = magnitudes
+        scratch = self._files.path(scratch_name("channels.npz"))
+        np.savez_compressed(scratch, **self._magnitudes)
+        scratch.replace(self._files.path("channels.npz"))
+
+    def _channel_magnitudes(self):
+        """Returns the largest magnitude of each output channel, per layer."""
+        kernels = {}
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.SeparableConv2D):
+                kernels[layer.name] = layer.pointwise_kernel
+            elif isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+                kernels[layer.name] = layer.kernel
+        return {
+            name: np.abs(keras.ops.convert_to_numpy(kernel)).max(
+                axis=tuple(range(len(kernel.shape) - 1))
+            )
+            for name, kernel in kernels.items()
+        }
+
+    def _reports(self):
+        return self._pruning.reports if self._pruning else []
+
+    def on_train_end(self, logs=None):
+        self._write_reports()
+
+    def _write_reports(self):
+        # All of them each time: the last one gets its first step's seconds
+        # an epoch later.
+        reports = self._reports()
+        self._files.path("reconfigurations.jsonl").write_text(
+            "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in reports)
+        )
+
+    def result(self, model):
+        """Returns what `result.json` holds."""
+        reports = self._reports()
+        cost = kpt.model_cost(model)
+        last = self._rows[-1]
+        return {
+            "method": self._recipe.method,
+            "dataset": self._recipe.dataset,
+            "network": self._recipe.network,
+            "epochs": self._recipe.epochs,
+            "seed": self._recipe.seed,
+            "val_accuracy": last["val_accuracy"],
+            "parameters": cost.parameters,
+            "forward_flops": cost.forward_flops,
+            "total_training_flops": sum(
+                row["training_flops"] for row in self._rows
+            ),
+            "seconds": self._clock,
+            "reconfiguration_seconds": sum(
+                report.seconds + report.first_step_seconds for report in reports
+            ),
+            "reconfigurations": len(reports),
+            "recipe": dataclasses.asdict(self._recipe),
+            **environment([self._recipe.seed]),
+        }

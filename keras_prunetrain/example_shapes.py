@@ -1,0 +1,172 @@
+"""The sizes of one example's tensors, in one run through a model.
+
+A model may leave sizes open: `keras.Input((None, None, 3))` takes images of
+any size. What it costs depends on the size that it is given, by the model in
+which it is nested or by the data. Each call is asked for the shapes that it
+writes when it reads those.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_prunetrain.channels.walk import run_graph
+from keras_prunetrain.keras_internals import arguments_with, is_graph
+from keras_prunetrain.variables import item_bytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feature:
+    """A tensor of one call of one layer, for one example.
+
+    Another object for each call: a nested model that is called twice has one
+    set of symbolic tensors for both.
+
+    Attributes:
+        shape: Tuple of sizes without the batch, `None` where one is unknown.
+        dtype: String.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def bytes(self, operation):
+        """Size of one example, in the dtype that `operation` casts it to."""
+        dtype = keras.backend.standardize_dtype(self.dtype)
+        if "float" in dtype and isinstance(operation, keras.layers.Layer):
+            dtype = operation.compute_dtype
+        return math.prod(self.shape) * item_bytes(dtype)
+
+
+def layer_calls(model, input_shapes=None):
+    """Returns what each call of an operation reads and writes.
+
+    Args:
+        model: A functional model. Models nested in it are taken apart.
+        input_shapes: Shape of one example, a tuple, or a list of one for each
+            of `model.inputs`, each a tuple or `None` if it is not known.
+            Defaults to `None`: as the inputs of the model say.
+
+    Returns:
+        List of tuples `(key, operation, read, written)`, in running order: the
+        name of the operation behind those of the models that it is nested in
+        (`"model/layer"`), the operation, and lists of `Feature`s.
+
+    Raises:
+        ValueError: If `input_shapes` does not fit the inputs of the model.
+    """
+    found = []
+
+    def visit(visited):
+        call = visited.call
+        if is_graph(call.operation):
+            return None
+        shapes = _shapes_written(call, visited.inputs)
+        written = [
+            Feature(shape, tensor.dtype)
+            for shape, tensor in zip(shapes, call.outputs, strict=True)
+        ]
+        found.append((visited.key, call.operation, visited.inputs, written))
+        return written
+
+    shapes = _per_input(model, input_shapes)
+    inputs = [
+        Feature(_merged(tensor.shape[1:], shape), tensor.dtype)
+        for tensor, shape in zip(model.inputs, shapes, strict=True)
+    ]
+    run_graph(model, inputs, visit)
+    return found
+
+
+def shapes_in(data, model):
+    """Returns the shapes of one example that `data` hands to `model`.
+
+    Args:
+        data: An argument `x` of `fit`.
+        model: A functional model.
+
+    Returns:
+        List of a tuple for each of `model.inputs`, `None` where `data` does not
+        tell: a `keras.utils.PyDataset` or a generator tells nothing.
+    """
+    if hasattr(data, "element_spec"):  # A `tf.data.Dataset`.
+        data, *_ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+    if isinstance(data, dict):  # `fit` hands it on by name.
+        data = [data.get(tensor.name) for tensor in model.inputs]
+    leaves = keras.tree.flatten(data)
+    if len(leaves) != len(model.inputs):
+        leaves = [None] * len(model.inputs)
+    return [
+        _shape_in(leaf, tensor)
+        for leaf, tensor in zip(leaves, model.inputs, strict=True)
+    ]
+
+
+def _shape_in(array, tensor):
+    shape = getattr(array, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return None
+    shape = tuple(shape)[1:]
+    return shape if _fits(shape, tensor.shape[1:]) else None
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(
+        None in (size, other) or size == other
+        for size, other in zip(shape, expected, strict=True)
+    )
+
+
+def _per_input(model, shapes):
+    """Returns a list of a shape or `None` for each of `model.inputs`."""
+    if shapes is None:
+        return [None] * len(model.inputs)
+    is_one = isinstance(shapes, tuple) and all(
+        isinstance(size, int | None) for size in shapes
+    )
+    shapes = [shapes] if is_one else list(shapes)
+    expected = [tensor.shape[1:] for tensor in model.inputs]
+    if len(shapes) != len(expected) or not all(
+        shape is None or _fits(shape, size)
+        for shape, size in zip(shapes, expected, strict=True)
+    ):
+        raise ValueError(
+            "`input_shapes` must hold a shape for each input of the model, "
+            "without the batch: `(32, 32, 3)` for one, a list for several. "
+            f"Received: {shapes} for '{model.name}', whose inputs have the "
+            f"shapes {expected}"
+        )
+    return shapes
+
+
+def _shapes_written(call, read):
+    """Returns the shapes that a call writes when it reads `read`."""
+    recorded = [tensor.shape[1:] for tensor in call.outputs]
+    says_no_more = [x.shape for x in read] == [x.shape[1:] for x in call.inputs]
+    if says_no_more or not any(None in shape for shape in recorded):
+        return recorded
+    stand_ins = {
+        id(tensor): keras.KerasTensor(
+            (*tensor.shape[:1], *feature.shape), tensor.dtype
+        )
+        for tensor, feature in zip(call.inputs, read, strict=True)
+    }
+    args, kwargs = arguments_with(call, stand_ins)
+    try:
+        outputs = call.operation.compute_output_spec(*args, **kwargs)
+        computed = [x.shape[1:] for x in keras.tree.flatten(outputs)]
+    except Exception:  # Code of anybody's, which these sizes may not suit.
+        return recorded
+    if len(computed) != len(recorded):
+        return recorded
+    return [_merged(*shapes) for shapes in zip(recorded, computed, strict=True)]
+
+
+def _merged(shape, other):
+    """Returns `shape` with the sizes that only `other` knows."""
+    if other is None or len(shape) != len(other):
+        return tuple(shape)
+    return tuple(
+        b if a is None else a for a, b in zip(shape, other, strict=True)
+    )
