@@ -13,6 +13,8 @@ from keras_prunetrain.distribution import (
     is_first_worker,
     multi_worker_strategy,
 )
+from keras_prunetrain.fit.meter import EpochMeter
+from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.lasso.group_lasso import GroupLasso
 from keras_prunetrain.memory import training_bytes
@@ -23,10 +25,12 @@ __all__ = [
     "Cost",
     "DensityLog",
     "DynamicBatch",
+    "EpochMeter",
     "GroupLasso",
     "LayerRule",
     "PruneTrainCallback",
     "Reconfiguration",
+    "ReconfiguringCallback",
     "channel_report",
     "communication_bytes",
     "gradient_bytes",

@@ -132,7 +132,7 @@ class BatchGrowth:
                 f"step, expected {expected}"
             )
 
-    def grow(self, model):
+    def grow(self, model, cost=None):
         """Enlarges the batch to what the memory allows; never makes it smaller.
 
         A size for which `DynamicBatch.scaling` gives no learning rate is not
@@ -141,11 +141,12 @@ class BatchGrowth:
 
         Args:
             model: The model as it is now.
+            cost: Its `Cost`, if it has been counted already.
 
         Returns:
             The new size, an integer.
         """
-        size = self._size_for(model)
+        size = self._size_for(model, cost)
         if size <= self._batch.size:
             return self._batch.size
         update = keras_internals.update_count(model.optimizer)
@@ -163,10 +164,10 @@ class BatchGrowth:
             self._since = since
         return self._batch.size
 
-    def _size_for(self, model):
+    def _size_for(self, model, cost):
         """Returns the largest size that fits, an integer; 0 if none does."""
         batch, replicas = self._batch, replica_count(model)
-        fixed, per_example = iteration_bytes(model, self._input_shapes)
+        fixed, per_example = iteration_bytes(model, self._input_shapes, cost)
         room = math.inf  # Examples, on one replica.
         if per_example:
             room = (self.budget - fixed) // per_example

@@ -39,8 +39,14 @@ def training_bytes(model, batch_size, input_shapes=None):
     return fixed + int(batch_size) * per_example
 
 
-def iteration_bytes(model, input_shapes=None):
-    """Returns the bytes of a model's variables, and those of an example."""
+def iteration_bytes(model, input_shapes=None, cost=None):
+    """Returns the bytes of a model's variables, and those of an example.
+
+    Args:
+        model: A compiled functional model.
+        input_shapes: Sizes of one example, as of `model_cost`.
+        cost: The model's `Cost`, if it has been counted already.
+    """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         raise ValueError(
@@ -50,7 +56,8 @@ def iteration_bytes(model, input_shapes=None):
         )
     variables = [*model.variables, *optimizer.variables]
     fixed = gradient_bytes(model) + variable_bytes(variables)
-    return fixed, model_cost(model, input_shapes).activation_bytes
+    cost = cost or model_cost(model, input_shapes)
+    return fixed, cost.activation_bytes
 
 
 def device_bytes():

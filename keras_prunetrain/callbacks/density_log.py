@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 import weakref
 import zlib
 
@@ -11,14 +10,9 @@ import keras
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.checks import is_number
-from keras_prunetrain.cost import cost_if_known
 from keras_prunetrain.distribution import is_first_worker
-from keras_prunetrain.example_shapes import shapes_in
-from keras_prunetrain.fit.record import (
-    ReconfiguringCallback,
-    learning_rate,
-    penalty_share,
-)
+from keras_prunetrain.fit.meter import EpochMeter
+from keras_prunetrain.fit.record import penalty_share
 from keras_prunetrain.tensorboard import dashboard
 from keras_prunetrain.tensorboard.event_writer import (
     EventWriter,
@@ -102,24 +96,37 @@ class DensityLog(keras.callbacks.Callback):
         self._threshold = threshold
         self._run = LoggedRun(log_dir)
         self._trained = None
-        self._followed = None
+        self._pruning = None
+        self._own_meter = EpochMeter()
         self._writer = None
-        self._seconds = 0.0
-        self._started = None
 
     def follow(self, pruning):
-        """Logs the `reports` of `pruning`, which calls these hooks itself."""
-        self._followed = pruning
+        """Logs what a `ReconfiguringCallback` does in the next `fit`.
+
+        To be called by `pruning` when `fit` begins, before its hooks are called
+        here.
+        """
+        self._pruning = pruning
+
+    @property
+    def _meter(self):
+        return self._pruning.meter if self._pruning else self._own_meter
 
     def set_model(self, model):
         super().set_model(model)
-        self._siblings = keras_internals.sibling_callbacks()
+        self._pruning = None
+        self._own_meter.set_model(model)
+
+    def set_params(self, params):
+        super().set_params(params)
+        self._own_meter.set_params(params)
 
     # The life of a run.
 
     def on_train_begin(self, logs=None):
+        if self._pruning is None:
+            self._own_meter.on_train_begin()
         self._acts = is_first_worker(self.model)
-        self._started = None
         if not self._acts:
             return
         check_installed()
@@ -127,39 +134,20 @@ class DensityLog(keras.callbacks.Callback):
             self._run = LoggedRun(self._run.folder)  # That was another one.
             self._writer = None
         self._trained = weakref.ref(self.model)
-        self._pruning = self._followed or self._callback_in_front()
         self._reports = len(self._pruning.reports) if self._pruning else 0
         self._last_report = None
         self._last_logs = None  # Until this `fit` has logged an epoch.
         self._heat_map_step = None
         self._offset = None
-        self._first_rate = learning_rate(self.model.optimizer)
-        self._input_shapes = shapes_in(
-            keras_internals.fit_argument("x"), self.model
-        )
+        self._first_rate = keras_internals.shown_rate(self.model.optimizer)
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
-        flops = self._cost and self._cost.training_flops
+        cost = self._meter.current_cost()
+        flops = cost and cost.training_flops
         self._run.begin(self._size, self._counts, flops)
 
-    def _callback_in_front(self):
-        siblings = self._siblings
-        place = siblings.index(self) if self in siblings else len(siblings)
-        found = None
-        for i, callback in enumerate(siblings):
-            if isinstance(callback, ReconfiguringCallback):
-                found = callback
-                if i > place:
-                    raise ValueError(
-                        "DensityLog stands in front of the "
-                        f"{type(callback).__name__} whose figures it logs. Put "
-                        "it behind in the list of callbacks, or use "
-                        "`PruneTrainCallback(log_dir=...)`."
-                    )
-        return found
-
     def _look_at_model(self):
-        """Returns the `Numbering` of the model, and notes what it costs.
+        """Returns the `Numbering` of the model, and notes its channels.
 
         Keeps no layer or weight: they are to be freed when the model shrinks.
         """
@@ -168,8 +156,6 @@ class DensityLog(keras.callbacks.Callback):
             label.layer: len(label.numbers)
             for label in numbering.kernels("out")
         }
-        if counts != getattr(self, "_counts", None):
-            self._cost = cost_if_known(self.model, self._input_shapes)
         self._counts = counts
         self._size = numbering.size
         self._parameters = self.model.count_params()
@@ -181,35 +167,31 @@ class DensityLog(keras.callbacks.Callback):
             if self._writer is None:
                 with self._unless_it_fails():
                     self._writer = EventWriter(self._run.folder)
-        self._seconds = 0.0
-        self._examples = None
-        self._started = time.perf_counter()
+        if self._pruning is None:
+            self._own_meter.on_epoch_begin(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._pruning is None:
+            self._own_meter.on_train_batch_begin(batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        # On all workers: they count together. Whoever calls `evaluate` later
-        # begins to count anew.
-        steps = self.params.get("steps")
-        if steps is None or batch + 1 >= steps:
-            self._examples = keras_internals.example_count(
-                self.model, steps or batch + 1
-            )
+        # On all workers: they count together.
+        if self._pruning is None:
+            self._own_meter.on_train_batch_end(batch)
 
     def on_test_begin(self, logs=None):
-        self._stop_clock()
+        if self._pruning is None:
+            self._own_meter.on_test_begin()
 
     def on_test_end(self, logs=None):
-        self._started = time.perf_counter()
-
-    def _stop_clock(self):
-        if self._started is not None:  # Else it is no validation of a `fit`.
-            self._seconds += time.perf_counter() - self._started
-            self._started = None
+        if self._pruning is None:
+            self._own_meter.on_test_end()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._stop_clock()
+        if self._pruning is None:
+            self._own_meter.on_epoch_end(epoch)
         if not self._acts:
             return
-        trained = self._cost
         numbering = self._look_at_model()
         reports = self._new_reports()
         step = epoch + self._offset
@@ -226,15 +208,15 @@ class DensityLog(keras.callbacks.Callback):
             if curve_value(value) is not None
         }
         with self._unless_it_fails():
-            self._write_epoch(step, numbering, reports, trained)
+            self._write_epoch(step, numbering, reports)
 
-    def _write_epoch(self, step, numbering, reports, trained):
+    def _write_epoch(self, step, numbering, reports):
         self._run.note(self._counts)
         with self._writer.at(step):
             if step == 0:
                 self._writer.layout(self._stages)
                 self._write_settings()
-            self._write_scalars(self._last_logs, trained)
+            self._write_scalars(self._last_logs)
             threshold = getattr(self._pruning, "threshold", 0.0)
             self._writer.magnitudes(
                 numbering.kernels("out"), threshold or self._threshold
@@ -261,7 +243,6 @@ class DensityLog(keras.callbacks.Callback):
             self._run, self._writer = LoggedRun(self._run.folder), None
 
     def on_train_end(self, logs=None):
-        self._started = None
         if not self._acts or self._last_logs is None:
             return
         with self._unless_it_fails():
@@ -319,15 +300,16 @@ class DensityLog(keras.callbacks.Callback):
         run = f"{name} {zlib.crc32(bytes(folder)):08x}"
         self._writer.settings(settings, tags, run)
 
-    def _write_scalars(self, logs, trained):
+    def _write_scalars(self, logs):
         values = {
             dashboard.ZERO: 0.0,
             "density/model": self._size / self._run.channels,
             "cost/parameters": self._parameters,
-            "time/epoch_seconds": self._seconds,
+            "time/epoch_seconds": self._meter.seconds,
             "training/batch_size": logs.get("batch_size", self._batch_size()),
             "training/learning_rate": logs.get(
-                "learning_rate", learning_rate(self.model.optimizer)
+                "learning_rate",
+                keras_internals.shown_rate(self.model.optimizer),
             ),
             "training/penalty_ratio": penalty_share(
                 self.model, logs.get("loss", 0.0)
@@ -335,11 +317,12 @@ class DensityLog(keras.callbacks.Callback):
             "memory/training_bytes": logs.get("memory_bytes"),
             "communication/bytes": logs.get("communication_bytes"),
         }
+        trained, examples = self._meter.cost, self._meter.examples
         if trained is not None:
             dense = self._run.training_flops
             values |= {
-                "cost/training_flops": self._examples
-                and trained.training_flops * self._examples,
+                "cost/training_flops": examples
+                and trained.training_flops * examples,
                 "cost/relative_training_flops": trained.training_flops / dense
                 if dense
                 else None,
@@ -356,7 +339,8 @@ class DensityLog(keras.callbacks.Callback):
     def _batch_size(self):
         """Returns the batch size of data that has one, `None` if unknown."""
         steps = self.params.get("steps")
-        return steps and self._examples and -(-self._examples // steps)
+        examples = self._meter.examples
+        return steps and examples and -(-examples // steps)
 
     def _write_reports(self, reports):
         # The first step after a reconfiguration is one of the next epoch.

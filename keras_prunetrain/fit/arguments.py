@@ -1,31 +1,31 @@
-"""Checks of what the caller hands to `PruneTrainCallback`."""
-
-import numbers
-
-import keras
+"""Checks of what the caller hands to a callback that makes models smaller."""
 
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.liveness import check_limits
-from keras_prunetrain.fit.record import ReconfiguringCallback
+from keras_prunetrain.checks import is_count, is_number
 
 
-def check_arguments(penalty_ratio, interval, finetune_epochs, batch):
+def check_schedule(penalty_ratio, interval, finetune_epochs):
     """Raises a `ValueError` if one of them is out of its range."""
-    if not _is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
+    if not is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
         raise ValueError(
             "`penalty_ratio` is the lasso's share of the loss, a fraction "
             f"between 0 and 1. Received: penalty_ratio={penalty_ratio}"
         )
-    if not _is_count(interval) or interval < 1:
+    if not is_count(interval, 1):
         raise ValueError(
             "`interval` must be a number of epochs, an integer of at least 1. "
             f"Received: interval={interval}"
         )
-    if not _is_count(finetune_epochs) or finetune_epochs < 0:
+    if not is_count(finetune_epochs):
         raise ValueError(
             "`finetune_epochs` must be an integer, at least 0. "
             f"Received: finetune_epochs={finetune_epochs}"
         )
+
+
+def check_batch(batch):
+    """Raises a `ValueError` if `batch` is neither `None` nor a batch."""
     if not isinstance(batch, DynamicBatch | None):
         raise ValueError(
             "`batch` must be a `DynamicBatch`; a fixed batch size belongs "
@@ -46,50 +46,13 @@ def reconfigure_arguments(threshold, reconfigure):
             f"Received: reconfigure={reconfigure!r}"
         )
     arguments = dict(reconfigure or {})
-    limits = arguments.keys() & {"channel_multiple", "min_channels"}
-    unknown = arguments.keys() - limits - {"skip", "fold"}
+    limits = arguments.keys() & {"channel_multiple", "min_channels", "fold"}
+    unknown = arguments.keys() - limits - {"skip", "score"}
     if unknown:
+        received = ", ".join(sorted(map(repr, unknown)))
         raise ValueError(
-            "`reconfigure` takes 'channel_multiple', 'min_channels', 'skip' "
-            f"and 'fold'. Received: {', '.join(sorted(map(repr, unknown)))}"
+            "`reconfigure` takes 'channel_multiple', 'min_channels', 'skip', "
+            f"'fold' and 'score'. Received: {received}"
         )
     check_limits(threshold, **{k: arguments[k] for k in limits})
     return arguments
-
-
-def check_siblings(callback, siblings):
-    """Raises a `ValueError` if one of `siblings` cannot work beside it.
-
-    Args:
-        callback: The callback that makes the model smaller.
-        siblings: All callbacks of the same `fit`.
-    """
-    for sibling in siblings:
-        reconfigures = isinstance(sibling, ReconfiguringCallback)
-        if reconfigures and sibling is not callback:
-            raise ValueError(
-                f"There are two callbacks that make the model smaller among "
-                "those of one `fit`, and a kernel has one lasso. Pass one of "
-                f"them. Received: {type(callback).__name__}, "
-                f"{type(sibling).__name__}"
-            )
-        if (
-            isinstance(sibling, keras.callbacks.EarlyStopping)
-            and sibling.restore_best_weights
-        ):
-            raise ValueError(
-                "EarlyStopping(restore_best_weights=True) remembers "
-                "weights by their shapes and cannot bring them back once "
-                "the model has shrunk. Let `ModelCheckpoint('best.keras', "
-                "save_best_only=True)` keep the best model, in its own "
-                "shape, and load it with `keras.saving.load_model`; "
-                "EarlyStopping without restoring works."
-            )
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real)
-
-
-def _is_count(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -3,19 +3,11 @@
 import dataclasses
 
 import keras
-from keras import ops
 
+from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.report import report_of
 from keras_prunetrain.cost import Cost
 from keras_prunetrain.lasso import attach
-
-
-class ReconfiguringCallback(keras.callbacks.Callback):
-    """Makes the model smaller while it trains.
-
-    Attributes:
-        reports: List of a `Reconfiguration` for each that took place.
-    """
 
 
 @dataclasses.dataclass
@@ -43,11 +35,12 @@ class Reconfiguration:
             batch; `None` if it has several.
         penalty_ratio: Share of the lasso in (task loss + lasso): its value
             after the epoch, and the mean loss over it.
-        seconds_saved: By how much the epoch before it was shorter than those
-            of the first architecture, validation aside; 0 the first time.
-        seconds: Of the surgery.
-        first_step_seconds: Of the training step after it, which is traced
-            anew; 0 until that step is done, and if there is none.
+        seconds_saved: Seconds that the preceding epoch saved against the
+            fastest one of the first architecture, validation apart; 0 in the
+            first report.
+        seconds: Seconds that the surgery took.
+        first_step_seconds: Seconds that the next training step took, which is
+            traced anew; 0 until that step is done, and if there is none.
     """
 
     epoch: int
@@ -99,17 +92,17 @@ class Reconfiguration:
         return text
 
 
-def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
-    """Returns the `Reconfiguration` that `plan` is about to do to `model`.
+def record_of(
+    plan: Plan,
+    *,
+    epoch: int,
+    batch_size: int | None,
+    learning_rate: float | None,
+    penalty_ratio: float,
+) -> Reconfiguration:
+    """Returns the `Reconfiguration` that `plan` is about to do; no costs yet.
 
-    Args:
-        plan: A `Plan`.
-        model: The model, before its reconfiguration.
-        epoch: Integer, from 0.
-        loss: Float. Mean loss of the epoch, all penalties included.
-        costs: `Cost` before and after, or `None`s.
-        rate: Float or `None`. The learning rate of the last step.
-        batch_size: Integer or `None`.
+    Arguments as in `Reconfiguration`.
     """
     keep = {
         label.layer: plan.keep(label.numbers).tolist()
@@ -117,9 +110,6 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
     }
     keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
     rows = [row for row in report_of(plan) if row.layer in keep]
-    before, after = (
-        cost and dataclasses.replace(cost, per_layer={}) for cost in costs
-    )
     return Reconfiguration(
         epoch=epoch,
         channels_before={row.layer: row.channels for row in rows},
@@ -132,16 +122,21 @@ def record_of(plan, model, *, epoch, loss, costs, rate, batch_size):
             if branch.constant.any()
         ),
         held={row.layer: list(row.held_by) for row in rows if row.held_by},
-        cost_before=before,
-        cost_after=after,
+        cost_before=None,
+        cost_after=None,
         batch_size=batch_size,
         batch_size_after=batch_size,
-        learning_rate=rate,
-        penalty_ratio=penalty_share(model, loss),
+        learning_rate=learning_rate,
+        penalty_ratio=penalty_ratio,
     )
 
 
-def penalty_share(model, loss):
+def totals(cost: Cost | None) -> Cost | None:
+    """Returns `cost` without that of each layer."""
+    return cost and dataclasses.replace(cost, per_layer={})
+
+
+def penalty_share(model: keras.Model, loss: float) -> float:
     """Returns the share of the lasso in (task loss + lasso), a fraction.
 
     Args:
@@ -151,9 +146,3 @@ def penalty_share(model, loss):
     lasso = attach.lasso_penalty(model)
     others = attach.weight_penalties(model) - lasso
     return lasso / (loss - others) if loss > others else 0.0
-
-
-def learning_rate(optimizer):
-    """Returns the learning rate that `optimizer` shows; `None` if several."""
-    rate = getattr(optimizer, "learning_rate", None)  # `MultiOptimizer`'s not.
-    return None if rate is None else float(ops.convert_to_numpy(rate))

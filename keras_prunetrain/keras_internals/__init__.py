@@ -36,10 +36,12 @@ from keras_prunetrain.keras_internals.step_hooks import (
     remove_step_hook,
 )
 from keras_prunetrain.keras_internals.trainer import (
+    announce_steps,
     compile_like,
     example_count,
     fit_argument,
     on_several_machines,
+    renew_steps,
     repair_distributed_fit,
     sibling_callbacks,
     strategy_scope,
@@ -54,6 +56,7 @@ __all__ = [
     "Call",
     "Unfilled",
     "add_step_hook",
+    "announce_steps",
     "application_layer",
     "arguments_with",
     "build_copy",
@@ -73,6 +76,7 @@ __all__ = [
     "optimizer_variables",
     "producer",
     "remove_step_hook",
+    "renew_steps",
     "repair_distributed_fit",
     "restore_learning_rate",
     "scale_learning_rate",

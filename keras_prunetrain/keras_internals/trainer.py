@@ -107,14 +107,17 @@ def example_count(model, steps):
     """Returns how many examples the epoch's training steps have seen so far.
 
     `fit` weighs the mean of the loss by the examples of each step, so the
-    weights add up to their number. A `train_step` of the user's own may count
-    steps instead, or nothing: then `None`. On several replicas this is an
-    exchange, so that all of them have to call it.
+    weights of `_loss_tracker` add up to their number. The result is `None` if a
+    `train_step` of the user's own counts steps instead, or nothing. On several
+    replicas this is an exchange, so that all of them have to call it.
 
     Args:
         model: The model, while it trains.
         steps: Integer. How many steps the epoch has had.
     """
+    # The JAX trainer holds the values of variables back while it trains.
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
     count = int(keras.ops.convert_to_numpy(model._loss_tracker.count))
     own_step = type(model).train_step is not keras.Model.train_step
     return None if own_step and count <= steps else count
@@ -126,25 +129,52 @@ def sibling_callbacks():
     To be called from `Callback.set_model`. `CallbackList` tells its members
     nothing about each other, but it is a caller.
     """
-    frame = sys._getframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
+    for _, caller, _ in _calling_methods():
         if isinstance(caller, keras.callbacks.CallbackList):
             return list(caller.callbacks)
-        frame = frame.f_back
     return []
 
 
 def fit_argument(name):
-    """Returns what the running `Model.fit` was called with, `None` outside.
+    """Returns the value of an argument of the running `Model.fit`.
 
-    To be called from a callback. `Callback.params` holds what `fit` made of
-    some of its arguments, not the arguments.
+    To be called from a callback: `Callback.params` has only what `fit` made of
+    some of its arguments. Returns `None` outside of `fit`, and for a name that
+    is no argument.
     """
-    frame = sys._getframe()
-    while frame is not None:
-        is_fit = frame.f_code.co_name == "fit" and name in frame.f_locals
-        if is_fit and isinstance(frame.f_locals.get("self"), keras.Model):
-            return frame.f_locals[name]
-        frame = frame.f_back
+    for function, caller, arguments in _calling_methods():
+        is_fit = function == "fit" and isinstance(caller, keras.Model)
+        if is_fit and name in arguments:
+            return arguments[name]
     return None
+
+
+def _calling_methods():
+    """Yields the name, `self` and local variables of each calling method.
+
+    The innermost first. `self` is `None` for a function.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        variables = frame.f_locals
+        yield frame.f_code.co_name, variables.get("self"), variables
+        frame = frame.f_back
+
+
+def announce_steps(callbacks, steps):
+    """Tells the progress bars among `callbacks` how long an epoch is.
+
+    They read `params["steps"]` once, when `fit` begins, and pass it on when an
+    epoch begins; `target` is not documented.
+    """
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.ProgbarLogger):
+            callback.target = steps
+            if callback.progbar is not None:
+                callback.progbar.target = steps
+
+
+def renew_steps(model):
+    """Lets `model` trace its train and test steps anew when they are called."""
+    model.make_train_function(force=True)
+    model.test_function = None

@@ -20,7 +20,7 @@ from keras_prunetrain import (
     model_cost,
     reconfigure,
 )
-from keras_prunetrain.callbacks import prune_train
+from keras_prunetrain.fit import meter
 from tests.callbacks.fits import (
     KERNELS,
     TRACED,
@@ -521,7 +521,7 @@ class Clock(keras.callbacks.Callback):
 def test_reports_tell_how_much_shorter_an_epoch_has_become(monkeypatch):
     model, pruning = network(), callback()
     clock = Clock(pruning)
-    monkeypatch.setattr(prune_train, "time", clock)
+    monkeypatch.setattr(meter, "time", clock)
     fit(
         *(model, pruning, Kill(DEATHS), clock),
         validation_data=examples(8),

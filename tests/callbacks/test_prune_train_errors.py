@@ -42,7 +42,7 @@ def test_finetune_epochs_must_be_a_number(epochs):
 
 def test_reconfigure_takes_known_arguments_only():
     with pytest.raises(
-        ValueError, match="'fold'. Received: 'channels', 'threshold'"
+        ValueError, match="'score'. Received: 'channels', 'threshold'"
     ):
         PruneTrainCallback(reconfigure={"threshold": 0.1, "channels": 2})
 

@@ -1,0 +1,183 @@
+"""What an epoch of `fit` takes: seconds, examples, FLOPs."""
+
+import math
+import time
+import weakref
+
+import keras
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.cost import Cost, cost_if_known
+from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.example_shapes import shapes_in
+
+
+class EpochMeter(keras.callbacks.Callback):
+    """Measures each epoch of `fit`: seconds, examples, FLOPs.
+
+    All values are those of the epoch so far; they stay until the next epoch
+    begins. Validation is no part of an epoch.
+
+    Example:
+
+    ```python
+    meter = EpochMeter()
+    tell = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: print(meter.seconds, meter.examples)
+    )
+    model.fit(images, labels, callbacks=[meter, tell])
+    ```
+
+    Attributes:
+        examples: Integer, the examples that the epoch has trained on; `None` if
+            the model's own `train_step` does not weigh the loss by examples. On
+            several replicas it is known after the first and the last step.
+        batch_size: Integer, the examples of a step of this `fit`, over all
+            replicas; `None` until it is known.
+        cost: `Cost` of the model with which the epoch is trained; `None` if it
+            is not known (`cost_if_known`).
+        input_shapes: Sizes of one example that the data of this `fit` tell, as
+            of `model_cost`.
+        step_seconds: Float, the time that the last step took, or the last
+            execution of several.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.examples = None
+        self.batch_size = None
+        self.cost = None
+        self.input_shapes = None
+        self.step_seconds = 0.0
+        self._counted = _CountedCost()
+        self._clock = _Clock()
+        self._rate = None
+        self._step_started = 0.0
+        # The last step of the epoch, and the last one that was counted.
+        self._step = self._counted_step = None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the epoch began, validation apart."""
+        return self._clock.seconds
+
+    @property
+    def training_flops(self) -> float:
+        """Those of all examples of the epoch; NaN if they are not known."""
+        if self.cost is None or self.examples is None:
+            return math.nan
+        return self.cost.training_flops * self.examples
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate that the optimizer showed at the last step of the epoch.
+
+        Callbacks change it at the end of an epoch, and a schedule moves on with
+        each step. `None` if the optimizer has several.
+        """
+        if self._rate is not None:
+            return self._rate
+        return keras_internals.shown_rate(self.model.optimizer)
+
+    def current_cost(self) -> Cost | None:
+        """Returns the `Cost` of the model as it is now, `None` if not known.
+
+        Each architecture is counted once.
+        """
+        return self._counted.of(self.model, self.input_shapes)
+
+    def on_train_begin(self, logs=None):
+        self.batch_size = None
+        self._counted = _CountedCost()
+        data = keras_internals.fit_argument("x")
+        self.input_shapes = shapes_in(data, self.model)
+        self.cost = self.current_cost()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.examples = self._rate = None
+        self._step = self._counted_step = None
+        self.cost = self.current_cost()
+        self._clock.restart()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        steps = self.params.get("steps") or math.inf
+        if batch + self.model.steps_per_execution >= steps:
+            optimizer = self.model.optimizer
+            self._rate = keras_internals.scheduled_rate(optimizer)
+        self._step_started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step_seconds = time.perf_counter() - self._step_started
+        self._step = batch
+        steps = self.params.get("steps")
+        is_first = batch < self.model.steps_per_execution
+        is_last = steps is not None and batch + 1 >= steps
+        # Count at the last step at the latest: `evaluate` resets the counter,
+        # and each count is an exchange between replicas.
+        is_alone = replica_count(self.model) == 1
+        if is_alone or is_first or is_last or steps is None:
+            self._count_examples()
+        if is_last and self._rate is None:
+            optimizer = self.model.optimizer
+            self._rate = keras_internals.shown_rate(optimizer)
+
+    def on_test_begin(self, logs=None):
+        self._count_examples()  # If a callback ended the epoch early.
+        self._clock.pause()
+
+    def on_test_end(self, logs=None):
+        self._clock.go_on()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._count_examples()
+
+    def _count_examples(self):
+        if self._step is None or self._counted_step == self._step:
+            return
+        self._counted_step = self._step
+        # With `steps_per_execution`, it may lie behind the last one.
+        steps = min(self._step + 1, self.params.get("steps") or math.inf)
+        self.examples = keras_internals.example_count(self.model, steps)
+        if self.batch_size is None and self.examples is not None:
+            self.batch_size = math.ceil(self.examples / steps)
+
+
+class _Clock:
+    """A clock that can be stopped for a while."""
+
+    def __init__(self):
+        self._before = 0.0
+        self._since = None
+
+    @property
+    def seconds(self):
+        running = 0.0
+        if self._since is not None:
+            running = time.perf_counter() - self._since
+        return self._before + running
+
+    def restart(self):
+        self._before, self._since = 0.0, time.perf_counter()
+
+    def pause(self):
+        self._before, self._since = self.seconds, None
+
+    def go_on(self):
+        if self._since is None:
+            self._since = time.perf_counter()
+
+
+class _CountedCost:
+    """The cost of a model, counted anew only for another architecture."""
+
+    def __init__(self):
+        self._cost = None
+        self._output = lambda: None
+
+    def of(self, model, input_shapes):
+        # A reconfiguration makes all symbolic tensors of the graph anew.
+        output = model.outputs[0]
+        if self._output() is not output:
+            self._cost = cost_if_known(model, input_shapes)
+            self._output = weakref.ref(output)
+        return self._cost

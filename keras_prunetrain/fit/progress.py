@@ -1,0 +1,51 @@
+"""How far a model has shrunk, and what it was at first."""
+
+import math
+
+from keras_prunetrain.fit.record import Reconfiguration
+
+
+class Progress:
+    """What became of one model over every `fit` with one callback.
+
+    Attributes:
+        reports: List of a `Reconfiguration` for each that took place.
+        size: Integer. How many channel numbers the model has now.
+    """
+
+    def __init__(self):
+        self.reports: list[Reconfiguration] = []
+        self.size = self._first_size = 0
+        self._first_seconds = math.inf
+        self._epoch_seconds = 0.0
+        self._awaits_first_step = False
+
+    @property
+    def density(self) -> float:
+        """The kept share of the channels that the model had at first."""
+        return self.size / self._first_size
+
+    def begin_fit(self, size: int):
+        """Takes note of the model's channel numbers before a `fit`."""
+        self.size = size
+        self._first_size = self._first_size or size
+        self._awaits_first_step = False
+
+    def end_step(self, seconds: float):
+        """Takes note of a step, and of its seconds."""
+        if self._awaits_first_step:
+            self._awaits_first_step = False
+            self.reports[-1].first_step_seconds = seconds
+
+    def end_epoch(self, seconds: float):
+        """Takes note of an epoch's seconds, before its reconfiguration."""
+        self._epoch_seconds = seconds
+        if not self.reports:  # The shortest: the very first one is traced.
+            self._first_seconds = min(self._first_seconds, seconds)
+
+    def add(self, report: Reconfiguration):
+        """Adds the report of the reconfiguration that has just been done."""
+        if self.reports:
+            report.seconds_saved = self._first_seconds - self._epoch_seconds
+        self.reports.append(report)
+        self._awaits_first_step = True
