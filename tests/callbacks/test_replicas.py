@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import types
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -24,8 +25,6 @@ from keras_prunetrain.distribution import (
 from keras_prunetrain.growth import begin_growth
 from tests.callbacks.fits import Kill, examples, network, widths
 
-DEATHS = {2: {"inner": [0]}, 5: {"stage": [1]}}
-
 
 class Losses(keras.callbacks.Callback):
     """The loss of each step."""
@@ -39,89 +38,96 @@ class Losses(keras.callbacks.Callback):
         self.before = total
 
 
-def train(
-    strategy=None, *, batch=None, synchronized=False, count=40, epochs=10
-):
-    scope = strategy.scope() if strategy else contextlib.nullcontext()
-    with scope:
+class Trained(NamedTuple):
+    model: keras.Model
+    pruning: PruneTrainCallback
+    losses: np.ndarray
+    history: dict
+
+
+def train(strategy=None):
+    """Trains in batches of 8 that grow to 16, through two reconfigurations."""
+    with strategy.scope() if strategy else contextlib.nullcontext():
         model = network(
-            synchronized=synchronized,
-            dropout=0.0,
-            compiled={"run_eagerly": False},
+            synchronized=True, dropout=0.0, compiled={"run_eagerly": False}
         )
-    arrays = examples(count)
-    if batch is None:
-        data = tf.data.Dataset.from_tensor_slices(arrays).batch(8)
-    else:
-        data = batch.arrays(*arrays, shuffle=False)
+    batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
     losses = Losses()
-    pruning = PruneTrainCallback(interval=3, batch=batch)
+    pruning = PruneTrainCallback(interval=1, batch=batch)
     history = model.fit(
-        data,
-        epochs=epochs,
+        batch.arrays(*examples(40), shuffle=False),
+        epochs=4,
         verbose=0,
         shuffle=False,
-        callbacks=[Kill(DEATHS), pruning, losses],
-    )
-    return model, pruning, np.array(losses.values), history.history
+        callbacks=[
+            Kill({0: {"inner": [0]}, 1: {"stage": [1]}}),
+            pruning,
+            losses,
+        ],
+    ).history
+    return Trained(model, pruning, np.array(losses.values), history)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_the_losses_are_those_of_one_device(strategy):
-    one, _, expected, _ = train(synchronized=True)
-    two, pruning, found, history = train(strategy, synchronized=True)
-    assert len(pruning.reports) == 2
-    assert len(found) == 50
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert widths(two) == widths(one)
-    assert pruning.factor > 0
-    # 2 x (2 - 1) / 2 times the gradients, in 5 updates.
-    sent = sum(w.numpy().nbytes for w in two.trainable_variables) * 5
-    assert history["communication_bytes"][-1] == sent
+@pytest.fixture(scope="module")
+def mirrored(strategy):
+    """One training by two replicas, at which several tests look."""
+    return train(strategy)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_a_growing_batch_is_that_of_one_device(strategy):
-    runs = []
-    for where in (None, strategy):
-        batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
-        _, pruning, losses, history = train(
-            where, batch=batch, synchronized=True
-        )
-        assert history["batch_size"] == [8] * 3 + [16] * 7
-        assert len(losses) == 3 * 5 + 7 * 3
-        runs.append(losses)
+def test_a_growing_batch_and_its_losses_are_those_of_one_device(mirrored):
+    one = train()
+    assert len(mirrored.pruning.reports) == 2
+    assert mirrored.history["batch_size"] == [8, 16, 16, 16]
+    assert len(mirrored.losses) == 5 + 3 * 3
     # The last batch has 8 examples: 4 on each replica.
-    np.testing.assert_allclose(*runs, rtol=1e-4)
+    np.testing.assert_allclose(mirrored.losses, one.losses, rtol=1e-4)
+    assert widths(mirrored.model) == widths(one.model)
+    assert mirrored.pruning.factor > 0
+    # 2 x (2 - 1) / 2 times the gradients, in 3 updates.
+    gradients = [w.numpy() for w in mirrored.model.trainable_variables]
+    sent = 3 * sum(gradient.nbytes for gradient in gradients)
+    assert mirrored.history["communication_bytes"][-1] == sent
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_after_a_reconfiguration_everything_is_still_mirrored(strategy):
-    model, pruning, *_ = train(strategy, epochs=7)
-    assert pruning.reports
+def test_after_a_reconfiguration_everything_is_still_mirrored(
+    mirrored, strategy
+):
+    model = mirrored.model
+    assert mirrored.pruning.reports
     assert model.distribute_strategy is strategy
-    variables = [*model.variables, *model.optimizer.variables]
-    for variable in variables:
+    for variable in [*model.variables, *model.optimizer.variables]:
         copies = variable.value.values
-        assert len(copies) == 2
-        assert len({copy.device for copy in copies}) == 2
-        if variable.name not in ("moving_mean", "moving_variance"):
-            np.testing.assert_array_equal(copies[0], copies[1])
+        assert len({copy.device for copy in copies}) == len(copies) == 2
+        np.testing.assert_array_equal(*copies)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+def small(strategy):
+    """A model with statistics of its own on each replica."""
+    with strategy.scope():
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.BatchNormalization()(inputs)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dense(4, "relu")(x)
+        model = keras.Model(inputs, keras.layers.Dense(3)(x))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.05), loss)
+    return model
+
+
 def test_validation_sees_the_statistics_of_all_replicas(strategy):
     class Look(keras.callbacks.Callback):
         def on_test_batch_end(self, batch, logs=None):
             for weight in self.model.non_trainable_weights:
                 np.testing.assert_array_equal(*weight.value.values)
 
-    with strategy.scope():
-        model = network(compiled={"run_eagerly": False})
+        def on_train_batch_end(self, batch, logs=None):
+            mean, _ = self.model.non_trainable_weights
+            assert (mean.value.values[0] != mean.value.values[1]).numpy().any()
+
     data = tf.data.Dataset.from_tensor_slices(examples(16)).batch(8)
     # A first batch that the replicas do not share equally.
     validation = tf.data.Dataset.from_tensor_slices(examples(7)).batch(7)
-    model.fit(
+    small(strategy).fit(
         data,
         validation_data=validation,
         verbose=0,
@@ -130,7 +136,6 @@ def test_validation_sees_the_statistics_of_all_replicas(strategy):
     )
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_a_scaled_loss_is_warned_of(strategy, caplog):
     with strategy.scope():
         model = network()
@@ -169,18 +174,15 @@ def test_one_worker_is_the_first(monkeypatch, jobs, task, first):
     assert folder == ("" if first else f"{task[0]}{task[1]}")
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-@pytest.mark.parametrize(("count", "steps"), [(41, 5), (43, 5), (45, 6)])
-def test_the_programs_leave_no_replica_without_images(strategy, count, steps):
-    draws = tf.data.Dataset.from_tensor_slices(examples(count))
-    data = training._fixed_batches(draws, 8, strategy)
-    assert int(data.cardinality()) == steps
-    with strategy.scope():
-        model = network(compiled={"run_eagerly": False})
-    history = model.fit(
-        data, verbose=0, shuffle=False, callbacks=[PruneTrainCallback()]
-    ).history
-    assert np.isfinite(history["loss"]).all()
+def test_the_programs_leave_no_replica_without_images(strategy):
+    model = small(strategy)
+    # A last batch of 1 image is left out, one of 5 has 4 and 1 for the two.
+    for count, steps in ((41, 5), (45, 6)):
+        draws = tf.data.Dataset.from_tensor_slices(examples(count))
+        data = training._fixed_batches(draws, 8, strategy)
+        assert int(data.cardinality()) == steps
+        history = model.fit(data, verbose=0, shuffle=False).history
+        assert np.isfinite(history["loss"]).all()
     for weight in model.weights:
         assert np.isfinite(weight.numpy()).all()
 
@@ -198,7 +200,6 @@ def test_a_kept_rest_gives_each_replica_an_image(replicas):
         assert int(data.cardinality()) == 1 + has_all
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_statistics_become_the_mean_of_what_the_replicas_have(strategy):
     with strategy.scope():
         model = network()
@@ -215,43 +216,46 @@ def test_statistics_become_the_mean_of_what_the_replicas_have(strategy):
             np.testing.assert_array_equal(copy, 2.5)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_replicas_that_do_not_divide_the_batch_are_refused(strategy):
-    with strategy.scope():
-        model = network()
     with pytest.raises(ValueError, match="2 replicas do not divide the first"):
-        begin_growth(DynamicBatch(5), model, 8)
+        begin_growth(DynamicBatch(5), small(strategy), 8)
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_a_last_batch_that_leaves_a_replica_empty_is_refused(strategy):
+    batch = DynamicBatch(8)
+    data = batch.arrays(*examples(41))
     with pytest.raises(ValueError, match="has 1 examples for 2 replicas"):
-        train(strategy, batch=DynamicBatch(8), count=41)
+        small(strategy).fit(
+            data,
+            verbose=0,
+            shuffle=False,
+            callbacks=[PruneTrainCallback(batch=batch)],
+        )
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_the_memory_is_that_of_each_replica(strategy):
+    model = small(strategy)
     with strategy.scope():
-        model = network()
         model.optimizer.build(model.trainable_variables)
     batch = DynamicBatch(4, 4, memory_budget=training_bytes(model, 10))
     batch(tf.data.Dataset.range(100))
     assert begin_growth(batch, model, batch.steps).grow(model) == 2 * 8
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_a_batch_does_not_grow_to_where_a_replica_is_empty(strategy):
-    batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=40)
-    # 65 = 2 x 32 + 1 = 40 + 25.
-    train(strategy, batch=batch, count=65, epochs=4)
-    assert batch.size == 40
-    batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=39)
-    # 65 = 2 x 24 + 17.
-    train(strategy, batch=batch, count=65, epochs=4)
-    assert batch.size == 24
+@pytest.mark.parametrize(
+    ("maximum", "size"),
+    # 65 = 2 x 32 + 1 = 40 + 25 = 2 x 24 + 17.
+    [(40, 40), (39, 24)],
+)
+def test_a_batch_does_not_grow_to_where_a_replica_is_empty(
+    strategy, maximum, size
+):
+    model = small(strategy)
+    batch = DynamicBatch(10, 4, memory_budget=2**30, maximum=maximum)
+    batch(tf.data.Dataset.range(65))
+    assert begin_growth(batch, model, batch.steps).grow(model) == size
 
 
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_a_strategy_that_did_not_build_the_model_is_refused(strategy):
     model = network()
     model.optimizer.build(model.trainable_variables)  # Else TensorFlow fails.
