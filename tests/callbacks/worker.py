@@ -1,8 +1,11 @@
-"""One of several workers: trains, and writes down what it ended with.
+"""One of several workers: refuses, trains, and loses another one.
 
-    python -m tests.callbacks.worker FOLDER INTERVAL [die | no_log | float16]
+    python -m tests.callbacks.worker FOLDER DYING [train]
 
-Who the others are is in `TF_CONFIG`.
+Who the others are is in `TF_CONFIG`. With `train`, writes what was refused and
+what the training ended with into FOLDER. In the end, the worker of the index
+DYING ends its process in the middle of a training, from which the others must
+learn that it is gone.
 """
 
 import json
@@ -60,52 +63,84 @@ def threads():
     return sum(name.read_text() == "collective_ops\n" for name in names)
 
 
-def main(folder, interval, what=None):
-    if what == "float16":
-        keras.config.set_dtype_policy("mixed_float16")
+def traced(**kwargs):
     with strategy.scope():
-        model = network(compiled={"run_eagerly": False}, dropout=0.0)
+        return network(compiled={"run_eagerly": False}, dropout=0.0, **kwargs)
+
+
+def refusal(model, **arguments):
+    """Returns the error of a `fit` that must not begin."""
+    batch = DynamicBatch(8)
+    try:
+        model.fit(
+            batch.arrays(*examples(COUNT)),
+            epochs=4,
+            verbose=0,
+            shuffle=False,
+            callbacks=[PruneTrainCallback(batch=batch, **arguments)],
+        )
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def refusals(folder):
+    """Tries what would hang: settings that this worker does not share."""
+    model = traced()
+    log_dir = None if INDEX else folder / "refused"
+    found = {
+        "interval": refusal(model, interval=1 + INDEX),
+        "log": refusal(model, log_dir=log_dir),
+    }
+    keras.config.set_dtype_policy("mixed_float16")
+    found["float16"] = refusal(traced())
+    keras.config.set_dtype_policy("float32")
+    return {**found, "files": [path.name for path in folder.iterdir()]}
+
+
+def train(folder):
+    """Trains while batch and model change; returns what it ended with."""
+    model = traced()
     batch = DynamicBatch(8, 4, memory_budget=2**30, maximum=16)
-    pruning = PruneTrainCallback(
-        interval=int(interval),
-        batch=batch,
-        log_dir=None
-        if what == "no_log"
-        else pathlib.Path(folder) / f"logs{INDEX}",
-    )
+    log_dir = folder / f"logs{INDEX}"
+    pruning = PruneTrainCallback(interval=1, batch=batch, log_dir=log_dir)
     first = indices(batch)
+    validation = tf.data.Dataset.from_tensor_slices(examples(20, seed=3))
     history = model.fit(
         batch.arrays(*examples(COUNT)),
-        validation_data=tf.data.Dataset.from_tensor_slices(
-            examples(20, seed=3)
-        ).batch(4),
+        validation_data=validation.batch(4),
         epochs=4,
         verbose=0,
         shuffle=False,
-        callbacks=[
-            Kill({0: {"inner": [0]}, 1: {"stage": [2]}}),
-            pruning,
-            *([Die()] if what == "die" else []),
-        ],
+        callbacks=[Kill({0: {"inner": [0]}, 1: {"stage": [2]}}), pruning],
     ).history
-    grown = indices(batch)
-    path = pathlib.Path(folder) / f"worker{INDEX}"
+    variables = [*model.variables, *model.optimizer.variables]
     np.savez(
-        path.with_suffix(".npz"),
+        folder / f"worker{INDEX}.npz",
         **{
-            f"{i} {v.path}".replace("/", " "): local(v)
-            for i, v in enumerate(
-                [*model.variables, *model.optimizer.variables]
-            )
+            f"{i} {variable.path}".replace("/", " "): local(variable)
+            for i, variable in enumerate(variables)
         },
     )
-    record = {
+    return {
         "history": {k: [float(x) for x in v] for k, v in history.items()},
-        "indices": [first, grown],
+        "indices": [first, indices(batch)],
         "reports": len(pruning.reports),
         "threads": threads(),
     }
-    path.with_suffix(".json").write_text(json.dumps(record))
+
+
+def main(folder, dying, what=None):
+    folder = pathlib.Path(folder)
+    if what == "train":
+        record = {"refusals": refusals(folder), **train(folder)}
+        path = folder / f"worker{INDEX}.json"
+        path.write_text(json.dumps(record))
+    data = tf.data.Dataset.from_tensor_slices(examples(COUNT)).batch(8)
+    callbacks = [PruneTrainCallback()]
+    if int(dying) == INDEX:
+        callbacks.append(Die())
+    traced().fit(data, verbose=0, shuffle=False, callbacks=callbacks)
 
 
 if __name__ == "__main__":
