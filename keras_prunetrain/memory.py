@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_count
 from keras_prunetrain.cost import model_cost
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
@@ -46,18 +47,31 @@ def iteration_bytes(model, input_shapes=None, cost=None):
         model: A compiled functional model.
         input_shapes: Sizes of one example, as of `model_cost`.
         cost: The model's `Cost`, if it has been counted already.
+
+    Returns:
+        Two integers: the bytes of weights, gradients and slots, and those of
+        the activations of one example.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
+    if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "The slots of the optimizer take memory as well: call "
             "`model.compile(...)` first. Received: model="
             f"'{getattr(model, 'name', model)}', which has no optimizer"
         )
-    variables = [*model.variables, *optimizer.variables]
-    fixed = gradient_bytes(model) + variable_bytes(variables)
     cost = cost or model_cost(model, input_shapes)
-    return fixed, cost.activation_bytes
+    fixed = gradient_bytes(model) + variable_bytes(model.variables)
+    return fixed + _optimizer_bytes(model), cost.activation_bytes
+
+
+def _optimizer_bytes(model):
+    optimizer = model.optimizer
+    if not optimizer.built:
+        # The slots are made in the first step, for the weights that train by
+        # then. Until then, only a copy may make them.
+        with keras_internals.strategy_scope(model):
+            optimizer = keras_internals.copy_optimizer(optimizer)
+            optimizer.build(model.trainable_variables)
+    return variable_bytes(optimizer.variables)
 
 
 def device_bytes():

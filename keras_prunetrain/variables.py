@@ -1,4 +1,4 @@
-"""How many bytes variables take."""
+"""The bytes of variables."""
 
 import math
 import re
@@ -9,18 +9,33 @@ import keras
 def gradient_bytes(model):
     """Returns the bytes of all gradients of `model`, one per trainable weight.
 
-    That is what devices exchange in each update.
+    Devices exchange so many in each update (see `communication_bytes`).
+
+    Args:
+        model: A `keras.Model` that is built.
+
+    Returns:
+        Integer.
+
+    Raises:
+        ValueError: If `model` is no model, or has no weights yet.
     """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "`gradient_bytes` needs a model with weights. Build a Sequential "
+            "by giving it an `Input`, a subclass of `keras.Model` by calling "
+            f"it on data. Received: model={model}"
+        )
     return variable_bytes(model.trainable_variables)
 
 
 def variable_bytes(variables):
-    """Returns the bytes of a list of `keras.Variable`s."""
+    """Returns the bytes of a list of `keras.Variable`s, an integer."""
     return sum(math.prod(v.shape) * item_bytes(v.dtype) for v in variables)
 
 
 def item_bytes(dtype):
-    """Returns the bytes of one number of `dtype`."""
+    """Returns the bytes of one number of `dtype`, an integer."""
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     # "bool" has no number of bits in its name and takes a byte.
     return int(bits[0]) // 8 if bits else 1

@@ -441,6 +441,14 @@ def test_gradients_are_those_of_the_weights_that_train():
     assert variable_bytes(model.weights) == 4 * (8 * 4 + 4 + 4 * 2 + 2)
 
 
+@pytest.mark.parametrize(
+    "model", [None, "model.keras", keras.Sequential([layers.Dense(4)])]
+)
+def test_what_has_no_weights_has_no_gradients(model):
+    with pytest.raises(ValueError, match="needs a model with weights"):
+        gradient_bytes(model)
+
+
 def test_a_ring_sends_each_part_to_all_others_twice():
     # By hand, 4 devices: 3 parts of a quarter to add up, 3 to share the sums.
     assert communication_bytes(400, 4) == (3 + 3) * 100

@@ -41,6 +41,27 @@ def test_images_of_any_size_take_what_those_that_are_given_do():
         training_bytes(free, 10)
 
 
+@pytest.mark.parametrize("strategy", ["default", "mirrored"], indirect=True)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.Adam(use_ema=True),
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(momentum=0.9)
+        ),
+    ],
+)
+def test_slots_count_before_the_first_step_makes_them(strategy, make):
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+        model.compile(make(), "mse")
+    before = training_bytes(model, 10)
+    assert not model.optimizer.built
+    with strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+    assert training_bytes(model, 10) == before > 4 * (3 * 8 + 10 * 3)
+
+
 def test_a_model_that_is_not_compiled_is_refused():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     with pytest.raises(ValueError, match=r"call `model\.compile\(\.\.\.\)`"):
