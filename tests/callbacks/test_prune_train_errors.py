@@ -161,26 +161,3 @@ def test_logs_must_tell_the_loss():
     model = network(Silent)
     with pytest.raises(ValueError, match=r"Return it .*logs=\['accuracy'\]"):
         model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
-
-
-class Unrepeatable(keras.layers.Layer):
-    """Keras cannot write its argument into a config."""
-
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
-
-    def call(self, x):
-        return self.function(x)
-
-
-def test_a_layer_that_cannot_be_made_anew_is_named_before_training():
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, name="conv")(image)
-    x = keras.layers.Conv2D(4, 3, name="conv2")(x)
-    x = Unrepeatable(lambda x: 2 * x, name="mine")(keras.layers.Flatten()(x))
-    model = keras.Model(image, keras.layers.Dense(3)(x))
-    model.compile(
-        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    refuses(model, PruneTrainCallback(), "layer 'mine' anew from its config")

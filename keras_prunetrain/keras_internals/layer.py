@@ -1,0 +1,256 @@
+"""The private parts of Keras's layers: what a layer is made of."""
+
+import contextlib
+import functools
+
+import keras
+
+from keras_prunetrain.keras_internals.graph import is_graph
+from keras_prunetrain.keras_internals.variables import Unfilled, weight_name
+
+# What `Layer.__init__` sets and no config has, but for flags that have a
+# public setter. `RematScope` writes `_remat_mode`; a setter of the same name
+# writes `_supports_masking`.
+_SETTINGS = (
+    "_allow_non_tensor_positional_args",
+    "_convert_input_args",
+    "_remat_mode",
+    "_supports_masking",
+    "autocast",
+    "supports_jit",
+)
+
+# What Keras notes about a layer while it is made, built and called.
+_NOTES = (
+    "_auto_config",
+    "_auto_config_error_args",
+    "_build_shapes_dict",
+    "_called",
+    "_input_spec",
+    "_path",
+    "built",
+)
+
+
+@functools.cache
+def base_attributes():
+    """Returns the names of the attributes that each layer has, a frozenset.
+
+    Keras keeps its books in them: nodes, trackers, paths, losses.
+    """
+    return frozenset(vars(keras.layers.Layer(name="bare")))
+
+
+def own_attributes(layer):
+    """Returns the attributes that the class of `layer`, or its user, added."""
+    base = base_attributes()
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        # `_self_`: TensorFlow's books.
+        if name not in base and not name.startswith("_self_")
+    }
+
+
+def carry_settings(layer, clone):
+    """Gives `clone` the settings of `layer` that no config has."""
+    for name in _SETTINGS:
+        if name in vars(layer):
+            vars(clone)[name] = vars(layer)[name]
+
+
+def set_trainable(layer, trainable):
+    """Sets the flag of `layer` alone; the setter spreads it to its parts."""
+    vars(layer)["_trainable"] = trainable
+
+
+def parts(layer):
+    """Returns the variables, seed generators and layers that `layer` holds.
+
+    Those of its inner layers are theirs. `Layer.variables` has all of them in
+    one list, whose order and length depend on how the layer was made; the
+    attribute in which a variable lies says which one it is.
+
+    Returns:
+        Dict from a path of attributes (`"_kernel"`, `"cells[0]"`) to the part.
+        A part that lies in no attribute has a path of its name and a number
+        (`"<variable 1>"`), a layer of a functional model its name.
+    """
+    if is_graph(layer):
+        return {inner.name: inner for inner in layer.layers}
+    found = {}
+    for name, value in own_attributes(layer).items():
+        _collect(name, value, found)
+    known = {id(part) for part in found.values()}
+    for part in _tracked(layer):
+        if id(part) not in known:
+            name = type(part).__name__
+            if isinstance(part, keras.Variable):
+                name = weight_name(part)
+            path, number = f"<{name}>", 0
+            while path in found:
+                number += 1
+                path = f"<{name} {number}>"
+            found[path] = part
+    return found
+
+
+def _collect(path, value, found):
+    if is_part(value):
+        found[path] = value
+    elif isinstance(value, list | tuple):
+        for i, member in enumerate(value):
+            _collect(f"{path}[{i}]", member, found)
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            _collect(f"{path}[{key!r}]", member, found)
+
+
+def is_part(value):
+    """Whether `value` is a variable, a seed generator or a layer."""
+    return isinstance(
+        value,
+        keras.Variable | keras.random.SeedGenerator | keras.layers.Layer,
+    )
+
+
+def _tracked(layer):
+    """Returns what Keras itself knows to be parts of `layer`, in its order."""
+    return [
+        *layer._trainable_variables,
+        *layer._non_trainable_variables,
+        *layer._seed_generators,
+        *layer._layers,
+    ]
+
+
+def attribute_of(path):
+    """Returns the name of the attribute that a path of `parts` begins with.
+
+    `None` if the part lies in no attribute.
+    """
+    return None if path.startswith("<") else path.partition("[")[0]
+
+
+def set_attribute(layer, name, value):
+    """Sets an attribute of a built `layer`; `value` may hold further parts."""
+    with _unlocked(layer):
+        setattr(layer, name, value)
+
+
+def track(layer, part):
+    """Adds to a built `layer` a part that lies in no attribute of it."""
+    with _unlocked(layer):
+        layer._tracker.track(part)
+
+
+def replace_part(layer, old, new):
+    """Puts the part `new` wherever `layer` itself holds the part `old`."""
+    for name, value in own_attributes(layer).items():
+        vars(layer)[name] = _replaced(value, old, new)
+    tracker = layer._tracker
+    for store, (_, members) in tracker.config.items():
+        if tracker.is_in_store(store, old):
+            place = [id(member) for member in members].index(id(old))
+            tracker.stored_ids[store].remove(id(old))
+            if tracker.is_in_store(store, new):
+                del members[place]
+            else:
+                members[place] = new
+                tracker.stored_ids[store].add(id(new))
+
+
+def _replaced(value, old, new):
+    if value is old:
+        return new
+    if isinstance(value, list):
+        for i, member in enumerate(value):
+            list.__setitem__(value, i, _replaced(member, old, new))
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            dict.__setitem__(value, key, _replaced(member, old, new))
+    elif isinstance(value, tuple):
+        members = [_replaced(member, old, new) for member in value]
+        is_named = hasattr(value, "_fields")
+        return type(value)(*members) if is_named else tuple(members)
+    return value
+
+
+@contextlib.contextmanager
+def _unlocked(layer):
+    # A layer that is built takes no further parts.
+    was_locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if was_locked:
+            layer._tracker.lock()
+
+
+def variable_like(variable, shape=None):
+    """Returns a new variable with the name and settings of `variable`.
+
+    Args:
+        variable: A `keras.Variable`.
+        shape: Tuple of ints. Defaults to the shape of `variable`.
+    """
+    new = keras.Variable(
+        Unfilled(),
+        shape=tuple(variable.shape if shape is None else shape),
+        dtype=variable._dtype,
+        trainable=variable.trainable,
+        autocast=variable._autocast,
+        aggregation=variable.aggregation,
+        name=variable.name,
+    )
+    new._path = variable.path
+    return new
+
+
+def blank_copy(operation):
+    """Returns an operation of the same class and name that has nothing else.
+
+    `__init__` of the class is not called, as nobody knows its arguments. For a
+    layer, its settings and what Keras has noted about it are copied; its parts
+    and the attributes of its class are missing.
+    """
+    new = type(operation).__new__(type(operation))
+    if not isinstance(operation, keras.layers.Layer):
+        keras.Operation.__init__(new, name=operation.name)
+    else:
+        keras.layers.Layer.__init__(
+            new,
+            name=operation.name,
+            dtype=operation.dtype_policy,
+            trainable=operation.trainable,
+            activity_regularizer=operation.activity_regularizer,
+        )
+        carry_settings(operation, new)
+    for name in _NOTES:
+        if name in vars(operation):
+            vars(new)[name] = vars(operation)[name]
+    return new
+
+
+def fill_copy(layer, copy, attributes, twins):
+    """Gives a blank copy of `layer` its parts and its class's attributes.
+
+    Args:
+        layer: A layer or another operation.
+        copy: Its blank copy; modified.
+        attributes: Dict of the attributes to set.
+        twins: Dict from the `id` of each part of `layer` to its counterpart.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        vars(copy).update(attributes)
+        return
+    # In the same lists and the same order, which is that of saved files.
+    for store, (_, members) in layer._tracker.config.items():
+        for member in members:
+            counterpart = twins.get(id(member), member)
+            copy._tracker.add_to_store(store, counterpart)
+    for name, value in attributes.items():
+        setattr(copy, name, value)
+    if layer._tracker.locked:
+        copy._lock_state()

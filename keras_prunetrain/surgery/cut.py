@@ -1,0 +1,40 @@
+"""A variable of the smaller model and the variable that it was cut from."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_prunetrain import keras_internals
+
+
+class Cut(NamedTuple):
+    """A variable of the smaller model and where its value comes from.
+
+    Attributes:
+        old: The variable of the model.
+        new: Its counterpart in the smaller model.
+        keep: Dict from an axis of `old` to the positions that stay.
+    """
+
+    old: keras.Variable
+    new: keras.Variable
+    keep: dict[int, np.ndarray]
+
+    @property
+    def shape(self):
+        """The shape that `old` has at the positions that stay, a tuple."""
+        shape = list(self.old.shape)
+        for axis, positions in self.keep.items():
+            shape[axis] = len(positions)
+        return tuple(shape)
+
+
+def sliced(variable, keep):
+    """Returns the value of `variable` at the positions `keep`, per axis."""
+    if not keep:
+        return variable
+    value = keras_internals.values_of(variable)
+    for axis, positions in keep.items():
+        value = np.take(value, positions, axis)
+    return value

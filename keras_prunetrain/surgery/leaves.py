@@ -1,0 +1,237 @@
+"""The clones of a graph's layers, and of all that is in them."""
+
+import keras
+import numpy as np
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.surgery.carried import (
+    LayerPair,
+    carry_built,
+    carry_unbuilt,
+)
+from keras_prunetrain.surgery.copying import copy_operation
+from keras_prunetrain.surgery.pairing import Pairing
+from keras_prunetrain.surgery.remaking import config_of, make
+
+
+class Leaves:
+    """Clones the layers of a graph that are no graphs themselves.
+
+    Args:
+        plan: The `Plan` for the model.
+        twins: Dict from the `id` of an old layer to its clone; variables, seed
+            generators and inner layers are added.
+        copy_graph: Function that clones a functional model, given the model,
+            its key, and the shapes of its inputs.
+    """
+
+    def __init__(self, plan, twins, copy_graph):
+        self._plan = plan
+        self._twins = twins
+        self._copy_graph = copy_graph
+        self._keep = _positions(plan)
+        self._leaves = []  # Pairs of a layer and its clone.
+        self._pairs = []  # The same for inner layers and models, too.
+        self._resized = {}  # id of a layer -> its arguments that have changed.
+        self._born = {}  # id of a layer -> attributes of its new clone.
+        self._initializers = []  # Their owner, name, and they themselves.
+
+    def clone(self, layer, key):
+        """Returns a new layer, not yet built, of the sizes that are left.
+
+        Args:
+            layer: A layer or another operation.
+            key: Its key in the numbering; of a layer in a wrapper, that of the
+                wrapper.
+
+        Raises:
+            ValueError: If there is no way to make it.
+        """
+        changes = {}
+        try:
+            config = config_of(layer)
+            changes = self._new_sizes(config, layer, key)
+            inner = self._inner_layer(layer, key)
+            clone = make(layer, config, {**changes, **inner})
+        except Exception as error:
+            clone = self._copy(layer, key, changes, error)
+        else:
+            self._carry_unbuilt(layer, clone)
+            self._born[id(layer)] = (
+                dict(keras_internals.own_attributes(clone)),
+                lambda: vars(make(layer, config, inner)),
+            )
+            self._leave_unfilled(clone)
+        self._resized[id(layer)] = changes.keys()
+        # `x + y` is an operation, too, and no layer.
+        if isinstance(layer, keras.layers.Layer):
+            self._leaves.append((layer, clone))
+        return clone
+
+    def pair(self, graphs):
+        """Returns the `Cut`s of all variables, once all clones are built.
+
+        Args:
+            graphs: List of pairs of a model and its clone, inner ones first.
+        """
+        for clone, name, initializer in self._initializers:
+            vars(clone)[name] = initializer
+        pairing = Pairing(self._twins, self._keep, self._copy_model)
+        for layer, clone in self._leaves:
+            pairing.add(layer, clone)
+        cuts = pairing.cuts()
+        self._pairs = [*graphs, *pairing.layers]
+        return cuts
+
+    def carry(self):
+        """Gives the clones, whose variables have their values, the rest."""
+        for layer, clone in self._pairs:
+            born, born_uncut = self._born.get(id(layer), (None, dict))
+            carry_built(
+                LayerPair(
+                    old=layer,
+                    new=clone,
+                    is_cut=self._is_cut(layer, clone),
+                    resized=self._resized.get(id(layer), set()),
+                    born=born,
+                    born_uncut=born_uncut,
+                    twins=self._twins,
+                )
+            )
+
+    def _carry_unbuilt(self, layer, clone):
+        carry_unbuilt(layer, clone)
+        if not isinstance(layer, keras.layers.Layer):
+            return
+        old = keras_internals.parts(layer)
+        for path, inner in keras_internals.parts(clone).items():
+            if (
+                isinstance(inner, keras.layers.Layer)
+                and type(inner) is type(old.get(path))
+                and id(old[path]) not in self._twins
+                and not keras_internals.is_graph(inner)
+            ):
+                self._carry_unbuilt(old[path], inner)
+
+    def _inner_layer(self, layer, key):
+        """Returns the argument of a wrapper that holds a layer, a dict.
+
+        It may also be called outside, or stand in two wrappers.
+        """
+        if not isinstance(layer, keras.layers.Wrapper):
+            return {}
+        inner = layer.layer
+        if keras_internals.is_graph(inner):
+            return {"layer": self._copy_model(inner)}
+        if id(inner) not in self._twins:
+            self._twins[id(inner)] = self.clone(inner, key)
+        return {"layer": self._twins[id(inner)]}
+
+    def _copy_model(self, model):
+        """Returns the clone of a model in a layer, of which nothing is cut."""
+        if id(model) not in self._twins:
+            shapes = [x.shape for x in model.inputs]
+            # No key that the numbering has: it does not look into layers.
+            key = f"<{model.name}>"
+            self._twins[id(model)] = self._copy_graph(model, key, shapes)
+        return self._twins[id(model)]
+
+    def _copy(self, layer, key, changes, error):
+        """Returns a copy of `layer` that needs no config.
+
+        A layer that has no usable config can be cut by nobody.
+        """
+        variables = getattr(layer, "variables", ())
+        has_other_shape = self._has_other_shape(key)
+        if (
+            changes
+            or any(id(v) in self._keep for v in variables)
+            or (has_other_shape and variables)
+        ):
+            raise ValueError(
+                f"Cannot make layer '{key}' anew with fewer channels. Check "
+                f"that `get_config` of {type(layer).__name__} returns all that "
+                "its `__init__` takes, or keep all channels of the layer with "
+                f"`skip={layer.name!r}`. Keras says: {error}"
+            ) from error
+        clone = copy_operation(layer, self._twins, self._copy_model)
+        if has_other_shape and isinstance(layer, keras.layers.Layer):
+            clone.built = False
+        return clone
+
+    def _has_other_shape(self, key):
+        numbering = self._plan.numbering
+        touched = (
+            *numbering.inputs.get(key, ()),
+            *numbering.outputs.get(key, ()),
+        )
+        return not all(self._plan.alive[x.numbers].all() for x in touched)
+
+    def _is_cut(self, layer, clone):
+        if self._resized.get(id(layer)):
+            return True
+        if any(id(v) in self._keep for v in layer.variables):
+            return True
+        return layer.get_build_config() != clone.get_build_config()
+
+    def _leave_unfilled(self, clone):
+        # No time for weights that are then overwritten.
+        for name, value in list(vars(clone).items()):
+            if isinstance(value, keras.initializers.Initializer):
+                self._initializers.append((clone, name, value))
+                vars(clone)[name] = keras_internals.Unfilled()
+
+    def _new_sizes(self, config, layer, key):
+        """Returns the arguments of `layer` that change, a dict."""
+        rule = rule_for(layer)
+        if rule is None or key not in self._plan.numbering.outputs:
+            return {}
+        outputs = self._plan.numbering.outputs[key]
+        keeps = [self._plan.keep(x.numbers) for x in outputs]
+        channels, keep = outputs[0], keeps[0]
+        total = len(channels.numbers)
+        if all(
+            len(kept) == len(x.numbers)
+            for kept, x in zip(keeps, outputs, strict=True)
+        ):
+            return {}
+        changes = {}
+        if rule.cuts_argument is not None and (
+            layer.axis % len(channels.shape) == channels.axis
+        ):
+            cuts = np.cumsum([len(kept) for kept in keeps])[:-1]
+            changes[rule.cuts_argument] = cuts.tolist()
+        for name in rule.size_arguments:
+            changes[name] = config[name] * len(keep) // total
+        if rule.shape_argument is not None:
+            changes[rule.shape_argument] = _new_shape(
+                config[rule.shape_argument], channels, len(keep)
+            )
+        for name in rule.channel_arguments:
+            value = getattr(layer, name)
+            if np.shape(value) == channels.numbers.shape:
+                value = np.asarray(value)[keep]
+                if isinstance(config[name], list):
+                    value = value.tolist()
+                changes[name] = keras.saving.serialize_keras_object(value)
+        return changes
+
+
+def _new_shape(shape, channels, left):
+    """Returns a shape argument where `left` of the `channels` are left."""
+    shape = [shape] if isinstance(shape, int) else list(shape)
+    place = channels.axis - len(channels.shape)
+    if shape[place] != -1:  # -1: inferred anyway.
+        shape[place] = left
+    return shape
+
+
+def _positions(plan):
+    """Returns a dict from the `id` of each variable that is cut to its keep."""
+    keep = {}
+    for label in plan.numbering.labels:
+        positions = plan.keep(label.numbers)
+        if len(positions) < len(label.numbers):
+            keep.setdefault(id(label.weight), {})[label.axis] = positions
+    return keep
