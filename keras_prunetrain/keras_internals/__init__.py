@@ -15,6 +15,13 @@ from keras_prunetrain.keras_internals.graph import (
     producer,
     structures,
 )
+from keras_prunetrain.keras_internals.identity import (
+    TRAINER_ATTRIBUTES,
+    operations_in,
+    optimizer_successors,
+    set_states,
+    successors,
+)
 from keras_prunetrain.keras_internals.layer import (
     attribute_of,
     base_attributes,
@@ -68,6 +75,11 @@ from keras_prunetrain.keras_internals.variables import (
 )
 
 __all__ = [
+    "TRAINER_ATTRIBUTES",
+    "operations_in",
+    "optimizer_successors",
+    "set_states",
+    "successors",
     "Call",
     "Unfilled",
     "add_step_hook",

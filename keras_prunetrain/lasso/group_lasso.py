@@ -1,9 +1,14 @@
 """The penalty that makes channels removable."""
 
-import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_prunetrain.checks import is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_prunetrain")
@@ -35,10 +40,13 @@ class GroupLasso(keras.regularizers.Regularizer):
         kernel: Float tensor, shape `(..., in_channels, out_channels)`.
 
     Returns:
-        The penalty, a scalar; float32, or float64 for a float64 kernel.
+        The penalty, a scalar, computed in float32 or better; in Keras's
+        `floatx`, as losses are.
 
     Raises:
-        ValueError: If `factor` is negative or not finite, or `axes` empty.
+        ValueError: If `factor` is no number in `[0, 3.4e38]`, if `axes` holds
+            anything but integers, or none, or one twice; in a call, if the
+            kernel has no such axis.
 
     Example:
 
@@ -54,12 +62,7 @@ class GroupLasso(keras.regularizers.Regularizer):
     """
 
     def __init__(self, factor=0.0, axes=(-2, -1)):
-        self.axes = tuple(axes)
-        if not self.axes or not all(isinstance(i, int) for i in self.axes):
-            raise ValueError(
-                "`axes` of GroupLasso must name at least one axis of the "
-                f"kernel, as an integer. Received: axes={axes}"
-            )
+        self.axes = _checked_axes(axes)
         # A variable, because `tf.function` would freeze a float at trace time.
         self._factor = keras.Variable(
             _checked_factor(factor),
@@ -83,9 +86,12 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def unscaled(self, kernel):
         """Returns the penalty at `factor=1`: the sum of all group norms."""
+        axes = _axes_of(kernel, self.axes)
         if keras.backend.standardize_dtype(kernel.dtype) != "float64":
             kernel = ops.cast(kernel, "float32")
-        return _sum_of_norms(ops.convert_to_tensor(kernel), self.axes)
+        penalty = _sum_of_norms(ops.convert_to_tensor(kernel), axes)
+        # Keras adds penalties to losses, and casts neither.
+        return ops.cast(penalty, keras.config.floatx())
 
     def get_config(self):
         return {"factor": self.factor, "axes": list(self.axes)}
@@ -108,12 +114,14 @@ class BesideLasso(keras.regularizers.Regularizer):
 
     def __call__(self, kernel):
         penalty = self.lasso(kernel)
-        return penalty if self.own is None else penalty + self.own(kernel)
+        if self.own is None:
+            return penalty
+        return penalty + ops.cast(self.own(kernel), penalty.dtype)
 
 
 def _sum_of_norms(kernel, axes):
     """Returns the sum of the L2 norms of all slices along each of `axes`."""
-    norms = _norms(kernel, [axis % len(kernel.shape) for axis in axes])
+    norms = _norms(kernel, axes)
 
     # The gradient is written out, because what is derived from sums and roots
     # spreads a tensor of the kernel's size several times for each axis.
@@ -150,10 +158,39 @@ def _sum_over(x, axes):
     return ops.sum(x, axis=sorted(axes), keepdims=True) if axes else x
 
 
-def _checked_factor(factor):
-    if not 0.0 <= factor < math.inf:
+def _checked_factor(factor: Any) -> float:
+    largest = float(np.finfo("float32").max)
+    if not is_number(factor) or not 0.0 <= factor <= largest:
         raise ValueError(
-            "`factor` of GroupLasso must be a finite number, at least 0. "
-            f"Received: factor={factor}"
+            "`factor` of GroupLasso must be a number between 0 and "
+            f"{largest:.2g}. Received: factor={factor!r}"
         )
-    return factor
+    return float(factor)
+
+
+def _checked_axes(axes: Any) -> tuple[int, ...]:
+    found = tuple(axes) if isinstance(axes, Iterable) else ()
+    are_integers = all(
+        isinstance(axis, numbers.Integral) and not isinstance(axis, bool)
+        for axis in found
+    )
+    if not found or not are_integers or len(set(found)) < len(found):
+        raise ValueError(
+            "`axes` of GroupLasso must be a tuple of one or more axes of the "
+            "kernel, integers, each of them once. "
+            f"Received: axes={axes!r}"
+        )
+    return tuple(map(int, found))
+
+
+def _axes_of(kernel: Any, axes: tuple[int, ...]) -> list[int]:
+    """Returns `axes` of `kernel`, each at least 0."""
+    rank = len(kernel.shape)
+    found = [axis % rank for axis in axes if -rank <= axis < rank]
+    if len(set(found)) < len(axes):
+        raise ValueError(
+            f"GroupLasso(axes={axes}) was called on a kernel of shape "
+            f"{tuple(kernel.shape)}. Expected: axes that the kernel has, and "
+            f"each of them once, in [{-rank}, {rank - 1}]."
+        )
+    return found

@@ -8,7 +8,11 @@ from keras_prunetrain.channels.liveness import plan_cut, trial_plan
 from keras_prunetrain.channels.scores import magnitude
 from keras_prunetrain.surgery.rebuild import Cut, rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
-from keras_prunetrain.surgery.takeover import adopt_class
+from keras_prunetrain.surgery.takeover import (
+    Smaller,
+    adopt_class,
+    check_take_over,
+)
 
 
 def reconfigure(
@@ -34,7 +38,7 @@ def reconfigure(
     computes once the dead weights are set to zero.
 
     Args:
-        model: A compiled functional or `Sequential` model. It is not modified.
+        model: A functional or `Sequential` model. It is not modified.
         threshold: Float, at least 0, in the unit of the weights. Defaults to
             `1e-4`, the paper's.
         channel_multiple: Integer. Each layer keeps a multiple of so many
@@ -60,14 +64,13 @@ def reconfigure(
             largest weight magnitude of kernels, the paper's.
 
     Returns:
-        A new `keras.Model` of the same class; or `model` itself if nothing is
-        dead.
+        A new `keras.Model` of the same class, compiled if `model` is; or
+        `model` itself if nothing is dead.
 
     Raises:
-        ValueError: If `model` has no known graph or is not compiled, if an
-            argument is out of its range, if `skip` matches no layer, if a
-            weight is not finite, or if the state of the optimizer cannot be
-            carried over.
+        ValueError: If `model` has no known graph, if an argument is out of its
+            range, if `skip` matches no layer, if a weight is not finite, or if
+            the state of the optimizer cannot be carried over.
 
     Example:
 
@@ -83,7 +86,12 @@ def reconfigure(
     plan = make_plan(
         model, threshold, channel_multiple, min_channels, skip, fold, score
     )
-    return carry_out(model, plan)
+    if plan.removes_nothing:
+        return model
+    smaller = carry_out(model, plan)
+    if smaller.optimizer is not None:
+        keras_internals.compile_like(model, smaller.model, smaller.optimizer)
+    return smaller.model
 
 
 def make_plan(model, *args, **kwargs):
@@ -93,16 +101,16 @@ def make_plan(model, *args, **kwargs):
 
 
 def carry_out(model, plan):
-    """Returns `model` as `plan` wants it, compiled; see `reconfigure`."""
-    if not model.compiled:
-        raise ValueError(
-            f"Cannot reconfigure '{model.name}': it is not compiled, and the "
-            "smaller model is to go on with its optimizer. Call "
-            "`model.compile(...)` first."
-        )
-    if plan.removes_nothing:
-        return model
-    return _smaller(model, plan, model.optimizer)
+    """Returns what `model` is to become by `plan`, a `Smaller`.
+
+    Args:
+        model: A functional model; not modified.
+        plan: A `Plan` for it that removes something.
+
+    Raises:
+        ValueError: If a layer or the optimizer cannot be carried over.
+    """
+    return _smaller(model, plan, model.optimizer if model.compiled else None)
 
 
 def check_reconfigurable(model, skip=()):
@@ -116,20 +124,21 @@ def check_reconfigurable(model, skip=()):
     if not optimizer.built:
         optimizer = keras_internals.copy_optimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    _smaller(model, trial_plan(model, skip), optimizer)
+    smaller = _smaller(model, trial_plan(model, skip), optimizer)
+    check_take_over(model, smaller)
     gc.collect()  # The trial's layers and graph refer to each other.
 
 
 def _smaller(model, plan, optimizer):
     with keras_internals.strategy_scope(model), _no_garbage_collection():
         smaller, cuts, clones = rebuild(model, plan)
-        cuts += _weights_outside(model, plan)
-        optimizer = carry_optimizer(
-            optimizer, cuts, smaller.trainable_variables
-        )
-        keras_internals.compile_like(model, smaller, optimizer)
         adopt_class(smaller, model, clones)
-    return smaller
+        if optimizer is not None:
+            cuts += _weights_outside(model, plan)
+            optimizer = carry_optimizer(
+                optimizer, cuts, smaller.trainable_variables
+            )
+    return Smaller(smaller, optimizer, clones)
 
 
 def _weights_outside(model, plan):

@@ -1,8 +1,24 @@
-"""Lets a model that is being trained go on as a smaller one."""
+"""Lets the objects that a caller holds go on as parts of a smaller model."""
+
+from typing import NamedTuple
 
 import keras
 
-from keras_prunetrain.keras_internals import inner_optimizers, is_graph
+from keras_prunetrain import keras_internals
+
+
+class Smaller(NamedTuple):
+    """What a model is to become.
+
+    Attributes:
+        model: The smaller model, not compiled.
+        optimizer: The optimizer for it; `None` if the model has none.
+        clones: Dict from the `id` of a layer of the model to its counterpart.
+    """
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer | None
+    clones: dict[int, keras.Operation]
 
 
 def adopt_class(smaller, model, clones):
@@ -15,11 +31,14 @@ def adopt_class(smaller, model, clones):
         smaller: The rebuilt model; modified.
         model: The original.
         clones: Dict from the `id` of a layer of `model` to its counterpart.
+
+    Raises:
+        ValueError: If an attribute is a model on the same layers.
     """
     if type(smaller) is not type(model):
         smaller.__class__ = type(model)
     for name, value in _own_attributes(model, smaller).items():
-        if is_graph(value) and id(value) not in clones:
+        if keras_internals.is_graph(value) and id(value) not in clones:
             shared = [x.name for x in value.layers if id(x) in clones]
             if shared:
                 raise ValueError(
@@ -31,51 +50,9 @@ def adopt_class(smaller, model, clones):
         setattr(smaller, name, _with_clones(value, clones))
 
 
-def take_over(model, smaller):
-    """Lets the object `model` go on as `smaller`, inside a running `fit`.
-
-    The user, `fit` and the callbacks hold `model`; re-initializing a functional
-    model leaves its old layers tracked beside the new ones, so the object gets
-    the attributes of the other one. What belongs to the run stays: its metrics
-    with their values, the optimizer object, and the loop's own flags.
-
-    Args:
-        model: The model that is being trained; modified.
-        smaller: A compiled model of the same class; useless afterwards.
-    """
-    optimizer = model.optimizer
-    # Loss and metrics have this list as well. Keras lets it know the tracker of
-    # the model that it comes from, and so it would keep all the old layers.
-    names = getattr(model, "output_names", None)
-    if hasattr(names, "tracker"):
-        names.tracker = None
-    _adopt_optimizer(optimizer, smaller.optimizer)
-    kept = {name: vars(model)[name] for name in _OF_THE_RUN & set(vars(model))}
-    vars(model).clear()
-    vars(model).update(vars(smaller))
-    vars(model).update(kept)
-    vars(model)["optimizer"] = optimizer
-    model.make_train_function(force=True)
-
-
-# Attributes that do not change when the model shrinks. `build` and `quantize`
-# are closures over the object itself, made by `Layer.__new__`.
-_OF_THE_RUN = {
-    "_compile_config",
-    "_compile_loss",
-    "_compile_metrics",
-    "_eval_epoch_iterator",
-    "_initial_epoch",
-    "_loss_tracker",
-    "build",
-    "history",
-    "quantize",
-    "stop_training",
-}
-
-
 def _own_attributes(model, smaller):
-    names = set(vars(model)) - set(vars(smaller)) - _OF_THE_RUN
+    names = set(vars(model)) - set(vars(smaller))
+    names -= keras_internals.TRAINER_ATTRIBUTES
     return {name: vars(model)[name] for name in names}
 
 
@@ -87,21 +64,47 @@ def _with_clones(value, clones):
     return clones.get(id(value), value)
 
 
-def _adopt_optimizer(optimizer, smaller):
-    """Gives `optimizer` the variables of its counterpart `smaller`.
+def take_over(model, smaller):
+    """Lets the object `model` go on as a smaller one, inside a running `fit`.
 
-    Callbacks and users hold the object, and those of the optimizers that it
-    wraps.
+    So do all objects that the user, `fit` and the callbacks may hold: models
+    nested in it, its layers, its optimizer and what that one wraps. Another
+    model on the same layers, made before, computes with the smaller ones. What
+    belongs to the run stays: loss, metrics with their values, learning rate and
+    step count, the loop's own flags.
+
+    All is prepared beside the old objects and exchanged at once. Whatever is
+    raised meanwhile, they are the old model afterwards, or the smaller one.
+
+    Args:
+        model: The model that is being trained; modified.
+        smaller: A `Smaller` of it; of no use afterwards.
     """
-    inner = inner_optimizers(optimizer)
-    for name, counterpart in inner_optimizers(smaller).items():
-        _adopt_optimizer(inner[name], counterpart)
-    kept = {
-        name: value
-        for name, value in vars(optimizer).items()
-        if isinstance(value, keras.optimizers.Optimizer)
-        # Of `MultiOptimizer`: its members, and which weight is whose.
-        or name in ("_inner_optimizers", "_optimizer_map")
-    }
-    vars(optimizer).update(vars(smaller))
-    vars(optimizer).update(kept)
+    keras_internals.set_states(_successors(model, smaller))
+    model.make_train_function(force=True)
+
+
+def check_take_over(model, smaller):
+    """Raises what `take_over` would raise; changes `smaller` only."""
+    _successors(model, smaller)
+
+
+def _successors(model, smaller):
+    """Returns pairs of an object that goes on and its new `__dict__`."""
+    pairs = [(model, smaller.model)] + [
+        (old, smaller.clones[id(old)])
+        for old in keras_internals.operations_in(model)
+        if id(old) in smaller.clones
+    ]
+    pairs += [
+        (keras_internals.producer(x), keras_internals.producer(y))
+        for old, new in pairs
+        if keras_internals.is_graph(old)
+        for x, y in zip(old.inputs, new.inputs, strict=True)
+    ]
+    states = keras_internals.successors(pairs)
+    if smaller.optimizer is not None:
+        states += keras_internals.optimizer_successors(
+            model.optimizer, smaller.optimizer
+        )
+    return states

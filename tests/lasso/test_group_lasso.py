@@ -1,5 +1,7 @@
 """GroupLasso against NumPy, at its kink, and inside compiled models."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def test_penalty_is_the_sum_of_channel_norms(shape, axes):
 @pytest.mark.parametrize(
     ("dtype", "penalty_dtype", "rtol"),
     [
-        ("float64", "float64", 1e-7),
+        ("float64", "float32", 1e-6),
         ("float32", "float32", 1e-5),
         # Sums of squares in bfloat16 would be wrong by per cents.
         ("bfloat16", "float32", 1e-5),
@@ -44,6 +46,29 @@ def test_penalty_is_computed_in_float32_or_better(dtype, penalty_dtype, rtol):
     expected = 0.5 * (norms(exact, 0).sum() + norms(exact, 1).sum())
     assert penalty.dtype == penalty_dtype
     np.testing.assert_allclose(penalty, expected, rtol=rtol)
+
+
+def test_a_float64_model_has_a_float64_penalty(float64):
+    kernel = random_kernel((40, 30), "float64")
+    penalty = GroupLasso(factor=0.5)(kernel)
+    expected = 0.5 * (norms(kernel, 0).sum() + norms(kernel, 1).sum())
+    assert penalty.dtype == "float64"
+    # The factor is float32, and 0.5 is one.
+    np.testing.assert_allclose(penalty, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("own", [None, "l2"])
+def test_layers_of_float64_train_beside_losses_of_float32(own):
+    def dense(dtype, **kwargs):
+        return keras.layers.Dense(4, kernel_regularizer=lasso, dtype=dtype)
+
+    lasso = BesideLasso(own and keras.regularizers.L2(0.1), GroupLasso(0.1))
+    model = keras.Sequential(
+        [keras.Input((3,)), dense("float64"), dense("float32")]
+    )
+    model.compile("sgd", "mse", run_eagerly=True)
+    history = model.fit(np.ones((4, 3)), np.ones((4, 4)), verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
 
 
 def gradient_of(lasso, kernel, run):
@@ -129,10 +154,15 @@ def test_beside_lasso_adds_what_was_there():
     )
 
 
-@pytest.mark.parametrize("factor", [-1.0, float("inf"), float("nan")])
-def test_factor_must_be_finite_and_not_negative(factor):
+@pytest.mark.parametrize(
+    "factor", [-1.0, float("inf"), float("nan"), 1e300, "1", None, True, [1.0]]
+)
+def test_factor_must_be_a_number_that_a_float32_can_hold(factor):
     lasso = GroupLasso(0.5)
-    message = f"`factor` of .* at least 0. Received: factor={factor}"
+    message = re.escape(
+        "`factor` of GroupLasso must be a number between 0 and 3.4e+38. "
+        f"Received: factor={factor!r}"
+    )
     with pytest.raises(ValueError, match=message):
         GroupLasso(factor)
     with pytest.raises(ValueError, match=message):
@@ -140,7 +170,22 @@ def test_factor_must_be_finite_and_not_negative(factor):
     assert lasso.factor == 0.5
 
 
-@pytest.mark.parametrize("axes", [(), (0.5,), ("out",)])
-def test_axes_must_be_integers(axes):
-    with pytest.raises(ValueError, match="at least one axis .* Received: axes"):
+@pytest.mark.parametrize(
+    "axes", [(), (0.5,), ("out",), (True,), 5, None, (-1, -1)]
+)
+def test_axes_must_be_integers_each_once(axes):
+    with pytest.raises(ValueError, match="one or more axes .* Received: axes"):
         GroupLasso(axes=axes)
+
+
+def test_numbers_of_numpy_are_numbers():
+    lasso = GroupLasso(np.float32(0.5), np.array([-1]))
+    assert (lasso.factor, lasso.axes) == (0.5, (-1,))
+    assert GroupLasso.from_config(lasso.get_config()).axes == (-1,)
+
+
+@pytest.mark.parametrize("axes", [(2,), (-3,), (99,), (1, -1)])
+def test_axes_that_the_kernel_has_not_are_refused(axes):
+    message = r"on a kernel of shape \(5, 4\). Expected: .* in \[-2, 1\]"
+    with pytest.raises(ValueError, match=message):
+        GroupLasso(1.0, axes)(random_kernel((5, 4)))

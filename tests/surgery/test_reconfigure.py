@@ -549,13 +549,16 @@ def test_a_sequential_model_without_input_is_refused_until_it_has_one():
     assert_refused(model, r"begins with `keras.Input\(shape\)`")
 
 
-def test_an_uncompiled_model_is_refused_and_the_advice_helps():
-    network = networks.plain()
+def test_a_model_that_is_not_compiled_is_not_afterwards():
+    network = networks.nested()
     shake(network.model)
     kill_all(network)
-    assert_refused(network.model, r"not compiled.*`model.compile\(...\)` first")
-    network.model.compile("sgd", "mse")
-    assert reconfigure(network.model).get_layer("a").filters == 4
+    smaller = reconfigure(network.model)
+    assert not smaller.compiled
+    assert networks.find(smaller, "inner/a").filters == 4
+    np.testing.assert_allclose(
+        outputs(smaller, images()), outputs(network.model, images()), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])

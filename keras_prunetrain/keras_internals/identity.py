@@ -1,0 +1,273 @@
+"""Objects of Keras that go on with the state of others.
+
+A user, `fit` and the callbacks hold a model, its layers and its optimizer. What
+such an object is lies in its `__dict__`: with that of another one it has become
+that one, and it keeps its identity. The private attributes that are named here
+are those in which Keras's objects refer to each other.
+"""
+
+import collections
+import importlib
+import itertools
+
+import keras
+
+from keras_prunetrain.keras_internals.graph import is_graph
+from keras_prunetrain.keras_internals.optimizer import (
+    optimizer_pairs,
+    optimizer_variables,
+)
+
+# What `compile` and `fit` set on a model.
+TRAINER_ATTRIBUTES = frozenset(
+    {
+        "_compile_config",
+        "_compile_loss",
+        "_compile_metrics",
+        "_compiled_trainable_state",
+        "_distribute_reduction_method",
+        "_eval_epoch_iterator",
+        "_initial_epoch",
+        "_jit_compile",
+        "_loss_tracker",
+        "_run_eagerly",
+        "compiled",
+        "history",
+        "loss",
+        "optimizer",
+        "steps_per_execution",
+        "stop_evaluating",
+        "stop_predicting",
+        "stop_training",
+        "unrolled_steps_per_execution",
+    }
+)
+# Closures over the object itself, made by `Layer.__new__`.
+_CLOSURES = ("build", "quantize")
+
+
+def set_states(pairs):
+    """Gives each object the `__dict__` that belongs to it: all, or none.
+
+    Python raises a `KeyboardInterrupt` between two of its own instructions. The
+    loop is inside of one, so that no interrupt finds it half done.
+
+    Args:
+        pairs: List of pairs of an object and a dict.
+    """
+    before = [(one, vars(one)) for one, _ in pairs]
+    try:
+        _set_all(pairs)
+    except BaseException:
+        _set_all(before)
+        raise
+
+
+def _set_all(pairs):
+    objects, states = zip(*pairs, strict=True)
+    # That of `object`: those of Keras are written in Python.
+    setting = map(
+        object.__setattr__, objects, itertools.repeat("__dict__"), states
+    )
+    collections.deque(setting, maxlen=0)
+
+
+def operations_in(model):
+    """Returns all operations in a functional model, itself too, each once.
+
+    Those of nested models are among them, and layers inside of layers, which no
+    public attribute names.
+    """
+    found, waiting = {}, [model]
+    while waiting:
+        operation = waiting.pop()
+        if id(operation) not in found:
+            found[id(operation)] = operation
+            waiting += getattr(operation, "_layers", ())
+            waiting += [x for f in _functions(operation) for x in f._operations]
+    return list(found.values())
+
+
+def successors(pairs):
+    """Returns what turns old layers and models into new ones, for `set_states`.
+
+    The new ones are modified: they refer to the old objects in the place of
+    each other, and the models among them train as the old ones do.
+
+    Args:
+        pairs: List of pairs of an old and a new operation. The new ones refer
+            to each other, the old ones are not modified.
+    """
+    twins = {id(new): old for old, new in pairs}
+    for old, new in pairs:
+        if isinstance(old, keras.Model):
+            _keep_trainer(old, new, twins)
+    for _, new in pairs:
+        for node in new._inbound_nodes:
+            node.operation = _twin(node.operation, twins)
+            for tensor in node.outputs:
+                history = tensor._keras_history
+                tensor._keras_history = history._replace(
+                    operation=_twin(history.operation, twins)
+                )
+    for old, new in pairs:
+        for function in _functions(new):
+            _relink_function(function, twins)
+            _relink_attributes(function, twins)
+        _relink_attributes(new, twins)
+        vars(new).update({x: vars(old)[x] for x in _CLOSURES if x in vars(old)})
+    return [(old, vars(new)) for old, new in pairs]
+
+
+def _functions(operation):
+    """Returns the graph that belongs to `operation`, a list of one or none."""
+    if not is_graph(operation):
+        return []
+    is_sequential = isinstance(operation, keras.Sequential)
+    return [operation._functional if is_sequential else operation]
+
+
+def _twin(value, twins):
+    return twins.get(id(value), value)
+
+
+def _keep_trainer(old, new, twins):
+    """Lets `new` train as `old` does: loss, metrics and their values."""
+    # Loss and metrics have this list as well. Keras lets it know the tracker of
+    # the model that it comes from, and so it would keep all the old layers.
+    names = getattr(old, "output_names", None)
+    if hasattr(names, "tracker"):
+        names.tracker = None
+    kept = {x: vars(old)[x] for x in TRAINER_ATTRIBUTES if x in vars(old)}
+    flags = kept.get("_compiled_trainable_state")
+    if flags is not None:
+        layers = [(_twin(x, twins), x) for x in new._flatten_layers()]
+        kept["_compiled_trainable_state"] = {
+            layer: flags.get(layer, x.trainable) for layer, x in layers
+        }
+    _set_untracked(new, kept)
+
+
+def _relink_function(function, twins):
+    """Lets the graph of a functional model consist of the twins."""
+    by_depth = collections.defaultdict(list)
+    for depth, operations in function._operations_by_depth.items():
+        by_depth[depth] = [_twin(x, twins) for x in operations]
+    make_node_key = importlib.import_module(
+        "keras.src.ops.function"
+    ).make_node_key
+    nodes = itertools.chain(*function._nodes_by_depth.values())
+    _set_untracked(
+        function,
+        {
+            "_operations": [_twin(x, twins) for x in function._operations],
+            "_operations_by_depth": by_depth,
+            "_nodes": {
+                make_node_key(
+                    node.operation, node.outputs[0]._keras_history.node_index
+                )
+                for node in nodes
+            },
+        },
+    )
+
+
+def _relink_attributes(operation, twins):
+    """Lets all attributes of `operation` refer to the twins."""
+    tracker = getattr(operation, "_tracker", None)
+    if tracker is not None:  # `x + y` is no layer and has none.
+        for name, (_, store) in tracker.config.items():
+            store[:] = [_twin(x, twins) for x in store]
+            tracker.stored_ids[name] = set(map(id, store))
+    for name, value in list(vars(operation).items()):
+        relinked = _relinked(value, twins)
+        if relinked is not value:
+            # TensorFlow's own bookkeeping.
+            if name.startswith("_self_"):
+                vars(operation)[name] = relinked
+            else:
+                setattr(operation, name, relinked)
+
+
+def _relinked(value, twins):
+    """Returns `value`, or a copy of it that holds the twins."""
+    if not isinstance(value, list | tuple | set | dict):
+        return _twin(value, twins)
+    items = (
+        [x for pair in value.items() for x in pair]
+        if (isinstance(value, dict))
+        else list(value)
+    )
+    relinked = [_relinked(x, twins) for x in items]
+    if all(x is y for x, y in zip(items, relinked, strict=True)):
+        return value
+    if isinstance(value, dict):
+        pairs = zip(relinked[::2], relinked[1::2], strict=True)
+        is_ordered = isinstance(value, collections.OrderedDict)
+        return collections.OrderedDict(pairs) if is_ordered else dict(pairs)
+    if hasattr(value, "_fields"):
+        return type(value)(*relinked)
+    return next(
+        kind(relinked) for kind in (list, tuple, set) if isinstance(value, kind)
+    )
+
+
+def _set_untracked(one, attributes):
+    """Sets attributes as Keras does where it tracks no dependencies."""
+    tracking = importlib.import_module("keras.src.utils.tracking")
+    try:
+        with tracking.DotNotTrackScope():
+            for name, value in attributes.items():
+                setattr(one, name, value)
+    except BaseException:
+        # An interrupt on the way out of the scope would leave all of Keras
+        # without tracking.
+        tracking.set_global_attribute("tracking_on", True)
+        raise
+
+
+def optimizer_successors(optimizer, copy):
+    """Returns what turns `optimizer` into `copy`, for `set_states`.
+
+    What users and callbacks hold stays the same object: the optimizers that it
+    wraps, the learning rate, the step count. `copy` is modified.
+
+    Args:
+        optimizer: An optimizer; not modified.
+        copy: The optimizer of the smaller model.
+    """
+    pairs = list(optimizer_pairs(optimizer, copy))
+    for old, new in pairs:
+        _share_variables(old, new)
+        kept = {
+            name: value
+            for name, value in vars(old).items()
+            if isinstance(value, keras.optimizers.Optimizer)
+            # Of `MultiOptimizer`: its members, and which weight is whose.
+            or name in ("_inner_optimizers", "_optimizer_map")
+        }
+        _set_untracked(new, kept)
+        for name, value in vars(old).items():
+            # A hook around the step stays, a slot of a weight that is gone not.
+            if name not in vars(new) and not _is_by_variable(name, value):
+                vars(new)[name] = value
+    return [(old, vars(new)) for old, new in pairs]
+
+
+def _is_by_variable(name, value):
+    values = value if isinstance(value, list) else [value]
+    return name == "_exclude_from_weight_decay_cache" or any(
+        isinstance(x, keras.Variable) for x in values
+    )
+
+
+def _share_variables(old, new):
+    """Gives `new` the variables of `old` that belong to no weight."""
+    mine, its = (optimizer_variables(x)[2] for x in (old, new))
+    shared = {name: mine[name] for name in its.keys() & mine.keys()}
+    twins = {id(its[name]): variable for name, variable in shared.items()}
+    variables = [_twin(x, twins) for x in new._variables]
+    _set_untracked(new, {"_variables": variables, **shared})
+    test, _ = new._tracker.config["variables"]
+    new._tracker.config["variables"] = test, new._variables
+    new._tracker.stored_ids["variables"] = set(map(id, variables))
