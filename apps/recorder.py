@@ -15,32 +15,32 @@ from apps.workdir import scratch_name
 class Recorder(keras.callbacks.Callback):
     """Writes the files of a run; comes after all other callbacks.
 
-    Its clock runs from its making to the end of the last epoch, surgery
-    included, and stands still during validation.
+    The seconds of a run are those of `fit`: surgery is part of them, validation
+    and the writing of these records are not.
 
     Args:
         files: The `Workdir` of the run.
         recipe: Its `training.Recipe`.
-        train_size: Integer. Training images.
         pruning: Its `PruneTrainCallback`; `None` in a dense run.
+        meter: A `keras_prunetrain.EpochMeter` that stands in front of this
+            callback.
     """
 
-    def __init__(self, files, recipe, train_size, pruning):
+    def __init__(self, files, recipe, pruning, meter):
         super().__init__()
         self._files = files
         self._recipe = recipe
-        self._train_size = train_size
         self._pruning = pruning
         self._rows = []
         self._magnitudes = {}
         self._positions = {}
         self._known_reports = 0
-        self._clock = self._epoch_seconds = 0.0
-        self._started = time.perf_counter()
+        self._meter = meter
+        self._writing_seconds = 0.0
+        self._seconds = 0.0  # Of the run, at the end of the last epoch.
 
     def on_train_begin(self, logs=None):
         self._files.path("metrics.jsonl").write_text("")
-        self._cost = kpt.model_cost(self.model)
         for name, magnitudes in self._channel_magnitudes().items():
             shape = self._recipe.epochs, len(magnitudes)
             self._positions[name] = np.arange(len(magnitudes))
@@ -54,25 +54,17 @@ class Recorder(keras.callbacks.Callback):
             self.model, self._recipe.batch_size // replicas
         )
         self._updates = 0
-        # Of all images, or of all but a short last batch.
-        steps, size = self.params["steps"], self._recipe.batch_size
-        self._images = min(self._train_size, steps * size)
 
     def on_train_batch_end(self, batch, logs=None):
         self._updates += 1
 
-    def on_test_begin(self, logs=None):
-        self._stop_clock()
-
-    def on_test_end(self, logs=None):
-        self._started = time.perf_counter()
-
     def on_epoch_end(self, epoch, logs=None):
-        self._stop_clock()
+        started = time.perf_counter()
+        before, self._seconds = self._seconds, self._run_seconds()
         row = {
             "epoch": epoch,
             **{name: float(value) for name, value in (logs or {}).items()},
-            "seconds": self._clock - self._epoch_seconds,
+            "seconds": self._seconds - before,
             "parameters": self.model.count_params(),
             "gradient_bytes": self._gradient_bytes,
             "updates": self._updates,
@@ -81,18 +73,17 @@ class Recorder(keras.callbacks.Callback):
         row.setdefault("memory_bytes", self._memory_bytes)
         if self._pruning is None:
             row["density"] = 1.0
-            row["training_flops"] = self._cost.training_flops * self._images
-        self._epoch_seconds = self._clock
+            row["training_flops"] = self._meter.training_flops
         self._rows.append(row)
         # In this order: an epoch with metrics has all its other records.
         self._write_reports()
         self._record_channels(epoch)
         with self._files.path("metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        self._started = time.perf_counter()
+        self._writing_seconds += time.perf_counter() - started
 
-    def _stop_clock(self):
-        self._clock += time.perf_counter() - self._started
+    def _run_seconds(self):
+        return self._meter.fit_seconds - self._writing_seconds
 
     def _record_channels(self, epoch):
         reports = self._reports()
@@ -153,7 +144,7 @@ class Recorder(keras.callbacks.Callback):
             "total_training_flops": sum(
                 row["training_flops"] for row in self._rows
             ),
-            "seconds": self._clock,
+            "seconds": self._seconds,
             "reconfiguration_seconds": sum(
                 report.seconds + report.first_step_seconds for report in reports
             ),

@@ -123,12 +123,13 @@ def _fit(model, recipe, data, files, strategy):
         if batch is None
         else batch(draws)
     )
-    recorder = Recorder(files, recipe, data.train_size, pruning)
+    meter = kpt.EpochMeter()
+    recorder = Recorder(files, recipe, pruning, meter)
     model.fit(
         batches,
         validation_data=data.validation_batches(recipe.batch_size),
         epochs=recipe.epochs,
-        callbacks=_callbacks(recipe, files, pruning, recorder),
+        callbacks=[*_callbacks(recipe, files, pruning), meter, recorder],
         shuffle=False,  # The data set shuffles itself; else Keras warns.
         verbose=1 if sys.stdout.isatty() else 2,
     )
@@ -151,8 +152,8 @@ def _pruning(recipe):
     )
 
 
-def _callbacks(recipe, files, pruning, recorder):
-    """Returns all callbacks of a run, in the order in which they act."""
+def _callbacks(recipe, files, pruning):
+    """Returns the callbacks that train and log, in the order they act in."""
     drops = keras.callbacks.LearningRateScheduler(
         lambda epoch: (
             recipe.learning_rate
@@ -166,7 +167,7 @@ def _callbacks(recipe, files, pruning, recorder):
     )
     # The histograms of dense and shrinking runs can be laid side by side.
     log = kpt.DensityLog(files.path(LOGS), recipe.threshold or 1e-4)
-    return [drops, *([pruning] if pruning else []), begin, log, recorder]
+    return [drops, *([pruning] if pruning else []), begin, log]
 
 
 def _replicas(strategy):
@@ -189,10 +190,7 @@ def _fixed_batches(draws, size, strategy):
 
 def _own_folder(strategy):
     """Returns the folder of this worker: none of its own for the first."""
-    resolver = strategy and strategy.cluster_resolver
-    if not resolver or not resolver.cluster_spec().jobs:
+    if kpt.is_first_worker(strategy):
         return ""
-    has_chief = "chief" in resolver.cluster_spec().jobs
-    first = ("chief" if has_chief else "worker", 0)
-    this = resolver.task_type, resolver.task_id
-    return "" if this == first else f"{this[0]}{this[1]}"
+    resolver = strategy.cluster_resolver
+    return f"{resolver.task_type}{resolver.task_id}"

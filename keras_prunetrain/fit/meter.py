@@ -15,8 +15,8 @@ from keras_prunetrain.example_shapes import shapes_in
 class EpochMeter(keras.callbacks.Callback):
     """Measures each epoch of `fit`: seconds, examples, FLOPs.
 
-    All values are those of the epoch so far; they stay until the next epoch
-    begins. Validation is no part of an epoch.
+    All values but `fit_seconds` are those of the epoch so far; they stay until
+    the next epoch begins. Validation is no part of an epoch.
 
     Example:
 
@@ -51,6 +51,7 @@ class EpochMeter(keras.callbacks.Callback):
         self.step_seconds = 0.0
         self._counted = _CountedCost()
         self._clock = _Clock()
+        self._fit_clock = _Clock()
         self._rate = None
         self._step_started = 0.0
         # The last step of the epoch, and the last one that was counted.
@@ -60,6 +61,11 @@ class EpochMeter(keras.callbacks.Callback):
     def seconds(self) -> float:
         """Time since the epoch began, validation apart."""
         return self._clock.seconds
+
+    @property
+    def fit_seconds(self) -> float:
+        """Time since `fit` began, surgery included, validation apart."""
+        return self._fit_clock.seconds
 
     @property
     def training_flops(self) -> float:
@@ -87,6 +93,7 @@ class EpochMeter(keras.callbacks.Callback):
         return self._counted.of(self.model, self.input_shapes)
 
     def on_train_begin(self, logs=None):
+        self._fit_clock.restart()
         self.batch_size = None
         self._counted = _CountedCost()
         data = keras_internals.fit_argument("x")
@@ -124,9 +131,11 @@ class EpochMeter(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         self._count_examples()  # If a callback ended the epoch early.
         self._clock.pause()
+        self._fit_clock.pause()
 
     def on_test_end(self, logs=None):
         self._clock.go_on()
+        self._fit_clock.go_on()
 
     def on_epoch_end(self, epoch, logs=None):
         self._count_examples()
