@@ -1,6 +1,8 @@
 """A batch that grows while the model shrinks (paper, section 4.3)."""
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 from keras_prunetrain import data_sets
 from keras_prunetrain.checks import is_count, is_number
@@ -57,7 +59,7 @@ class DynamicBatch:
             data set.
         announced_steps: Integer, the number of batches that the last data set
             told `fit`; `None` before the first data set.
-        growth: The `BatchGrowth` of the model that is trained with this batch;
+        growth: The `BatchGrowth` with the model that is trained, for callbacks;
             `None` before the first `fit`.
 
     Raises:
@@ -69,11 +71,11 @@ class DynamicBatch:
 
     def __init__(
         self,
-        initial,
-        granularity=32,
-        memory_budget=None,
-        maximum=None,
-        scaling="linear",
+        initial: int,
+        granularity: int = 32,
+        memory_budget: float | Literal["device"] | None = None,
+        maximum: int | None = None,
+        scaling: Literal["linear", "sqrt"] | Callable = "linear",
     ):
         self.initial = _checked_count("initial", initial)
         self.granularity = _checked_count("granularity", granularity)
@@ -107,11 +109,11 @@ class DynamicBatch:
         return f"DynamicBatch({', '.join(values)}, scaling={scaling!r})"
 
     @property
-    def size(self):
+    def size(self) -> int:
         return self._size
 
     @size.setter
-    def size(self, size):
+    def size(self, size: int):
         size = _checked_count("size", size)
         self._scaled(size / self.initial)  # Nothing is changed if this raises.
         self._size = size
@@ -119,33 +121,34 @@ class DynamicBatch:
             self._variable.assign(size)
 
     @property
-    def ratio(self):
-        """The current batch size over the initial one, a float."""
+    def ratio(self) -> float:
+        """The current batch size over the initial one."""
         return self.size / self.initial
 
     @property
-    def learning_rate_ratio(self):
-        """Factor of the learning rate at the current size, a float above 0."""
+    def learning_rate_ratio(self) -> float:
+        """Factor of the learning rate at the current size, above 0."""
         return self._scaled(self.ratio)
 
     @property
-    def steps(self):
-        """Updates in an epoch of the current size, an integer."""
+    def steps(self) -> int:
+        """Updates in an epoch of the current size."""
         return math.ceil(self.examples / self.size)
 
     def __call__(self, examples):
         """Returns `examples` in batches of the current size.
 
         Shuffle before, with a seed where several workers share the examples:
-        each takes its part of every batch, so all must see the same order.
-        Each pass over the result reads the size anew when it begins. Outside of
-        `fit`, call `batch(examples)` anew once the batch has grown: a data set
-        that has fewer batches than it had at first ends with an error.
+        each worker takes its part of every batch, so all workers must see the
+        same order. Each pass over the result reads the size anew when it
+        begins. Outside of `fit`, call `batch(examples)` anew once the batch has
+        grown: a data set that has fewer batches than it had at first ends with
+        an error.
 
         Args:
             examples: An unbatched `tf.data.Dataset` of known, finite size,
-                whose elements all have the same shapes. Map and prefetch the
-                result as you like.
+                whose elements all have the same shapes. The result can be
+                mapped and prefetched.
 
         Raises:
             ValueError: If `examples` is no such data set, has fewer examples
@@ -155,10 +158,10 @@ class DynamicBatch:
         count = int(examples.cardinality())
         if self.examples not in (None, count):
             raise ValueError(
-                "A DynamicBatch is that of the one data set that `fit` trains "
-                f"on, and it has had one of {self.examples} examples. Form the "
-                "batches of others, for validation, with `.batch(n)`. "
-                f"Received: one of {count} examples"
+                "A DynamicBatch belongs to the one data set that `fit` trains "
+                f"on, which has {self.examples} examples. Form the batches of "
+                "other data sets, for validation, with `.batch(n)`. Received: "
+                f"a data set of {count} examples"
             )
         if self._variable is None:
             self._variable = data_sets.size_variable(self.size)
@@ -171,11 +174,11 @@ class DynamicBatch:
 
         Args:
             x: Array, or a structure of arrays, with as many rows as examples.
-            y: The same; optional.
+            y: Array, or a structure of arrays; optional.
             sample_weight: Array; optional.
             shuffle: Boolean. Whether each pass has an order of its own.
             seed: Integer that decides the orders. Several workers need the
-                same one.
+                same seed.
 
         Returns:
             A `tf.data.Dataset` as of `__call__`.
@@ -231,7 +234,7 @@ def _checked_count(name, value):
             f"`{name}` must be an integer of at least 1. Received: "
             f"{name}={value}"
         )
-    return int(value)  # Workers compare how it is written; NumPy's differ.
+    return int(value)  # Workers compare settings as text: 8 is `np.int64(8)`.
 
 
 def _checked_budget(budget):

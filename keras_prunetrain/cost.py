@@ -1,8 +1,9 @@
-"""What one example costs to compute, to train on and to keep in memory.
+"""The cost of one example: flops, memory, and the gradients to exchange.
 
-The cost model is the one behind the paper's numbers: only multiplications with
-kernels are flops, a training step is three forward passes (forward, gradient
-of the weights, gradient of the data), and BN costs memory traffic instead.
+The counts are those behind the paper's numbers: only multiplications with
+kernels are flops, a training step takes three times the forward pass (forward,
+gradient of the weights, gradient of the data), and batch normalization costs
+memory traffic instead.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import keras
 
 from keras_prunetrain.channels.rules import macs_of, saved_by
 from keras_prunetrain.checks import is_count, is_number
-from keras_prunetrain.example_shapes import layer_calls
+from keras_prunetrain.example_shapes import InputShapes, layer_calls
 from keras_prunetrain.keras_internals import is_graph
 
 
@@ -20,22 +21,21 @@ from keras_prunetrain.keras_internals import is_graph
 class Cost:
     """Cost of a model or layer; all but `parameters` are for one example.
 
-    The two gradients cost as many flops as the forward pass, each, as the paper
-    counts: also for layers that do not train, whose weights need no gradient,
-    and for those that read the model's input, which needs none.
+    As in the paper, each of the two gradients costs as many flops as the
+    forward pass. This includes layers that do not train, whose weights need no
+    gradient, and layers that read the model's input, which needs none.
 
     Attributes:
         parameters: Number of weights, trainable or not.
         forward_flops: 2 x multiply-accumulates of the kernels.
-        weight_gradient_flops: Those of the gradient of the kernels.
-        data_gradient_flops: Those of the gradient of what the kernels read.
-        training_flops: The sum of the three.
+        weight_gradient_flops: Flops of the gradient of the kernels.
+        data_gradient_flops: Flops of the gradient of the kernels' inputs.
+        training_flops: Sum of the three.
         activation_bytes: Size of the activations that the forward pass keeps
-            for the backward pass. A tensor that several layers keep is one
-            tensor in the model's cost, so the layers' numbers add up to at
-            least the model's.
-        normalization_bytes: Traffic of `BatchNormalization`: its input read
-            or written 8 times, 3 of them forward.
+            for the backward pass. A tensor that several layers keep counts once
+            for the model and once for each of the layers.
+        normalization_bytes: Memory traffic of `BatchNormalization`: its input
+            is read or written 8 times, 3 of them in the forward pass.
         per_layer: Dict from the name of each layer to its own `Cost`, over
             all of its calls. Layers of a nested model are named
             `"model/layer"`.
@@ -58,7 +58,7 @@ class Cost:
         object.__setattr__(self, "training_flops", training_flops)
 
 
-def model_cost(model, input_shapes=None):
+def model_cost(model: keras.Model, input_shapes: InputShapes = None) -> Cost:
     """Counts what a model costs, in total and layer by layer.
 
     Example:
@@ -69,19 +69,21 @@ def model_cost(model, input_shapes=None):
 
     Args:
         model: A functional or `Sequential` model. A layer that is called twice
-            costs twice, but has its parameters once. A nested model costs what
-            it does for the sizes that it is called with.
-        input_shapes: Sizes of one example, without the batch, for a model that
-            takes any: a tuple, `(224, 224, 3)`, or a list with one for each of
-            `model.inputs`. Defaults to `None`, the sizes of its inputs.
+            costs twice, but has its parameters once. A nested model is counted
+            at the sizes with which it is called.
+        input_shapes: Shape of one example, without the batch, for a model that
+            takes images of any size: a tuple, `(224, 224, 3)`, or a list of one
+            for each of `model.inputs`. Defaults to `None`, the shapes of the
+            model's inputs.
 
     Returns:
-        A `Cost`. Layers with a kernel whose `LayerRule` does not say how many
-        multiply-accumulates they take count 0 flops, and a warning is logged.
+        A `Cost`. A layer that has a kernel and no `LayerRule.macs` counts 0
+        flops, and a warning is logged.
 
     Raises:
         ValueError: If `model` has no graph, if `input_shapes` does not fit its
-            inputs, if a size is not known, or if a `LayerRule` counts wrongly.
+            inputs, if a size is not known, or if a `LayerRule` returns no
+            number.
     """
     if not is_graph(model):
         raise ValueError(
@@ -98,10 +100,12 @@ def model_cost(model, input_shapes=None):
     return _total(model, tallies)
 
 
-def cost_if_known(model, input_shapes=None):
+def cost_if_known(
+    model: keras.Model, input_shapes: InputShapes = None
+) -> Cost | None:
     """Returns `model_cost(model, input_shapes)`, `None` if sizes are unknown.
 
-    A model may train on images of any size, or on different ones.
+    Training does not need the cost: a model may train on images of any size.
     """
     try:
         return model_cost(model, input_shapes)
@@ -110,26 +114,30 @@ def cost_if_known(model, input_shapes=None):
 
 
 class _UnknownSizes(ValueError):
-    """A model's cost depends on sizes that nobody knows."""
+    """The cost depends on sizes that neither the model nor the caller gives."""
 
 
-def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
+def communication_bytes(
+    gradient_bytes: float, devices: int, devices_per_machine: int | None = None
+) -> float:
     """Returns the bytes that each device sends in one update.
 
-    A ring all-reduce passes each gradient around twice, in as many parts as
-    there are devices: `2 * (devices - 1) / devices` of it leave each device. In
-    the hierarchical one (paper, figure 11), the devices of a machine first add
-    up among themselves, each then exchanges its part with its counterparts on
-    the other machines, and last with its own machine again. That is as much in
-    all, but only a part of it goes over the slow links between machines.
+    A ring all-reduce cuts the gradients into as many parts as there are devices
+    and passes each part around twice: every device sends
+    `2 * (devices - 1) / devices` of the gradients. In a hierarchical all-reduce
+    (paper, figure 11), the devices of each machine first share the sums of
+    their machine, each device then exchanges its part of the sums with its
+    counterparts on the other machines, and the devices of each machine share
+    the result. A device sends as many bytes in all, but only a part of them
+    over the slow links between machines.
 
     Args:
-        gradient_bytes: Number, at least 0. `gradient_bytes(model)`.
-        devices: Integer, at least 1. All devices together; a single one sends
-            nothing.
-        devices_per_machine: Integer that divides `devices`: only the bytes that
-            go to other machines, in a hierarchical all-reduce, are counted.
-            Defaults to `None`, all of them.
+        gradient_bytes: Number, at least 0: `gradient_bytes(model)`.
+        devices: Integer, at least 1: the devices of all machines. A single
+            device sends nothing.
+        devices_per_machine: Integer that divides `devices`. With it, only the
+            bytes that go to other machines in a hierarchical all-reduce count.
+            Defaults to `None`, all bytes.
 
     Returns:
         Float.
@@ -146,9 +154,9 @@ def communication_bytes(gradient_bytes, devices, devices_per_machine=None):
     group = 1 if devices_per_machine is None else devices_per_machine
     if not (is_count(devices, 1) and is_count(group, 1)) or devices % group:
         raise ValueError(
-            "There must be at least one device, and each machine must have as "
-            f"many. Received: devices={devices}, devices_per_machine="
-            f"{devices_per_machine}"
+            "`devices` must be an integer of at least 1, and "
+            "`devices_per_machine` an integer that divides it. Received: "
+            f"devices={devices}, devices_per_machine={devices_per_machine}"
         )
     machines = devices // group
     return 2 * (gradient_bytes / group) * (machines - 1) / machines
@@ -176,8 +184,8 @@ class _Tally:
         return Cost(
             parameters=self.operation.count_params() if is_layer else 0,
             forward_flops=2 * self.macs,
-            # Each multiplies the gradient of the output with one factor of the
-            # forward pass: what the kernel has read, and the kernel.
+            # The gradient of the output times the kernel's input, and times
+            # the kernel.
             weight_gradient_flops=2 * self.macs,
             data_gradient_flops=2 * self.macs,
             activation_bytes=sum(self.kept.values()),
@@ -208,9 +216,8 @@ def _total(model, tallies):
 
 def _saved(operation, read, written):
     """Returns the features that the backward pass of a call needs."""
-    return {"inputs": read, "outputs": written, "nothing": []}[
-        saved_by(operation)
-    ]
+    saved = saved_by(operation)
+    return {"inputs": read, "outputs": written, "nothing": []}[saved]
 
 
 def _check_sizes(path, features):

@@ -1,18 +1,16 @@
-"""Data sets in batches whose size is read anew at each pass."""
+"""Data sets in batches whose size is read anew in each pass."""
 
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 
 
-def size_variable(size):
-    """Returns a variable that holds a batch size, read when a pass begins.
+def size_variable(size: int):
+    """Returns a variable with a batch size, which each pass reads anew.
 
-    It belongs to no strategy, even if it is made in the scope of one: a copy on
-    each replica could not be read inside of a data set.
-
-    Args:
-        size: Integer.
+    The variable belongs to no strategy, even if it is made in the scope of one:
+    a data set could not read a variable that has a copy on each replica.
     """
     import tensorflow as tf
 
@@ -25,35 +23,34 @@ def size_variable(size):
         return executor.submit(on_cpu).result()
 
 
-def batched(examples, size, steps):
-    """Returns `examples` in batches.
+def batched(examples, size, steps: int):
+    """Returns a data set in batches.
 
     Args:
         examples: An unbatched `tf.data.Dataset`.
         size: A `size_variable`.
-        steps: Integer. The number of batches that the result claims to have:
-            `fit` asks once, when it begins.
+        steps: Number of batches that the result claims to have: `fit` asks for
+            it once, when it begins.
     """
     import tensorflow as tf
 
-    # A function that is traced, and reads the variable each time it runs.
+    # The function is traced and reads the variable each time that it runs.
     batches = tf.data.Dataset.range(1).flat_map(lambda _: examples.batch(size))
     return batches.apply(tf.data.experimental.assert_cardinality(steps))
 
 
-def is_data_set(data):
-    """Whether `data` is a data set, of one device or of several."""
+def is_data_set(data: Any) -> bool:
+    """Whether `data` is a data set of TensorFlow, distributed or not."""
     import tensorflow as tf
 
     return isinstance(data, tf.data.Dataset | tf.distribute.DistributedDataset)
 
 
-def check_examples(examples, size):
+def check_examples(examples: Any, size: int):
     """Raises a `ValueError` unless `examples` can be formed into batches.
 
-    Args:
-        examples: What should be an unbatched `tf.data.Dataset`.
-        size: Integer, at most the number of examples.
+    They can if they are an unbatched `tf.data.Dataset` of known size with at
+    least `size` elements.
     """
     import tensorflow as tf
 
@@ -85,21 +82,22 @@ def check_examples(examples, size):
         )
     if count < size:
         raise ValueError(
-            f"A batch is larger than the data set: {size} examples, and "
-            f"{count} are there."
+            "A batch is larger than the data set. Choose a smaller `initial`. "
+            f"Received: a batch of {size} examples, and {count} in all"
         )
 
 
-def structure_of(x, y, sample_weight):
+def structure_of(x: Any, y: Any, sample_weight: Any) -> Any:
     """Returns arrays in the structure that `fit` expects of a data set.
 
     Args:
         x: Array, or a structure of arrays: dicts, lists, tuples.
-        y: The same, or `None`.
+        y: Array, a structure of arrays, or `None`.
         sample_weight: Array, or `None`.
 
     Raises:
-        ValueError: If the arrays have no examples, or not equally many.
+        ValueError: If an array has no examples, if two have different numbers
+            of them, or if there are weights without targets.
     """
     import tensorflow as tf
 
@@ -128,7 +126,7 @@ def structure_of(x, y, sample_weight):
     return structure
 
 
-def tensors_of(structure):
+def tensors_of(structure: Any) -> Any:
     """Returns a structure of arrays as one of tensors, in the main memory."""
     import tensorflow as tf
 
@@ -136,13 +134,13 @@ def tensors_of(structure):
         return tf.nest.map_structure(tf.convert_to_tensor, structure)
 
 
-def positions_in(tensors, shuffle, seed):
-    """Returns a data set of the positions of all rows, a new order each pass.
+def positions_in(tensors: Any, shuffle: bool, seed: int):
+    """Returns a data set with the positions of all rows of `tensors`.
 
     Args:
         tensors: A structure of tensors with the same number of rows.
-        shuffle: Boolean. Without it, the order is that of the rows.
-        seed: Integer that decides the orders.
+        shuffle: Whether each pass has an order of its own.
+        seed: Decides the orders.
     """
     import tensorflow as tf
 
@@ -152,7 +150,12 @@ def positions_in(tensors, shuffle, seed):
 
 
 def gathered(batches, tensors):
-    """Returns the rows of `tensors` at each batch of their positions."""
+    """Returns a data set of the rows at each batch of positions.
+
+    Args:
+        batches: A `tf.data.Dataset` of positions, in batches.
+        tensors: A structure of tensors.
+    """
     import tensorflow as tf
 
     def rows(positions):
@@ -164,7 +167,7 @@ def gathered(batches, tensors):
 
 
 def _shape(array):
-    # Those of TensorFlow are no tuples.
+    # The shape of a tensor is no tuple.
     return tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
 
 

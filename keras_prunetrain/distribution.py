@@ -1,7 +1,8 @@
-"""Several replicas and machines, and what they have to agree on."""
+"""Several replicas and machines: settings, statistics, the first worker."""
 
 import hashlib
 import logging
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,26 +13,28 @@ from keras_prunetrain import keras_internals
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-def multi_worker_strategy(timeout_seconds=None):
+def multi_worker_strategy(timeout_seconds: float | None = None):
     """Returns a `MultiWorkerMirroredStrategy` under which `fit` works.
 
-    Each worker is a process that runs the same program and is told by the
-    environment variable `TF_CONFIG` who the others are and which of them it is.
-    Call this before anything else that TensorFlow does in the process, build
-    and compile the model under `strategy.scope()`, and give every worker the
-    same data set: it is divided among them.
+    Each worker is a process that runs the same program. The environment
+    variable `TF_CONFIG` names all workers and says which of them the process
+    is. Call this function before TensorFlow does anything else in the process,
+    build and compile the model under `strategy.scope()`, and give every worker
+    the same data set, which is divided among the workers.
+
+    Two functions of Keras fail under this strategy. They are replaced in the
+    whole process (`keras_internals.repair_distributed_fit`) and behave as
+    before under any other strategy.
 
     Args:
-        timeout_seconds: Number. How long a worker waits for the others in an
-            exchange before it gives up with an error. TensorFlow keeps a thread
-            for each exchange until then, even when it is done: thousands of
-            them, if steps are short. Defaults to `None`, forever; that a worker
-            has died is noticed without it.
+        timeout_seconds: Seconds that a worker waits for the others in an
+            exchange before it ends with an error. TensorFlow keeps a thread
+            for each exchange until the timeout is over, also when the exchange
+            is done: thousands of threads, if steps are short. Defaults to
+            `None`, no timeout; the death of a worker is noticed without one.
 
     Returns:
-        A `tf.distribute.MultiWorkerMirroredStrategy`. Two functions of Keras
-        that fail under one are replaced for all of the process; they go on
-        doing for other strategies what they did.
+        A `tf.distribute.MultiWorkerMirroredStrategy`.
     """
     import tensorflow as tf
 
@@ -44,14 +47,17 @@ def multi_worker_strategy(timeout_seconds=None):
     )
 
 
-def replica_count(model):
-    """Returns on how many devices `model` trains at once."""
+def replica_count(model: keras.Model) -> int:
+    """Returns the number of devices on which `model` trains at once."""
     strategy = getattr(model, "distribute_strategy", None)
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def is_first_worker(strategy_or_model):
-    """Whether this process is the one that writes the files of a training.
+def is_first_worker(strategy_or_model: Any) -> bool:
+    """Whether this process is to write the files of a training.
+
+    One process of a cluster is: its chief, or its worker 0 if it has no chief.
+    So is a process that belongs to no cluster.
 
     Example:
 
@@ -63,10 +69,6 @@ def is_first_worker(strategy_or_model):
     Args:
         strategy_or_model: A `tf.distribute.Strategy`, a model that trains under
             one, or `None` for no strategy.
-
-    Returns:
-        Boolean, true in the chief of a cluster, in its worker 0 if it has no
-        chief, and in a process that belongs to no cluster.
     """
     strategy = getattr(
         strategy_or_model, "distribute_strategy", strategy_or_model
@@ -77,28 +79,29 @@ def is_first_worker(strategy_or_model):
     return not jobs or (resolver.task_type, resolver.task_id) == (first, 0)
 
 
-def prepare_strategy(model):
-    """Makes Keras ready for the strategy that is to train `model`.
+def prepare_strategy(model: keras.Model):
+    """Checks the strategy that is to train `model`, and repairs Keras for it.
 
-    With several replicas, Keras's `evaluate` fails on a first batch that they
-    do not share equally, and so does validation. It is repaired where it lies,
-    in Keras, and so for every model of the process
+    On several replicas, Keras's `evaluate` fails on a first batch that the
+    replicas do not share equally, and so does validation. The repair replaces
+    functions of Keras in the whole process
     (`keras_internals.repair_distributed_fit`).
 
     Raises:
-        ValueError: See `check_strategy`.
+        ValueError: As `check_strategy`.
     """
     check_strategy(model)
     if replica_count(model) > 1:
         keras_internals.repair_distributed_fit()
 
 
-def check_strategy(model):
-    """Raises a `ValueError` if `model` cannot be trained by its strategy.
+def check_strategy(model: keras.Model):
+    """Raises a `ValueError` if the strategy of `model` cannot train it.
 
-    It must have been built in its scope. And on several machines a scaled loss
-    (`mixed_float16`) would end in waiting forever: each replica of Keras judges
-    by its own gradients whether to skip an update.
+    The model must have been built in the scope of the strategy. On several
+    machines, a scaled loss (`mixed_float16`) is refused: each replica decides
+    by its own gradients whether to skip an update, and one that does not skip
+    it would wait for the others forever.
     """
     if replica_count(model) == 1:
         return
@@ -107,7 +110,7 @@ def check_strategy(model):
         if not strategy.extended.variable_created_in_scope(weight.value):
             raise ValueError(
                 f"'{model.name}' was not built in the scope of the "
-                f"{type(strategy).__name__} that is to train it. Build and "
+                f"{type(strategy).__name__} that should train it. Build and "
                 "compile the model under `with strategy.scope():`. Received: "
                 f"'{weight.path}', a variable of another scope"
             )
@@ -120,17 +123,17 @@ def check_strategy(model):
             )
         _LOG.warning(
             "With `mixed_float16`, Keras skips an update if the gradients of "
-            "the first replica overflow, whatever those of the others do. Use "
-            "`mixed_bfloat16` if the hardware has it."
+            "the first replica overflow, and only then. Use `mixed_bfloat16` "
+            "if the hardware has it."
         )
 
 
-def check_agreement(model, description):
+def check_agreement(model: keras.Model, description: str):
     """Raises a `ValueError` unless all workers have the same `description`.
 
     Args:
-        model: The model that they train.
-        description: String that says what they must agree on.
+        model: The model that the workers train.
+        description: All settings on which the workers must agree, as text.
     """
     if replica_count(model) == 1:
         return
@@ -139,23 +142,24 @@ def check_agreement(model, description):
     if (rows != rows[0]).any():
         raise ValueError(
             "The workers do not train the same way, and would drift apart or "
-            "wait for each other forever. Start all of them with the same "
-            f"arguments. Received, on this one: {description}"
+            "wait for each other forever. Start all workers with the same "
+            f"arguments. Received, on this worker: {description}"
         )
 
 
-def average_statistics(model):
-    """Gives all replicas the mean of what each of them has gathered.
+def average_statistics(model: keras.Model):
+    """Gives all replicas the mean of their moving statistics.
 
-    The moving statistics of a `BatchNormalization` that is not `synchronized`
-    are those of the examples that one replica has seen. Training does not read
-    them; `evaluate`, a saved file and a removed branch's constant do.
+    A `BatchNormalization` that is not `synchronized` has other statistics on
+    each replica, those of the examples that the replica has seen. Training does
+    not read them; `evaluate`, a saved file and the constant of a removed branch
+    do.
     """
     own = [w for w in model.non_trainable_weights if "float" in w.dtype]
     if replica_count(model) == 1 or not own:
         return
     means = [
-        # Exact where all are equal: frozen weights stay what they are.
+        # Exact where all rows are equal: frozen weights stay as they are.
         rows[0] + (rows - rows[0]).mean(axis=0, dtype=rows.dtype)
         for rows in _gathered(model, own)
     ]
@@ -164,7 +168,7 @@ def average_statistics(model):
 
 
 def _gathered(model, values):
-    """Returns the values of all replicas, as arrays `(replicas, *shape)`."""
+    """Returns each of `values` on all replicas, arrays `(replicas, *shape)`."""
     import tensorflow as tf
 
     strategy = model.distribute_strategy

@@ -1,13 +1,13 @@
 """The sizes of one example's tensors, in one run through a model.
 
-A model may leave sizes open: `keras.Input((None, None, 3))` takes images of
-any size. What it costs depends on the size that it is given, by the model in
-which it is nested or by the data. Each call is asked for the shapes that it
-writes when it reads those.
+A model may leave sizes open: `keras.Input((None, None, 3))` takes images of any
+size. The model in which it is nested, or the data, give the size, and each call
+is asked for the shapes that it writes when it reads tensors of that size.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import keras
 
@@ -15,43 +15,50 @@ from keras_prunetrain.channels.walk import run_graph
 from keras_prunetrain.keras_internals import arguments_with, is_graph
 from keras_prunetrain.variables import item_bytes
 
+# Of one example, without the batch; `None` is a size that is not known.
+Shape = tuple[int | None, ...]
+# That of the one input, or those of all; `None` for those of the model.
+InputShapes = Shape | list[Shape | None] | None
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feature:
     """A tensor of one call of one layer, for one example.
 
-    Another object for each call: a nested model that is called twice has one
-    set of symbolic tensors for both.
+    Two calls never share a `Feature`. A nested model that is called twice has
+    one set of symbolic tensors for both calls, but two of `Feature`s.
 
     Attributes:
-        shape: Tuple of sizes without the batch, `None` where one is unknown.
+        shape: The `Shape`.
         dtype: String.
     """
 
-    shape: tuple[int | None, ...]
+    shape: Shape
     dtype: str
 
-    def bytes(self, operation):
-        """Size of one example, in the dtype that `operation` casts it to."""
+    def bytes(self, operation: keras.Operation) -> int:
+        """Bytes of one example, in the dtype to which `operation` casts it."""
         dtype = keras.backend.standardize_dtype(self.dtype)
         if "float" in dtype and isinstance(operation, keras.layers.Layer):
             dtype = operation.compute_dtype
         return math.prod(self.shape) * item_bytes(dtype)
 
 
-def layer_calls(model, input_shapes=None):
-    """Returns what each call of an operation reads and writes.
+def layer_calls(
+    model: keras.Model, input_shapes: InputShapes = None
+) -> list[tuple[str, keras.Operation, list[Feature], list[Feature]]]:
+    """Returns the calls of a model, and the tensors that each reads and writes.
 
     Args:
         model: A functional model. Models nested in it are taken apart.
-        input_shapes: Shape of one example, a tuple, or a list of one for each
-            of `model.inputs`, each a tuple or `None` if it is not known.
-            Defaults to `None`: as the inputs of the model say.
+        input_shapes: Shape of one example, or a list of one for each of
+            `model.inputs`, `None` where the model's own is all that is known.
+            Defaults to `None`, the shapes of the model's inputs.
 
     Returns:
-        List of tuples `(key, operation, read, written)`, in running order: the
-        name of the operation behind those of the models that it is nested in
-        (`"model/layer"`), the operation, and lists of `Feature`s.
+        List of tuples `(key, operation, read, written)`, in running order. The
+        key is the operation's name behind the names of the models in which it
+        is nested: `"model/layer"`.
 
     Raises:
         ValueError: If `input_shapes` does not fit the inputs of the model.
@@ -79,20 +86,21 @@ def layer_calls(model, input_shapes=None):
     return found
 
 
-def shapes_in(data, model):
-    """Returns the shapes of one example that `data` hands to `model`.
+def shapes_in(data: Any, model: keras.Model) -> list[Shape | None]:
+    """Returns the shapes of one example in the data of `fit`.
 
     Args:
-        data: An argument `x` of `fit`.
-        model: A functional model.
+        data: The argument `x` of `fit`, or `None`.
+        model: The functional model that is trained.
 
     Returns:
-        List of a tuple for each of `model.inputs`, `None` where `data` does not
-        tell: a `keras.utils.PyDataset` or a generator tells nothing.
+        List of a shape for each of `model.inputs`; `None` where `data` has no
+        shape without drawing from it, as a `keras.utils.PyDataset` or a
+        generator, or has one that does not fit the model.
     """
     if hasattr(data, "element_spec"):  # A `tf.data.Dataset`.
         data, *_ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
-    if isinstance(data, dict):  # `fit` hands it on by name.
+    if isinstance(data, dict):  # `fit` hands its arrays on by name.
         data = [data.get(tensor.name) for tensor in model.inputs]
     leaves = keras.tree.flatten(data)
     if len(leaves) != len(model.inputs):
@@ -141,7 +149,12 @@ def _per_input(model, shapes):
 
 
 def _shapes_written(call, read):
-    """Returns the shapes that a call writes when it reads `read`."""
+    """Returns the shapes that a call writes when it reads `read`.
+
+    Args:
+        call: A `keras_internals.Call`.
+        read: List of `Feature`s.
+    """
     recorded = [tensor.shape[1:] for tensor in call.outputs]
     says_no_more = [x.shape for x in read] == [x.shape[1:] for x in call.inputs]
     if says_no_more or not any(None in shape for shape in recorded):
@@ -156,11 +169,10 @@ def _shapes_written(call, read):
     try:
         outputs = call.operation.compute_output_spec(*args, **kwargs)
         computed = [x.shape[1:] for x in keras.tree.flatten(outputs)]
-    except Exception:  # Code of anybody's, which these sizes may not suit.
+        pairs = zip(recorded, computed, strict=True)
+        return [_merged(shape, other) for shape, other in pairs]
+    except Exception:  # A layer of the user's may not work on these sizes.
         return recorded
-    if len(computed) != len(recorded):
-        return recorded
-    return [_merged(*shapes) for shapes in zip(recorded, computed, strict=True)]
 
 
 def _merged(shape, other):

@@ -1,12 +1,16 @@
-"""Lets a batch grow into the memory that a model leaves free."""
+"""The growth of a batch into the memory that a model leaves free."""
 
 import logging
 import math
 import weakref
 
+import keras
+
 from keras_prunetrain import data_sets, keras_internals
-from keras_prunetrain.cost import cost_if_known
+from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.cost import Cost, cost_if_known
 from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.example_shapes import InputShapes
 from keras_prunetrain.memory import (
     device_bytes,
     iteration_bytes,
@@ -14,8 +18,8 @@ from keras_prunetrain.memory import (
 )
 
 _LOG = logging.getLogger("keras_prunetrain")
-# Measured bytes of an iteration over counted ones: 1.14 at most
-# (tools/benchmarks/memory.py), and something to spare.
+# Bytes that an iteration may take, over those that are counted: 1.14 was the
+# most that was measured (tools/benchmarks/memory.py), and some room is spared.
 _OVERHEAD = 1.25
 _OTHER_DATA = (
     "`fit` does not train on the data set of this DynamicBatch: hand it "
@@ -24,23 +28,28 @@ _OTHER_DATA = (
 )
 
 
-def begin_growth(batch, model, steps, input_shapes=None):
+def begin_growth(
+    batch: DynamicBatch,
+    model: keras.Model,
+    steps: int | None,
+    input_shapes: InputShapes = None,
+) -> "BatchGrowth":
     """Returns the `BatchGrowth` of `batch` in a `fit` of `model`.
 
-    To be called by a callback before the first step. A further `fit` of the
-    same model goes on with the same `BatchGrowth`.
+    A callback calls this before the first step. A further `fit` of the same
+    model goes on with the same `BatchGrowth`.
 
     Args:
-        batch: A `DynamicBatch`.
+        batch: The batch whose data set `fit` should read.
         model: The model, compiled and built.
-        steps: Integer. How many steps per epoch `fit` knows of.
-        input_shapes: Sizes of one example, as of `model_cost`.
+        steps: Steps per epoch that `fit` knows of, `None` if it knows none.
+        input_shapes: Shape of one example, as of `model_cost`.
 
     Raises:
         ValueError: If `fit` does not read a data set of this batch, if a step
             cannot be divided among the replicas, if the batch has been grown
-            with another model, if nobody knows the size of an example, or if
-            the budget is below what a batch of one takes.
+            with another model, if the size of an example is not known, or if
+            the budget is below the bytes of a batch of one.
     """
     _check_replicas(batch, replica_count(model))
     _check_data(batch, steps)
@@ -64,66 +73,77 @@ def begin_growth(batch, model, steps, input_shapes=None):
             "This DynamicBatch has been grown with another model. Make a new "
             f"one for '{model.name}'. Received: {batch}"
         )
-    if not model.optimizer.built:  # Its slots take memory, too.
+    if not model.optimizer.built:  # The slots take memory as well.
         with keras_internals.strategy_scope(model):
             model.optimizer.build(model.trainable_variables)
     if batch.growth is None:
         batch.growth = BatchGrowth(batch, model, input_shapes)
-    batch.growth.resume(model)
+    batch.growth.resume(model, input_shapes)
     return batch.growth
 
 
 class BatchGrowth:
-    """Enlarges a `DynamicBatch` to what one model leaves free.
+    """Enlarges a `DynamicBatch` into the memory that one model leaves free.
 
     Args:
-        batch: The `DynamicBatch`.
+        batch: The batch.
         model: The first architecture, compiled, its optimizer built.
-        input_shapes: Sizes of one example, as of `model_cost`.
+        input_shapes: Shape of one example, as of `model_cost`.
 
     Attributes:
         budget: Number of bytes that one iteration may take on each replica.
 
     Raises:
-        ValueError: If the budget is below what a batch of one takes.
+        ValueError: If the budget is below the bytes of a batch of one.
     """
 
-    def __init__(self, batch, model, input_shapes=None):
+    def __init__(
+        self,
+        batch: DynamicBatch,
+        model: keras.Model,
+        input_shapes: InputShapes = None,
+    ):
         self._batch = batch
         self._model = weakref.ref(model)
-        self._input_shapes = input_shapes
+        self._input_shapes = None
         self.budget = _budget_for(batch, model, input_shapes)
-        # (update, the updates of the initial size that it stands for), at the
-        # last growth.
+        # The update of the last growth, and its number if all updates had been
+        # of the initial size.
         self._since = (0, 0)
 
-    def belongs_to(self, model):
-        """Whether this is the growth with `model`, the same object."""
+    def belongs_to(self, model: keras.Model) -> bool:
+        """Whether `model` is the model with which the batch has been grown."""
         return self._model() is model
 
-    def resume(self, model):
-        """Notices whether the updates of `model` count from 0 again.
+    def resume(self, model: keras.Model, input_shapes: InputShapes = None):
+        """Begins a `fit`, which may be a further one of the same model.
 
-        They do if it has been compiled anew since the last growth.
+        Its images may have another size, and a model that has been compiled
+        anew counts its updates from 0.
         """
+        self._input_shapes = input_shapes
         if keras_internals.update_count(model.optimizer) < self._since[0]:
             self._since = (0, 0)
 
     def initial_updates(self, iterations):
-        """Converts updates to those of the initial size on the same examples.
+        """Converts `iterations` to updates of the initial size.
+
+        The result is the number of updates of the initial size on the same
+        examples; a schedule of the learning rate is read there.
 
         Args:
-            iterations: Integer, or integer tensor. The optimizer's, at least
-                as many as at the last growth.
+            iterations: Integer, or integer tensor: those of the optimizer, at
+                least as many as at the last growth.
         """
         update, initial_updates = self._since
         examples = (iterations - update) * self._batch.size
         return initial_updates + examples // self._batch.initial
 
-    def check_first_step(self, examples):
-        """Raises a `ValueError` unless the first step saw so many `examples`.
+    def check_first_step(self, examples: int):
+        """Raises a `ValueError` unless the first step saw a whole batch.
 
-        Another data set may have as many steps.
+        `begin_growth` compares the number of steps only, and another data set
+        may have as many steps.
         """
         expected = min(self._batch.size, self._batch.examples)
         if examples != expected:
@@ -132,19 +152,19 @@ class BatchGrowth:
                 f"step, expected {expected}"
             )
 
-    def grow(self, model, cost=None):
-        """Enlarges the batch to what the memory allows; never makes it smaller.
+    def grow(self, model: keras.Model, cost: Cost | None = None) -> int:
+        """Enlarges the batch as far as the memory allows; never shrinks it.
 
-        A size for which `DynamicBatch.scaling` gives no learning rate is not
-        grown to, with a warning: the model has become smaller already, and the
-        training goes on.
+        The batch stays as it is, with a warning, if `DynamicBatch.scaling`
+        gives no learning rate for the new size: the model has become smaller
+        already, and an error would end the training.
 
         Args:
             model: The model as it is now.
             cost: Its `Cost`, if it has been counted already.
 
         Returns:
-            The new size, an integer.
+            The new size.
         """
         size = self._size_for(model, cost)
         if size <= self._batch.size:
@@ -181,16 +201,16 @@ class BatchGrowth:
         return max(size, 0)
 
 
-def leaves_a_replica_empty(examples, size, replicas):
+def leaves_a_replica_empty(examples: int, size: int, replicas: int) -> bool:
     """Whether the last batch of an epoch has no example for some replica.
 
-    TensorFlow cuts it into parts that are as large as the first one, as long as
-    there are examples.
+    TensorFlow fills one replica after the other, each with as many examples as
+    the first one gets.
 
     Args:
-        examples: Integer. Those of an epoch.
-        size: Integer. The batch size, over all replicas.
-        replicas: Integer.
+        examples: Number of examples in an epoch.
+        size: The batch size, over all replicas.
+        replicas: Number of replicas.
     """
     rest = examples % size
     return 0 < rest <= math.ceil(rest / replicas) * (replicas - 1)
@@ -206,9 +226,9 @@ def _check_replicas(batch, replicas):
     if examples and leaves_a_replica_empty(examples, size, replicas):
         raise ValueError(
             f"The last batch of an epoch has {examples % size} examples for "
-            f"{replicas} replicas, one of which would get none, and layers "
-            "fail on that. Choose another `initial`, or leave out examples "
-            f"with `train.take(n)`. Received: batches of {size} for {examples} "
+            f"{replicas} replicas. One of them would get none, and layers fail "
+            "on an empty batch. Choose another `initial`, or fewer examples "
+            f"by `train.take(n)`. Received: batches of {size} for {examples} "
             "examples"
         )
 

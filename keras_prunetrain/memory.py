@@ -1,31 +1,37 @@
-"""The memory that a training iteration takes, and that a device has."""
+"""The memory that a training iteration takes, and the memory of a device."""
 
 import contextlib
 import os
 import pathlib
 
+import keras
+
 from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_count
-from keras_prunetrain.cost import model_cost
+from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.example_shapes import InputShapes
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
 
 
-def training_bytes(model, batch_size, input_shapes=None):
-    """Returns how many bytes a training iteration keeps at its peak.
+def training_bytes(
+    model: keras.Model,
+    batch_size: int,
+    input_shapes: InputShapes = None,
+) -> int:
+    """Returns the bytes that a training iteration keeps at its peak.
 
-    The activations that the backward pass needs, for each example, and for all
-    of them the weights, one gradient for each weight that trains, and the
-    optimizer's slots.
+    The sum of the activations that the backward pass needs, for each example,
+    and of the weights, one gradient for each weight that trains, and the
+    optimizer's slots, for all examples together. The bytes are counted, not
+    measured: TensorFlow took 9 to 14% more as the batch grew
+    (`tools/benchmarks/memory.py`).
 
     Args:
         model: A compiled functional model.
-        batch_size: Integer, at least 0. Examples on one replica; 0 for the
+        batch_size: Integer, at least 0: the examples on one replica; 0 for the
             variables alone.
-        input_shapes: Sizes of one example, as of `model_cost`. Defaults to
-            `None`, the sizes of the model's inputs.
-
-    Returns:
-        Integer.
+        input_shapes: Shape of one example, as of `model_cost`. Defaults to
+            `None`, the shapes of the model's inputs.
 
     Raises:
         ValueError: If `model` is not compiled, if `batch_size` is out of its
@@ -40,17 +46,21 @@ def training_bytes(model, batch_size, input_shapes=None):
     return fixed + int(batch_size) * per_example
 
 
-def iteration_bytes(model, input_shapes=None, cost=None):
-    """Returns the bytes of a model's variables, and those of an example.
+def iteration_bytes(
+    model: keras.Model,
+    input_shapes: InputShapes = None,
+    cost: Cost | None = None,
+) -> tuple[int, int]:
+    """Returns the two parts of `training_bytes`.
 
     Args:
         model: A compiled functional model.
-        input_shapes: Sizes of one example, as of `model_cost`.
+        input_shapes: Shape of one example, as of `model_cost`.
         cost: The model's `Cost`, if it has been counted already.
 
     Returns:
-        Two integers: the bytes of weights, gradients and slots, and those of
-        the activations of one example.
+        The bytes of weights, gradients and slots, and those of the activations
+        of one example.
     """
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
@@ -74,11 +84,12 @@ def _optimizer_bytes(model):
     return variable_bytes(optimizer.variables)
 
 
-def device_bytes():
-    """Returns the memory that one replica has on its device.
+def device_bytes() -> int:
+    """Returns the bytes of memory that one replica has on its device.
 
-    Of a GPU what TensorFlow may allocate there, which only `device_lib` tells;
-    of the machine a CPU's share, if there are several logical ones.
+    On a GPU, that is the memory which TensorFlow may allocate; only
+    `device_lib` tells it. On a CPU, it is the machine's memory, or the limit of
+    the container, divided by the number of logical CPUs.
     """
     import tensorflow as tf
     from tensorflow.python.client import device_lib

@@ -6,16 +6,13 @@ import re
 import keras
 
 
-def gradient_bytes(model):
+def gradient_bytes(model: keras.Model) -> int:
     """Returns the bytes of all gradients of `model`, one per trainable weight.
 
-    Devices exchange so many in each update (see `communication_bytes`).
+    Devices exchange so many bytes in each update (see `communication_bytes`).
 
     Args:
         model: A `keras.Model` that is built.
-
-    Returns:
-        Integer.
 
     Raises:
         ValueError: If `model` is no model, or has no weights yet.
@@ -29,13 +26,13 @@ def gradient_bytes(model):
     return variable_bytes(model.trainable_variables)
 
 
-def variable_bytes(variables):
-    """Returns the bytes of a list of `keras.Variable`s, an integer."""
+def variable_bytes(variables: list[keras.Variable]) -> int:
+    """Returns the bytes of a list of `keras.Variable`s."""
     return sum(math.prod(v.shape) * item_bytes(v.dtype) for v in variables)
 
 
-def item_bytes(dtype):
-    """Returns the bytes of one number of `dtype`, an integer."""
+def item_bytes(dtype: str) -> int:
+    """Returns the bytes of one number of `dtype`."""
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     # "bool" has no number of bits in its name and takes a byte.
     return int(bits[0]) // 8 if bits else 1

@@ -115,6 +115,15 @@ def test_mixed_precision_halves_the_bytes():
     assert cost.normalization_bytes == 8 * 2 * 8 * 8 * 6
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tensor_that_is_kept_in_two_dtypes_counts_in_the_larger(order):
+    inputs = keras.Input((8, 8, 4))
+    dtypes = ["float32", "mixed_bfloat16"][::order]
+    kinds = [layers.Conv2D(6, 1, dtype=dtype) for dtype in dtypes]
+    cost = model_cost(keras.Model(inputs, [kind(inputs) for kind in kinds]))
+    assert cost.activation_bytes == 4 * 8 * 8 * 4
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "macs"),
     [
@@ -275,6 +284,13 @@ def test_a_rule_that_counts_no_number_is_refused(own_rules, macs):
         f"return an integer of at least 0. Received: {macs!r} for a call that "
         "reads [(3,)] and writes [(3,)]"
     )
+
+
+def test_a_rule_that_does_not_say_what_is_kept_is_refused(own_rules):
+    register_rule(Bilinear, LayerRule("carries", saved=lambda layer: None))
+    model = keras.Sequential([keras.Input((3,)), Bilinear()])
+    with pytest.raises(ValueError, match="its `saved` must be 'inputs'"):
+        model_cost(model)
 
 
 @pytest.mark.parametrize(
@@ -475,5 +491,5 @@ def test_impossible_numbers_of_bytes_are_refused(size):
     "arguments", [(0,), (4, 3), (4, 0), (None,), (2.0,), (True,), (4, "2")]
 )
 def test_impossible_numbers_of_devices_are_refused(arguments):
-    with pytest.raises(ValueError, match="at least one device"):
+    with pytest.raises(ValueError, match="an integer that divides it"):
         communication_bytes(400, *arguments)

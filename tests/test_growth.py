@@ -38,6 +38,14 @@ def test_it_grows_to_the_largest_multiple_that_the_first_memory_allows():
     assert training_bytes(smaller, size + 8) > budget
 
 
+def test_a_model_that_keeps_no_activations_is_limited_by_its_data():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs))
+    model.compile("sgd", "mse")
+    growth = begun(DynamicBatch(64), model, examples=1000)
+    assert growth.grow(model) == 31 * 32
+
+
 def test_a_budget_in_bytes_counts_instead():
     model = model_of(16)
     budget = training_bytes(model, 100) - 1
@@ -57,7 +65,7 @@ def test_the_memory_of_the_device_is_a_budget():
 def test_it_never_gets_smaller():
     model = model_of(16)
     budget = training_bytes(model, 30)
-    growth = begun(DynamicBatch(64, memory_budget=budget), model)
+    growth = begun(DynamicBatch(64, 8, memory_budget=budget), model)
     assert growth.grow(model) == 64
 
 
@@ -74,6 +82,8 @@ def test_updates_count_in_updates_of_the_initial_size():
     assert growth.initial_updates(10) == 10
     model.optimizer.iterations.assign(10)
     growth.grow(model)
+    assert [growth.initial_updates(n) for n in (10, 11, 20)] == [10, 13, 40]
+    growth.resume(model)  # A further `fit` changes nothing.
     assert [growth.initial_updates(n) for n in (10, 11, 20)] == [10, 13, 40]
     batch.maximum = 192  # It grows once more, twice as large.
     model.optimizer.iterations.assign(20)
@@ -168,6 +178,19 @@ def test_images_of_any_size_grow_by_the_size_that_they_have():
         )
         sizes.append(growth.grow(model_of(5, size=size)))
     assert sizes[0] == sizes[1] > 64
+
+
+def test_a_further_fit_may_train_on_images_of_another_size():
+    model = model_of(16, size=None)
+    batch = DynamicBatch(64, 8, memory_budget=2**20)
+    batch(tf.data.Dataset.range(1000))
+    sizes = []
+    for pixels in (16, 8):
+        shape = (pixels, pixels, 3)
+        growth = begin_growth(batch, model, batch.announced_steps, shape)
+        sizes.append(growth._size_for(model, None))
+        assert training_bytes(model, sizes[-1], shape) <= 2**20
+    assert sizes[0] < sizes[1]
 
 
 def test_images_whose_size_nobody_knows_are_refused():

@@ -7,6 +7,7 @@ never guessed at: the channels that it touches stay.
 import dataclasses
 import functools
 import logging
+from typing import Literal
 
 import keras
 from keras import layers
@@ -126,12 +127,14 @@ def rule_for(operation: keras.Operation) -> LayerRule | None:
     return rule
 
 
-def macs_of(operation, read, written):
+def macs_of(
+    operation: keras.Operation, read: list[tuple], written: list[tuple]
+) -> int:
     """Returns the multiply-accumulates of one call, for one example.
 
-    A class whose rule does not say it counts like its base class. If nobody
-    says it, it is 0, with a warning where there are weights that might be a
-    kernel.
+    A class whose rule has no `macs` counts like its base class. Where no base
+    class has a rule with `macs` either, the result is 0, with a warning if the
+    operation has a weight that might be a kernel.
 
     Args:
         operation: A layer, or an operation of `keras.ops`.
@@ -139,9 +142,9 @@ def macs_of(operation, read, written):
         written: List of the shapes that it writes, likewise.
 
     Raises:
-        ValueError: If the rule's `macs` returns no integer of at least 0.
+        ValueError: If `LayerRule.macs` returns no integer of at least 0.
     """
-    count = _said_of(operation, "macs")
+    count = _inherited(operation, "macs")
     if count is None:
         if any(len(x.shape) >= 2 for x in getattr(operation, "weights", ())):
             _warn_unknown(type(operation))
@@ -157,18 +160,34 @@ def macs_of(operation, read, written):
     return int(macs)
 
 
-def saved_by(operation):
-    """Returns the values of a call that its gradient needs.
+def saved_by(
+    operation: keras.Operation,
+) -> Literal["inputs", "outputs", "nothing"]:
+    """Returns which values of a call its gradient needs.
 
-    That is `"inputs"`, `"outputs"` or `"nothing"`; `"inputs"` where no rule
-    says it, neither that of the class nor that of a base class.
+    They are the inputs where neither the rule of the class nor that of a base
+    class has `saved`.
+
+    Raises:
+        ValueError: If `LayerRule.saved` is none of the three words.
     """
-    saved = _said_of(operation, "saved")
-    return (saved(operation) if callable(saved) else saved) or "inputs"
+    saved = _inherited(operation, "saved")
+    if saved is None:
+        return "inputs"
+    if callable(saved):
+        saved = saved(operation)
+    if saved not in ("inputs", "outputs", "nothing"):
+        raise ValueError(
+            f"The rule of {type(operation).__name__} must say which values the "
+            "gradient needs: its `saved` must be 'inputs', 'outputs' or "
+            f"'nothing', or a function that returns one of them. Received: "
+            f"{saved!r}"
+        )
+    return saved
 
 
-def _said_of(operation, field):
-    """Returns a field of the rule of the nearest base class that sets it."""
+def _inherited(operation, field):
+    """Returns a rule's field, of the nearest base class that sets it."""
     for layer_class in type(operation).__mro__:
         value = getattr(_RULES.get(layer_class), field, None)
         if value is not None:

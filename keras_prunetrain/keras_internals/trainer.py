@@ -19,14 +19,15 @@ def strategy_scope(model):
 
 
 def repair_distributed_fit():
-    """Lets `fit` work on several machines, and on uneven batches.
+    """Lets `fit` work on several machines, and on uneven first batches.
 
-    Two private places of Keras's TensorFlow trainer fail there (Keras 3.8 to
+    Two private functions of Keras's TensorFlow trainer fail there (Keras 3.8 to
     3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
     the replicas, which must be of one machine and have as many examples each,
     and `reduce_per_replica` takes the first axis of results that have none.
-    Both are replaced by what does the same where Keras's own works; not in a
-    Keras of another major version, nor where one of the places is gone.
+    Both are replaced in the whole process. The replacements behave like Keras
+    wherever Keras works. Nothing is replaced in a Keras of another major
+    version, or in one that lacks one of the functions.
     """
     is_keras_3 = keras.version().split(".")[0] == "3"
     if keras.backend.backend() != "tensorflow" or not is_keras_3:
