@@ -29,13 +29,9 @@ def config_of(layer):
         for name, value in vars(layer).items()
         if isinstance(value, _OBJECTS)
     }
-    vars(layer).update(dict.fromkeys(objects))
-    try:
-        config = _config(layer)
-    except Exception:
-        config = None
-    finally:
-        vars(layer).update(objects)
+    config = None
+    with contextlib.suppress(Exception):  # Those of the user's code.
+        config = _config(_shadow(layer, dict.fromkeys(objects)))
     optional = {"activity_regularizer"}  # Absent where it is `None`.
     if config is None or not objects.keys() <= config.keys() | optional:
         config = _config(layer)
@@ -47,6 +43,13 @@ def config_of(layer):
         if callable(live) and not isinstance(live, keras.Operation):
             config[name] = live
     return config
+
+
+def _shadow(layer, changes):
+    """Returns an object like `layer`, with other values of some attributes."""
+    shadow = object.__new__(type(layer))
+    vars(shadow).update({**vars(layer), **changes})
+    return shadow
 
 
 def _attribute(layer, name):
