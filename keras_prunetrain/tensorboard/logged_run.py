@@ -88,14 +88,14 @@ class LoggedRun:
             scratch.unlink(missing_ok=True)  # A link is not written through.
             scratch.touch()
             scratch.unlink()
-            text = record.read_text()
-        except FileNotFoundError:
-            return None
+            text = record.read_text() if record.exists() else None
         except OSError as error:
             raise ValueError(
                 f"DensityLog cannot write into '{self.folder}': {error}. Give "
                 "it a folder that may be written."
             ) from error
+        if text is None:
+            return None
         try:
             run = json.loads(text)
         except (ValueError, RecursionError):

@@ -762,6 +762,8 @@ def test_a_link_in_the_folder_is_not_written_through(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused(tmp_path / "file" / "logs", "cannot write into .*file/logs")
+    # A system that says there is no such place, of a folder to be made.
+    assert_refused("/proc/logs", "cannot write into '/proc/logs'")
 
 
 def test_it_must_stand_behind_the_callback_that_it_logs(tmp_path):
