@@ -177,16 +177,16 @@ class DynamicBatch:
             y: Array, or a structure of arrays; optional.
             sample_weight: Array; optional.
             shuffle: Boolean. Whether each pass has an order of its own.
-            seed: Integer that decides the orders. Several workers need the
-                same seed.
+            seed: Integer, at least 0, that decides the orders; `None` for
+                orders of chance. Several workers need the same integer.
 
         Returns:
             A `tf.data.Dataset` as of `__call__`.
 
         Raises:
-            ValueError: If there are no arrays of equally many examples, if
-                these are fewer than one batch, or if `sample_weight` comes
-                without `y`.
+            ValueError: If there are no arrays of equally many examples, if the
+                examples are fewer than one batch, if `sample_weight` comes
+                without `y`, or if `shuffle` or `seed` is out of its range.
         """
         structure = data_sets.structure_of(x, y, sample_weight)
         tensors = data_sets.tensors_of(structure)

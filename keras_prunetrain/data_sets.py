@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_prunetrain.checks import is_count
+
 
 def size_variable(size: int):
     """Returns a variable with a batch size, which each pass reads anew.
@@ -134,16 +136,28 @@ def tensors_of(structure: Any) -> Any:
         return tf.nest.map_structure(tf.convert_to_tensor, structure)
 
 
-def positions_in(tensors: Any, shuffle: bool, seed: int):
+def positions_in(tensors: Any, shuffle: bool, seed: int | None):
     """Returns a data set with the positions of all rows of `tensors`.
 
     Args:
         tensors: A structure of tensors with the same number of rows.
         shuffle: Whether each pass has an order of its own.
-        seed: Decides the orders.
+        seed: Decides the orders; `None` for orders of chance.
+
+    Raises:
+        ValueError: If `shuffle` is no boolean or `seed` no integer.
     """
     import tensorflow as tf
 
+    if not isinstance(shuffle, bool):
+        raise ValueError(
+            f"`shuffle` must be True or False. Received: shuffle={shuffle!r}"
+        )
+    if seed is not None and not is_count(seed):
+        raise ValueError(
+            "`seed` must be an integer of at least 0, or `None`. Received: "
+            f"seed={seed!r}"
+        )
     count = int(tf.nest.flatten(tensors)[0].shape[0])
     positions = tf.data.Dataset.range(count)
     return positions.shuffle(count, seed=seed) if shuffle else positions

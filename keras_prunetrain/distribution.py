@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.checks import is_number
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -35,9 +36,19 @@ def multi_worker_strategy(timeout_seconds: float | None = None):
 
     Returns:
         A `tf.distribute.MultiWorkerMirroredStrategy`.
+
+    Raises:
+        ValueError: If `timeout_seconds` is out of its range.
     """
     import tensorflow as tf
 
+    if timeout_seconds is not None and not (
+        is_number(timeout_seconds) and timeout_seconds > 0
+    ):
+        raise ValueError(
+            "`timeout_seconds` must be a number above 0, or `None` for no "
+            f"timeout. Received: timeout_seconds={timeout_seconds!r}"
+        )
     keras_internals.repair_distributed_fit()
     options = tf.distribute.experimental.CommunicationOptions(
         timeout_seconds=timeout_seconds

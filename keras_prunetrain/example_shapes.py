@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_prunetrain.channels.walk import run_graph
+from keras_prunetrain.checks import is_count
 from keras_prunetrain.keras_internals import arguments_with, is_graph
 from keras_prunetrain.variables import item_bytes
 
@@ -126,26 +127,33 @@ def _fits(shape, expected):
     )
 
 
+def _is_shape(value):
+    return isinstance(value, tuple) and all(
+        size is None or is_count(size, 1) for size in value
+    )
+
+
 def _per_input(model, shapes):
     """Returns a list of a shape or `None` for each of `model.inputs`."""
-    if shapes is None:
-        return [None] * len(model.inputs)
-    is_one = isinstance(shapes, tuple) and all(
-        isinstance(size, int | None) for size in shapes
-    )
-    shapes = [shapes] if is_one else list(shapes)
     expected = [tensor.shape[1:] for tensor in model.inputs]
-    if len(shapes) != len(expected) or not all(
-        shape is None or _fits(shape, size)
-        for shape, size in zip(shapes, expected, strict=True)
+    if shapes is None:
+        return [None] * len(expected)
+    listed = [shapes] if _is_shape(shapes) else shapes
+    if (
+        not isinstance(listed, list | tuple)
+        or len(listed) != len(expected)
+        or not all(
+            shape is None or (_is_shape(shape) and _fits(shape, size))
+            for shape, size in zip(listed, expected, strict=True)
+        )
     ):
         raise ValueError(
             "`input_shapes` must hold a shape for each input of the model, "
             "without the batch: `(32, 32, 3)` for one, a list for several. "
-            f"Received: {shapes} for '{model.name}', whose inputs have the "
+            f"Received: {shapes!r} for '{model.name}', whose inputs have the "
             f"shapes {expected}"
         )
-    return shapes
+    return listed
 
 
 def _shapes_written(call, read):

@@ -109,6 +109,15 @@ def test_what_has_no_examples_is_refused(x, shapes):
         DynamicBatch(2).arrays(x)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"shuffle": "no"}, {"seed": "x"}, {"seed": -1}, {"seed": 0.5}]
+)
+def test_an_order_that_is_none_is_refused(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        DynamicBatch(2).arrays(np.zeros(4), **arguments)
+
+
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"same number .* Received: 10, 9"):
         DynamicBatch(4).arrays(np.zeros(10), np.zeros(9))

@@ -430,7 +430,12 @@ def test_each_input_can_be_of_any_size():
 
 
 @pytest.mark.parametrize(
-    "shapes", [(8, 4), [(8, 3), (8, 3)], [], (3,), [(1, 8, 3)], (None, 8, 3)]
+    "shapes",
+    [
+        *((8, 4), [(8, 3), (8, 3)], [], (3,), [(1, 8, 3)], (None, 8, 3)),
+        *(8, "ab", [8, 3], (8.0, 3), (-8, 3), (True, 3), {"a": (8, 3)}),
+    ],
+    ids=str,
 )
 def test_shapes_that_do_not_fit_the_inputs_are_refused(shapes):
     model = keras.Sequential([keras.Input((None, 3)), layers.Conv1D(4, 3)])

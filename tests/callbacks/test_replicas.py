@@ -15,6 +15,7 @@ from apps import training
 from keras_prunetrain import (
     DynamicBatch,
     PruneTrainCallback,
+    multi_worker_strategy,
     training_bytes,
 )
 from keras_prunetrain.distribution import (
@@ -146,6 +147,12 @@ def test_a_scaled_loss_is_warned_of(strategy, caplog):
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
         check_strategy(model)
     assert "Use `mixed_bfloat16`" in caplog.text
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "x", float("nan"), True])
+def test_impossible_timeouts_are_refused(seconds):
+    with pytest.raises(ValueError, match="`timeout_seconds` must be a number"):
+        multi_worker_strategy(seconds)
 
 
 @pytest.mark.parametrize(
