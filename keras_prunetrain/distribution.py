@@ -146,10 +146,11 @@ def check_agreement(model: keras.Model, description: str):
         model: The model that the workers train.
         description: All settings on which the workers must agree, as text.
     """
-    if replica_count(model) == 1:
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or not keras_internals.on_several_machines(strategy):
         return
     digest = hashlib.sha256(description.encode()).digest()
-    rows = _gathered(model, [np.frombuffer(digest, "int32")])[0]
+    rows = _gathered(strategy, [np.frombuffer(digest, "int32")])[0]
     if (rows != rows[0]).any():
         raise ValueError(
             "The workers do not train the same way, and would drift apart or "
@@ -172,25 +173,37 @@ def average_statistics(model: keras.Model):
     means = [
         # Exact where all rows are equal: frozen weights stay as they are.
         rows[0] + (rows - rows[0]).mean(axis=0, dtype=rows.dtype)
-        for rows in _gathered(model, own)
+        for rows in _values_of_replicas(model, own)
     ]
     for weight, mean in zip(own, means, strict=True):
         weight.assign(mean)
 
 
-def _gathered(model, values):
-    """Returns each of `values` on all replicas, arrays `(replicas, *shape)`."""
+def _values_of_replicas(model, weights):
+    """Returns the values of each of `weights`, arrays `(replicas, *shape)`."""
+    strategy = model.distribute_strategy
+    if keras_internals.on_several_machines(strategy):
+        rows = _gathered(strategy, weights)
+        keras_internals.release_gradients(weights)
+        return rows
+    return [
+        np.stack(strategy.experimental_local_results(weight.value))
+        for weight in weights
+    ]
+
+
+def _gathered(strategy, values):
+    """Returns each of `values` on all workers, arrays `(replicas, *shape)`."""
     import tensorflow as tf
 
-    strategy = model.distribute_strategy
-
-    @tf.function
     def gather():
         context = tf.distribute.get_replica_context()
         rows = [ops.convert_to_tensor(value)[None] for value in values]
         return context.all_gather(rows, axis=0)
 
-    results = strategy.run(gather)
+    # The strategy keeps a traced function that it is handed for good, and so
+    # it gets one that is not.
+    results = tf.function(lambda: strategy.run(gather), autograph=False)()
     return [
         strategy.experimental_local_results(result)[0].numpy()
         for result in results

@@ -4,6 +4,7 @@ Each function says which attribute it reads and why nothing public does. The
 tests of these modules fail when a new Keras moves one of them.
 """
 
+from keras_prunetrain.keras_internals.gradients import release_gradients
 from keras_prunetrain.keras_internals.graph import (
     Call,
     application_layer,
@@ -110,6 +111,7 @@ __all__ = [
     "own_attributes",
     "parts",
     "producer",
+    "release_gradients",
     "remove_step_hook",
     "renew_steps",
     "repair_distributed_fit",

@@ -194,7 +194,9 @@ def carry_exclusions(optimizer, smaller, pairs):
             for old, new in pairs
             if optimizer._var_key(old) in keys
         }
-        smaller._exclude_from_weight_decay_cache = {}
+    # The first step makes this cache. It refers to the optimizer's variables,
+    # and is to be replaced together with them.
+    smaller._exclude_from_weight_decay_cache = {}
 
 
 def optimizer_variables(optimizer):

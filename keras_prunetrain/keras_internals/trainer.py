@@ -6,6 +6,8 @@ import sys
 
 import keras
 
+from keras_prunetrain.keras_internals.gradients import release_gradients
+
 
 def strategy_scope(model):
     """Returns the scope in which variables for `model` must be made.
@@ -177,5 +179,6 @@ def announce_steps(callbacks, steps):
 
 def renew_steps(model):
     """Lets `model` trace its train and test steps anew when they are called."""
+    release_gradients(model.variables)
     model.make_train_function(force=True)
     model.test_function = None

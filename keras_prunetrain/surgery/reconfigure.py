@@ -110,6 +110,8 @@ def carry_out(model, plan):
     Raises:
         ValueError: If a layer or the optimizer cannot be carried over.
     """
+    # Else the weights would stay in memory when nothing uses them any more.
+    keras_internals.release_gradients(model.variables)
     return _smaller(model, plan, model.optimizer if model.compiled else None)
 
 
