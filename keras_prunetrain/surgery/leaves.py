@@ -13,10 +13,14 @@ from keras_prunetrain.surgery.carried import (
 from keras_prunetrain.surgery.copying import copy_operation
 from keras_prunetrain.surgery.pairing import Pairing
 from keras_prunetrain.surgery.remaking import config_of, make
+from keras_prunetrain.surgery.uses import refuse_use
 
 
 class Leaves:
     """Clones the layers of a graph that are no graphs themselves.
+
+    Attributes:
+        keep: Dict from the `id` of a variable that is cut to its `Cut.keep`.
 
     Args:
         plan: The `Plan` for the model.
@@ -30,7 +34,7 @@ class Leaves:
         self._plan = plan
         self._twins = twins
         self._copy_graph = copy_graph
-        self._keep = _positions(plan)
+        self.keep = _positions(plan)
         self._leaves = []  # Pairs of a layer and its clone.
         self._pairs = []  # The same for inner layers and models, too.
         self._resized = {}  # id of a layer -> its arguments that have changed.
@@ -69,6 +73,40 @@ class Leaves:
             self._leaves.append((layer, clone))
         return clone
 
+    def counterpart(self, value):
+        """Returns the counterpart of a weight that the graph itself uses.
+
+        `x * layer.scale` is a call of `multiply` with a variable. Other
+        arguments of a call are returned as they are.
+
+        Args:
+            value: An argument of a call.
+
+        Raises:
+            ValueError: If the weight is cut.
+        """
+        if not isinstance(value, keras.Variable):
+            return value
+        owners = (
+            (key, layer)
+            for key, layer in self._plan.numbering.layers.items()
+            if any(v is value for v in getattr(layer, "variables", ()))
+            and not keras_internals.is_graph(layer)
+        )
+        key, layer = next(owners, (None, None))
+        if layer is None:  # Of the user's own, and trained by nobody.
+            return value
+        if id(value) in self.keep:
+            refuse_use("The graph itself", value, key)
+        if id(layer) not in self._twins:
+            self._twins[id(layer)] = self.clone(layer, key)
+        clone = self._twins[id(layer)]
+        if not clone.built:  # Its turn comes later.
+            clone.build_from_config(layer.get_build_config())
+        pairing = Pairing({}, {}, self._copy_model)
+        pairing.add(layer, clone)
+        return pairing.twins[id(value)]
+
     def pair(self, graphs):
         """Returns the `Cut`s of all variables, once all clones are built.
 
@@ -77,7 +115,7 @@ class Leaves:
         """
         for clone, name, initializer in self._initializers:
             vars(clone)[name] = initializer
-        pairing = Pairing(self._twins, self._keep, self._copy_model)
+        pairing = Pairing(self._twins, self.keep, self._copy_model)
         for layer, clone in self._leaves:
             pairing.add(layer, clone)
         cuts = pairing.cuts()
@@ -146,7 +184,7 @@ class Leaves:
         has_other_shape = self._has_other_shape(key)
         if (
             changes
-            or any(id(v) in self._keep for v in variables)
+            or any(id(v) in self.keep for v in variables)
             or (has_other_shape and variables)
         ):
             raise ValueError(
@@ -171,7 +209,7 @@ class Leaves:
     def _is_cut(self, layer, clone):
         if self._resized.get(id(layer)):
             return True
-        if any(id(v) in self._keep for v in layer.variables):
+        if any(id(v) in self.keep for v in layer.variables):
             return True
         return layer.get_build_config() != clone.get_build_config()
 

@@ -11,6 +11,7 @@ from keras_prunetrain.surgery.cut import Cut, sliced
 from keras_prunetrain.surgery.indexing import reindexed
 from keras_prunetrain.surgery.leaves import Leaves
 from keras_prunetrain.surgery.takeover import adopt_class
+from keras_prunetrain.surgery.uses import check_takes, check_uses
 
 __all__ = ["Cut", "rebuild", "sliced"]
 
@@ -28,10 +29,12 @@ def rebuild(model, plan):
         a dict from the `id` of each old layer to its clone.
 
     Raises:
-        ValueError: If a layer cannot be made anew, or if a regularizer or a
+        ValueError: If a layer cannot be made anew, if a weight that is cut is
+            used in a way that is not known, or if its regularizer or its
             constraint does not take the smaller weight.
     """
     builder = _Builder(plan)
+    check_uses(plan.numbering, builder.leaves.keep)
     smaller = builder.graph(model, "", [x.shape for x in model.inputs])
     cuts = builder.leaves.pair(builder.graphs)
     for cut in cuts:
@@ -41,6 +44,7 @@ def rebuild(model, plan):
             value = ops.convert_to_numpy(value) + sliced(offset, cut.keep)
         cut.new.assign(value)
         carry_variable(cut, builder.clones)
+    check_takes(cuts)
     builder.leaves.carry()
     return smaller, cuts, builder.clones
 
@@ -101,7 +105,10 @@ class _Builder:
             inputs = [values[id(call.inputs[i])] for i in branch.stay]
             return self._without_branch(call, prefix, inputs, branch)
         inputs = [values[id(x)] for x in call.inputs]
-        args, kwargs = keras_internals.arguments_with(call, values)
+        args, kwargs = tree.map_structure(
+            self.leaves.counterpart,
+            keras_internals.arguments_with(call, values),
+        )
         rule = rule_for(call.operation)
         # The numbering does not look into models that stand in a wrapper.
         key = prefix + call.operation.name

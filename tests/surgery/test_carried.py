@@ -453,3 +453,75 @@ def test_a_regularizer_that_is_exchanged_afterwards_is_carried():
     for name in (layer.name, "a"):
         old, new = (m.get_layer(name) for m in (model, smaller))
         assert new.activity_regularizer is old.activity_regularizer
+
+
+NOISES = {
+    "Dropout": (layers.Dropout, "rate", 0.5),
+    "GaussianDropout": (layers.GaussianDropout, "rate", 0.5),
+    "SpatialDropout1D": (layers.SpatialDropout1D, "rate", 0.5),
+    "AlphaDropout": (layers.AlphaDropout, "rate", 0.5),
+    "GaussianNoise": (layers.GaussianNoise, "stddev", 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "name", "value"), NOISES.values(), ids=NOISES
+)
+@pytest.mark.parametrize("place", [lambda x: x, layers.TimeDistributed])
+def test_a_rate_that_is_changed_and_changed_back_draws_the_same(
+    layer_class, name, value, place
+):
+    layer = layer_class(value)
+    outside = place(layer)
+    # Of the rank that `SpatialDropout1D` takes.
+    x = CUBE if outside is layer else CUBE[:, None]
+    model = around(outside, x)
+    model.train_on_batch(x, np.zeros((8, 3)))
+    setattr(layer, name, 0.0)
+
+    smaller = cut(model, x)
+
+    new = smaller.layers[1]
+    new = getattr(new, "layer", new)
+    assert getattr(new, name) == 0.0
+    setattr(layer, name, value)
+    setattr(new, name, value)
+    for _ in range(2):
+        for m in (model, smaller):
+            m.train_on_batch(x, np.zeros((8, 3)))
+    np.testing.assert_allclose(outputs(smaller, x), outputs(model, x), 1e-7)
+
+
+def test_a_layer_keeps_weights_that_it_was_given_later():
+    layer = layers.Dense(4)
+    layer.scale = layer.add_weight(name="scale", initializer="ones")
+    layer.all = [{"shift": layer.add_weight(name="shift")}]
+    layer.add_weight(name="nowhere", trainable=False)
+    layer.last = layers.Dense(2)
+    call = layer.call
+    layer.last.build((None, 4))
+    layer.call = lambda x, training=None: layer.last(
+        call(x) * layer.scale + layer.all[0]["shift"]
+    )
+    model = around(layer, CUBE, lambda x: layers.Flatten()(x[..., :2]))
+    layer.scale.assign(3.0)
+
+    smaller = cut(model, CUBE)
+
+    new = smaller.layers[1]
+    assert sorted(v.name for v in new.weights) == sorted(
+        v.name for v in layer.weights
+    )
+    assert not {id(v) for v in new.weights} & {id(v) for v in layer.weights}
+
+
+def test_a_weight_that_the_config_denies_is_cut_all_the_same():
+    a = layers.Dense(6, bias_initializer="ones", name="a")
+    inputs = keras.Input((3,))
+    h = layers.Dense(4, use_bias=False, name="b")(a(inputs))
+    model = compiled(keras.Model(inputs, layers.Dense(3)(h)))
+    a.use_bias = False  # Keras asks whether there is a bias.
+
+    smaller = cut(model, CUBE[:, 0], steps=0)
+
+    assert smaller.get_layer("a").bias.shape == (5,)
