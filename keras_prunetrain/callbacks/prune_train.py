@@ -3,6 +3,7 @@
 import logging
 
 from keras_prunetrain.fit.arguments import check_schedule
+from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.record import penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
@@ -34,7 +35,15 @@ class PruneTrainCallback(ReconfiguringCallback):
     model.save("small.keras")  # An ordinary Keras model.
     ```
 
-    The history of `fit` gains two values per epoch: `density`, the kept share
+    The history of `fit` gains `val_task_loss` with each validation: `val_loss`
+    without the penalties on weights. `val_loss` contains the lasso, so values
+    before and after a reconfiguration are not comparable; let `EarlyStopping`,
+    `ReduceLROnPlateau` and `ModelCheckpoint` monitor `val_task_loss`, with
+    `mode="min"` and behind this callback in the list. A model with a
+    `train_step` of its own must add
+    `self.losses` to its loss.
+
+    The history also gains two values per epoch: `density`, the kept share
     of the channels that the model had when it was first trained with this
     callback (a fraction, after the epoch's reconfiguration), and
     `training_flops`, those of the whole epoch; NaN if the model takes images of
@@ -69,6 +78,10 @@ class PruneTrainCallback(ReconfiguringCallback):
             each reconfiguration. Defaults to `None`, a fixed batch size.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`, `fold`.
+        factor: Float above 0. The lasso's factor, instead of one computed from
+            the first batch: pass that of the first run to a run that goes on
+            from a file, whose smaller loss would give a smaller factor.
+            Defaults to `None`, computed.
         finetune_epochs: Integer. So many epochs at the end run without lasso
             (paper, table 1). Defaults to `0`.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`. Defaults to
@@ -101,14 +114,16 @@ class PruneTrainCallback(ReconfiguringCallback):
         reconfigure=None,
         *,
         finetune_epochs=0,
+        factor=None,
         log_dir=None,
     ):
         super().__init__(threshold, batch, reconfigure, log_dir)
-        check_schedule(penalty_ratio, interval, finetune_epochs)
+        check_schedule(penalty_ratio, interval, finetune_epochs, factor)
         self.penalty_ratio = penalty_ratio
         self.interval = interval
         self.finetune_epochs = finetune_epochs
-        self._lasso = CalibratedLasso()
+        self._first_factor = factor
+        self._lasso = CalibratedLasso(factor)
         self._said_nothing_dead = False
 
     @property
@@ -123,7 +138,7 @@ class PruneTrainCallback(ReconfiguringCallback):
     def settings(self):
         names = ("penalty_ratio", "interval", "finetune_epochs")
         own = {name: getattr(self, name) for name in names}
-        return super().settings() | own
+        return super().settings() | own | {"factor": self._first_factor}
 
     def penalty_share(self, loss):
         return penalty_share(self.model, loss)
@@ -135,6 +150,7 @@ class PruneTrainCallback(ReconfiguringCallback):
                 f"Received: finetune_epochs={self.finetune_epochs}, and "
                 f"epochs={self.params['epochs']} in `fit`."
             )
+        warn_of_monitors(self, self._fit.siblings)
 
     def begin(self, numbering):
         self.at_end(self._lasso.end, self.model)
@@ -150,7 +166,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def forget(self):
         super().forget()
-        self._lasso = CalibratedLasso()
+        self._lasso = CalibratedLasso(self._first_factor)
         self._said_nothing_dead = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -170,6 +186,18 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._lasso.after_first_batch(
             self.model, logs or {}, self.penalty_ratio
         )
+
+    def on_test_begin(self, logs=None):
+        super().on_test_begin(logs)
+        self._lasso.before_validation(self.model)
+
+    def on_test_end(self, logs=None):
+        super().on_test_end(logs)
+        self._lasso.after_validation(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._lasso.add_task_loss(self.model, {} if logs is None else logs)
+        super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
         stopped_early = self.epoch is not None and not self.is_due(self.epoch)

@@ -5,8 +5,13 @@ from keras_prunetrain.channels.liveness import check_limits
 from keras_prunetrain.checks import is_count, is_number
 
 
-def check_schedule(penalty_ratio, interval, finetune_epochs):
+def check_schedule(penalty_ratio, interval, finetune_epochs, factor):
     """Raises a `ValueError` if one of them is out of its range."""
+    if factor is not None and not (is_number(factor) and factor > 0.0):
+        raise ValueError(
+            "`factor` must be a number above 0, or `None` to compute the "
+            f"factor from the first batch. Received: factor={factor!r}"
+        )
     if not is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
         raise ValueError(
             "`penalty_ratio` is the lasso's share of the loss, a fraction "

@@ -15,16 +15,21 @@ class CalibratedLasso:
     or there is none, it is computed from the first batch, and the one that was
     put on is taken off at the end.
 
+    Args:
+        factor: Float above 0, the factor to use; `None` to compute it.
+
     Attributes:
         factor: Float, the largest of all; `None` before the first batch.
         acts: Boolean. Whether a kernel carries a lasso now.
     """
 
-    def __init__(self):
-        self.factor = None
+    def __init__(self, factor: float | None = None):
+        self.factor = factor
         self.acts = False
         self._given_factors = {}
         self._first_batch = None
+        self._awaits_gradient = False
+        self._is_in_val_loss = False
 
     def begin(self, model, numbering, skipped):
         """Puts the lasso on, with the factor that it has so far.
@@ -44,6 +49,10 @@ class CalibratedLasso:
             attach.attach_lasso(model, numbering, skipped)
         self.acts = bool(attach.lassos_of(model))
         self._set_factors(model)
+        self._awaits_gradient = self.acts
+        self._is_in_val_loss = False
+        for lasso, _ in attach.lassos_of(model):
+            lasso.was_differentiated = False
         _trace_anew(model)
 
     def before_first_batch(self, model):
@@ -63,8 +72,10 @@ class CalibratedLasso:
             penalty_ratio: Float in (0, 1). See `PruneTrainCallback`.
 
         Raises:
-            ValueError: If `logs` has no loss, or a negative one.
+            ValueError: If `logs` has no loss, or a negative one, or if the step
+                left the lasso out of its gradient.
         """
+        self._check_gradient(model)
         if self._first_batch is None:
             return
         (penalties, norms), self._first_batch = self._first_batch, None
@@ -91,6 +102,49 @@ class CalibratedLasso:
             )
         self.factor = calibrated_factor(norms, task_loss, penalty_ratio)
         self._set_factors(model)
+
+    def _check_gradient(self, model):
+        """Raises a `ValueError` if the first step left all lassos out."""
+        if not self._awaits_gradient:
+            return
+        self._awaits_gradient = False
+        if not any(x.was_differentiated for x, _ in attach.lassos_of(model)):
+            raise ValueError(
+                f"The training step of '{model.name}' leaves the lasso out: no "
+                "gradient of the penalty was computed in the first step, and "
+                "no channel would ever go. Keras puts the penalties into "
+                "`self.losses`. Add them to the loss inside the gradient's "
+                "scope in the model's own `train_step` or `compute_loss`:\n\n"
+                "    loss = loss + sum(self.losses)\n\n"
+                "`self.compute_loss(x, y, y_pred)` of `keras.Model` does so."
+            )
+
+    def before_validation(self, model):
+        """Prepares to see whether the validation loss has the penalties."""
+        for lasso, _ in attach.lassos_of(model):
+            lasso.was_called = False
+
+    def after_validation(self, model):
+        """Notes whether the validation loss has the penalties.
+
+        A traced step asks for them when it is traced, and never again.
+        """
+        if any(lasso.was_called for lasso, _ in attach.lassos_of(model)):
+            self._is_in_val_loss = True
+
+    def add_task_loss(self, model, logs):
+        """Puts `val_task_loss` into the `logs` of an epoch with validation.
+
+        That is `val_loss` without the penalties on weights, the lasso's and
+        others. A metric of that name stays as it is.
+
+        Args:
+            model: The model, before the epoch's reconfiguration.
+            logs: Dict, modified.
+        """
+        if self._is_in_val_loss and "val_loss" in logs:
+            penalties = attach.weight_penalties(model)
+            logs.setdefault("val_task_loss", logs["val_loss"] - penalties)
 
     def pause(self, model):
         """Lets the rest of this `fit` train without it."""

@@ -63,6 +63,9 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def __init__(self, factor=0.0, axes=(-2, -1)):
         self.axes = _checked_axes(axes)
+        # Whether anything asked for the penalty, and whether a gradient went
+        # through it. The training that carries the lasso resets and reads both.
+        self.was_called = self.was_differentiated = False
         # A variable, because `tf.function` would freeze a float at trace time.
         self._factor = keras.Variable(
             _checked_factor(factor),
@@ -81,6 +84,7 @@ class GroupLasso(keras.regularizers.Regularizer):
         self._factor.assign(_checked_factor(value))
 
     def __call__(self, kernel):
+        self.was_called = True
         penalty = self.unscaled(kernel)
         return ops.cast(self._factor, penalty.dtype) * penalty
 
@@ -89,9 +93,13 @@ class GroupLasso(keras.regularizers.Regularizer):
         axes = _axes_of(kernel, self.axes)
         if keras.backend.standardize_dtype(kernel.dtype) != "float64":
             kernel = ops.cast(kernel, "float32")
-        penalty = _sum_of_norms(ops.convert_to_tensor(kernel), axes)
+        kernel = ops.convert_to_tensor(kernel)
+        penalty = _sum_of_norms(kernel, axes, self._note_gradient)
         # Keras adds penalties to losses, and casts neither.
         return ops.cast(penalty, keras.config.floatx())
+
+    def _note_gradient(self):
+        self.was_differentiated = True
 
     def get_config(self):
         return {"factor": self.factor, "axes": list(self.axes)}
@@ -119,8 +127,11 @@ class BesideLasso(keras.regularizers.Regularizer):
         return penalty + ops.cast(self.own(kernel), penalty.dtype)
 
 
-def _sum_of_norms(kernel, axes):
-    """Returns the sum of the L2 norms of all slices along each of `axes`."""
+def _sum_of_norms(kernel, axes, on_gradient):
+    """Returns the sum of the L2 norms of all slices along each of `axes`.
+
+    Calls `on_gradient()` whenever its gradient is asked for.
+    """
     norms = _norms(kernel, axes)
 
     # The gradient is written out, because what is derived from sums and roots
@@ -128,6 +139,7 @@ def _sum_of_norms(kernel, axes):
     @ops.custom_gradient
     def sum_of_norms(kernel):
         def gradient(*args, upstream=None):
+            on_gradient()
             upstream = args[0] if upstream is None else upstream
             # In this order, only one product has the size of the kernel.
             return kernel * (upstream * sum(1.0 / norm for norm in norms))
