@@ -144,6 +144,11 @@ class Grower:
         step = int(self.rng.choice([1, 1, 2]))
         return x[:, :, :, start::step] * 2.0
 
+    def taken(self, x):
+        count = int(self.rng.integers(2, 6))
+        indices = self.rng.integers(0, x.shape[-1], count).tolist()
+        return ops.take(x, indices, axis=-1)
+
     def shuffled(self, x):
         h, w, c = x.shape[1:]
         if c % 2:
@@ -199,9 +204,9 @@ class Grower:
 _PIECES = [
     *("convolution", "batch_norm", "depthwise", "separable", "grouped"),
     *("transposed", "dense", "pooling", "joined", "residual", "excited"),
-    *("concatenated", "split", "sliced", "shuffled", "shared", "nested"),
+    *("concatenated", "split", "sliced", "taken", "shuffled", "shared"),
     *("normalized", "unknown", "convolution", "batch_norm", "joined"),
-    *("wrapped", "nested"),
+    *("wrapped", "nested", "nested"),
 ]
 
 

@@ -41,13 +41,13 @@ class LayerRule:
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
             the channels. `None`, also as its result, if any axis will do.
-        channel_arguments: Constructor arguments that may hold one number per
-            channel.
-        shape_argument: Constructor argument that holds the output's shape,
-            with or without the batch.
-        cuts_argument: Constructor argument that says where the outputs are
-            cut apart, as `ops.split` takes it.
-        indexes: Whether it is `x[key]`, whose key counts channels.
+        resize: Function of the layer, its config, the list of the `Channels`
+            of each output, and the list of the positions that stay in each
+            that returns a dict of the further constructor arguments that
+            change; see `channels/resizing.py`.
+        reindex: Function of an operation that indexes its input, as `x[key]`
+            does, that returns the arguments for the channels that are left;
+            see `channels/indexing.py`.
         repeats: Function of the layer that returns how many channels it makes
             of each input channel, one after the other: a depthwise
             convolution's multiplier. `None` for one.
@@ -95,10 +95,8 @@ class LayerRule:
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     channel_axis: Callable[[Any, int], int | None] | None = None
-    channel_arguments: tuple[str, ...] = ()
-    shape_argument: str | None = None
-    cuts_argument: str | None = None
-    indexes: bool = False
+    resize: Callable[[Any, dict, list, list], dict] | None = None
+    reindex: Callable[..., tuple] | None = None
     repeats: Callable[[Any], int] | None = None
     groups: Callable[[Any], int] | None = None
     constants: Literal["pointwise", "pass", "zeros", "add"] | None = None
@@ -204,13 +202,14 @@ def _are_axes(value):
 _FLOWS = (PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES)
 _CONSTANTS = ("pointwise", "pass", "zeros", "add")
 _SAVED = ("inputs", "outputs", "nothing")
-_NAMES = _are_names, "a tuple of names of constructor arguments"
-_NAME = _is_name, "the name of a constructor argument, or `None`"
 
 # Field -> test of its value, and in words.
 _FIELDS = {
     "flow": (lambda x: x in _FLOWS, f"one of {_FLOWS}"),
-    "size_arguments": _NAMES,
+    "size_arguments": (
+        _are_names,
+        "a tuple of names of constructor arguments",
+    ),
     "in_axis": (
         lambda x: _are_axes(x) and None not in x.values(),
         "a dict from names of weights to integers",
@@ -219,9 +218,6 @@ _FIELDS = {
         _are_axes,
         "a dict from names of weights to integers or `None`",
     ),
-    "channel_arguments": _NAMES,
-    "shape_argument": _NAME,
-    "cuts_argument": _NAME,
     "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
     "subtracts": (_is_name, "the name of a weight, or `None`"),
     "saved": (
@@ -231,7 +227,7 @@ _FIELDS = {
     **dict.fromkeys(
         (
             *("channel_axis", "repeats", "groups", "folds_into", "freezes"),
-            *("refuses", "variant", "macs"),
+            *("refuses", "reindex", "resize", "variant", "macs"),
         ),
         (_is_function, "a function of the layer, or `None`"),
     ),
@@ -250,6 +246,10 @@ _ANSWERS = {
     "variant": (
         lambda x: isinstance(x, LayerRule | None),
         "a `LayerRule` or `None`",
+    ),
+    "resize": (
+        lambda x: isinstance(x, dict) and _are_names([*x]),
+        "a dict of constructor arguments",
     ),
     "macs": (is_count, "an integer of at least 0"),
 }

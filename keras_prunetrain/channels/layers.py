@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels import macs
+from keras_prunetrain.channels import macs, resizing
 from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     CONCATENATES,
@@ -70,7 +70,7 @@ def _is_pointwise(activation):
         return (
             rule is not None
             and rule.constants == "pointwise"
-            and not (rule.out_axis or rule.channel_arguments)
+            and not (rule.out_axis or rule.resize)
             and rule.ask("freezes", activation) is None
         )
     # TensorFlow's own, `tf.nn.relu`, are known by their names.
@@ -147,7 +147,7 @@ def _einsum(layer):
         in_axis={"kernel": axes.index(source)},
         out_axis={"kernel": axes.index(result), **bias},
         channel_axis=_last,
-        shape_argument="output_shape",
+        resize=resizing.shape("output_shape"),
         freezes=_mixing_activation,
     )
 
@@ -293,7 +293,7 @@ LAYER_RULES = {
     layers.Rescaling: LayerRule(
         CARRIES,
         channel_axis=_rescaled_axis,
-        channel_arguments=("scale", "offset"),
+        resize=resizing.per_channel("scale", "offset"),
         constants="pointwise",
         freezes=_rescaled_by_array,
         saved="nothing",
@@ -396,7 +396,7 @@ LAYER_RULES = {
     ),
     layers.Reshape: LayerRule(
         MOVES,
-        shape_argument="target_shape",
+        resize=resizing.shape("target_shape"),
         constants="pass",
         saved="nothing",
     ),

@@ -214,12 +214,7 @@ class _Numberer:
             self._freeze_by_rule(visit, rule, written)
         self._outputs.setdefault(key, written)
         self._calls[visit.site] = CallChannels(visit.inputs, written)
-        if rule is not None and (
-            rule.shape_argument
-            or rule.channel_arguments
-            or rule.cuts_argument
-            or rule.indexes
-        ):
+        if rule is not None and (rule.resize or rule.reindex):
             self._tie_calls(layer, visit.inputs)
         return written
 

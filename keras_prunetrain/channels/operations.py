@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_prunetrain.channels import resizing
+from keras_prunetrain.channels.indexing import reindexed, retaken
 from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     CONCATENATES,
@@ -72,16 +74,25 @@ def operation_rules() -> dict[type, LayerRule]:
         **_of("repeat", dataclasses.replace(move, refuses=_by_array), 1, 1),
         **_of("squeeze", dataclasses.replace(move, refuses=_squeezes_any)),
         **_of(
-            "reshape", dataclasses.replace(move, shape_argument="newshape"), -1
+            "reshape",
+            dataclasses.replace(move, resize=resizing.shape("newshape")),
+            -1,
         ),
         **_of(
             "split",
-            dataclasses.replace(move, cuts_argument="indices_or_sections"),
+            dataclasses.replace(
+                move, resize=resizing.cuts("indices_or_sections")
+            ),
             2,
+        ),
+        **_of(
+            "take",
+            dataclasses.replace(move, reindex=retaken, refuses=_takes_any),
+            [0],
         ),
     }
     x = _tensor()
-    rules[operation_class(x[0])] = dataclasses.replace(move, indexes=True)
+    rules[operation_class(x[0])] = dataclasses.replace(move, reindex=reindexed)
     rules[operation_class(ops.concatenate([x, x]))] = LayerRule(CONCATENATES)
     rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, constants="add")
     rules[operation_class(ops.where(x, x, x))] = LayerRule(JOINS)
@@ -124,6 +135,12 @@ def _by_array(operation):
     for name in ("x_min", "x_max", "repeats"):
         if np.ndim(getattr(operation, name, 0)):
             return f"its `{name}` is an array of fixed size"
+    return None
+
+
+def _takes_any(operation):
+    if operation.axis is None:
+        return "without an axis it takes values from all examples"
     return None
 
 

@@ -1,9 +1,9 @@
 """The clones of a graph's layers, and of all that is in them."""
 
 import keras
-import numpy as np
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.resizing import new_arguments
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.surgery.carried import (
     LayerPair,
@@ -227,42 +227,7 @@ class Leaves:
             return {}
         outputs = self._plan.numbering.outputs[key]
         keeps = [self._plan.keep(x.numbers) for x in outputs]
-        channels, keep = outputs[0], keeps[0]
-        total = len(channels.numbers)
-        if all(
-            len(kept) == len(x.numbers)
-            for kept, x in zip(keeps, outputs, strict=True)
-        ):
-            return {}
-        changes = {}
-        if rule.cuts_argument is not None and (
-            layer.axis % len(channels.shape) == channels.axis
-        ):
-            cuts = np.cumsum([len(kept) for kept in keeps])[:-1]
-            changes[rule.cuts_argument] = cuts.tolist()
-        for name in rule.size_arguments:
-            changes[name] = config[name] * len(keep) // total
-        if rule.shape_argument is not None:
-            changes[rule.shape_argument] = _new_shape(
-                config[rule.shape_argument], channels, len(keep)
-            )
-        for name in rule.channel_arguments:
-            value = getattr(layer, name)
-            if np.shape(value) == channels.numbers.shape:
-                value = np.asarray(value)[keep]
-                if isinstance(config[name], list):
-                    value = value.tolist()
-                changes[name] = keras.saving.serialize_keras_object(value)
-        return changes
-
-
-def _new_shape(shape, channels, left):
-    """Returns a shape argument where `left` of the `channels` are left."""
-    shape = [shape] if isinstance(shape, int) else list(shape)
-    place = channels.axis - len(channels.shape)
-    if shape[place] != -1:  # -1: inferred anyway.
-        shape[place] = left
-    return shape
+        return new_arguments(rule, layer, config, outputs, keeps)
 
 
 def _positions(plan):

@@ -8,7 +8,6 @@ from keras_prunetrain.channels.branches import needed_calls
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.surgery.carried import carry_variable
 from keras_prunetrain.surgery.cut import Cut, sliced
-from keras_prunetrain.surgery.indexing import reindexed
 from keras_prunetrain.surgery.leaves import Leaves
 from keras_prunetrain.surgery.takeover import adopt_class
 from keras_prunetrain.surgery.uses import check_takes, check_uses
@@ -113,11 +112,14 @@ class _Builder:
         # The numbering does not look into models that stand in a wrapper.
         key = prefix + call.operation.name
         known = self._plan.numbering.inputs
-        if rule is not None and rule.indexes and key in known:
+        if rule is not None and rule.reindex is not None and key in known:
             read = known[key][0]
             alive = self._plan.alive[read.numbers]
-            args = reindexed(*args, **kwargs, read=read, alive=alive)
-            kwargs = {}
+            if not alive.all():
+                args = rule.reindex(
+                    call.operation, *args, **kwargs, read=read, alive=alive
+                )
+                kwargs = {}
         return self._clone(call.operation, prefix, inputs)(*args, **kwargs)
 
     def _without_branch(self, call, prefix, inputs, branch):

@@ -98,6 +98,12 @@ MOVING = {
     "index unevenly": (lambda x: x[..., ::1][..., -2::-1], [0, 3]),
     "index every second": (lambda x: x[..., 1::2], [0]),
     "index one channel": (lambda x: x[..., 2], []),
+    "take": (lambda x: ops.take(x, [5, 1, 0, 4, -5], axis=-1), [1, 3, 4]),
+    "take on two axes": (
+        lambda x: ops.take(x, [[0, 1], [3, 4]], axis=-1),
+        [1],
+    ),
+    "take pixels": (lambda x: ops.take(x, [3, 0], axis=1), [1, 4]),
     "index a new axis": (
         lambda x: ops.max(x[:, None, :, :, :5], axis=(1, 2)),
         [1, 4],
