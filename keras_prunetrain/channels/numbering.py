@@ -9,6 +9,7 @@ end every axis of every weight carries a label, and cutting a model is array
 work without a single layer class in it.
 """
 
+import collections
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
@@ -156,6 +157,8 @@ class _Numberer:
         self._outputs = {}
         self._calls = {}
         self._first_reads = {}  # By the layer's id.
+        self._passed = collections.defaultdict(list)  # By the id of a part.
+        self._given_up = {}  # The same; why it cannot be followed.
 
     def number(self, model):
         numbers = self._numbers
@@ -196,27 +199,46 @@ class _Numberer:
             self._tie_calls(layer, visit.inputs)
             return None
         rule = rule_for(layer)
+        parts = _parts(layer, rule)
         written = []
         try:
+            for part in self._given_up.keys() & parts:
+                raise NotFollowed(self._given_up[part])
             visit = visit._replace(inputs=self._as_expected(visit, rule))
             written = self._written(visit, rule)
             self._label(_labels(visit, rule, written))
         except NotFollowed as problem:
-            reason = _because(visit, problem)
-            # The outputs too: ties may have put their numbers in use.
-            for channels in (*visit.inputs, *written):
-                self._numbers.freeze(channels.numbers, reason)
-            written = [
-                self._numbers.unknown(x.shape, reason)
-                for x in visit.call.outputs
-            ]
+            written = self._give_up(visit, written, parts, problem)
         else:
             self._freeze_by_rule(visit, rule, written)
+            for part in parts:
+                self._passed[part] += [*visit.inputs, *written]
         self._outputs.setdefault(key, written)
         self._calls[visit.site] = CallChannels(visit.inputs, written)
         if rule is not None and (rule.resize or rule.reindex):
             self._tie_calls(layer, visit.inputs)
         return written
+
+    def _give_up(self, visit, written, parts, problem):
+        """Freezes the channels of a call that cannot be followed.
+
+        Other calls with a part in common are frozen, too: a layer that is cut
+        for one call is cut for all.
+
+        Returns:
+            List of new, frozen `Channels` for the outputs.
+        """
+        reason = _because(visit, problem)
+        # The outputs too: ties may have put their numbers in use.
+        touched = [*visit.inputs, *written]
+        for part in parts:
+            touched += self._passed.pop(part, ())
+            self._given_up[part] = str(problem)
+        for channels in touched:
+            self._numbers.freeze(channels.numbers, reason)
+        return [
+            self._numbers.unknown(x.shape, reason) for x in visit.call.outputs
+        ]
 
     def _tie_calls(self, layer, channels):
         """Ties the channels that all calls read of a layer with one config."""
@@ -281,6 +303,14 @@ class _Numberer:
         if reason is not None:
             for x in channels:
                 self._numbers.freeze(x.numbers, _because(visit, reason))
+
+
+def _parts(layer, rule):
+    """Returns the ids of a layer and its weights, none if no cut changes it."""
+    weights = getattr(layer, "weights", ())
+    if weights or (rule and (rule.size_arguments or rule.resize)):
+        return {id(layer), *map(id, weights)}
+    return set()
 
 
 def _because(visit, reason):

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from keras_prunetrain import reconfigure
+from keras_prunetrain.channels.liveness import plan_cut
 from tests import networks
 from tests.networks import conv, conv_bn, images, kill, outputs, shake
 
@@ -66,6 +67,18 @@ def test_a_branch_behind_an_identity_shortcut_leaves_its_constant():
         expected + bn.beta.numpy(),
         rtol=1e-13,
     )
+
+
+def test_channels_of_a_branch_that_leaves_are_not_alive():
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
+    model = keras.Model(image, networks.head(x))
+    kill_blocks(model, "a")
+    plan = plan_cut(model)
+    inner = plan.numbering.outputs["a1"][0].numbers
+    assert not plan.alive[inner].any()
+    assert plan.alive.sum() == 2 + 6 + 3  # Image, stem and logits.
 
 
 def test_without_a_constant_nothing_is_left():

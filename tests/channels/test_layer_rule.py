@@ -97,7 +97,11 @@ def test_another_channel_axis_than_that_of_the_input_freezes(axis, monkeypatch):
     assert reason.startswith("own (Own): its channel axis is not that of its")
 
 
-def test_groups_that_cannot_be_equally_large_freeze(monkeypatch):
-    rule = LayerRule("produces", groups=lambda layer: 3)
+@pytest.mark.parametrize(("groups", "made"), [(3, 3), (4, 6)])
+def test_groups_that_cannot_be_equally_large_freeze(groups, made, monkeypatch):
+    monkeypatch.setattr(
+        Own, "call", lambda self, x: keras.ops.repeat(x[..., :1], made, -1)
+    )
+    rule = LayerRule("produces", groups=lambda layer: groups)
     (reason,) = report_with(rule, monkeypatch)[0].held_by
-    assert "its rule names 3 groups, and of 4 and 4 channels not all" in reason
+    assert f"names {groups} groups, and of 4 and {made} channels" in reason

@@ -150,6 +150,16 @@ def test_a_channel_revived_in_one_layer_may_upset_another():
     assert kept(model, "whole", channel_multiple=2) == [0, 1, 2, 3]
 
 
+def test_each_piece_of_a_split_keeps_a_channel():
+    image = keras.Input((4, 4, 2))
+    left, right = keras.ops.split(conv(image, 6, "a"), 2, axis=-1)
+    x = layers.Concatenate()([conv(left, 3, "b"), conv(right, 3, "c")])
+    model = keras.Model(image, x)
+    shake(model)
+    kill(model, {"a": [3, 4, 5]}, {"c": [0, 1, 2]})
+    assert len(kept(model)) == 4
+
+
 def test_multiples_hold_in_every_layer_that_shares_the_channels():
     network = networks.concatenating()
     shake(network.model)

@@ -331,6 +331,40 @@ def test_inputs_and_outputs_of_the_model_stay():
     }
 
 
+@pytest.mark.parametrize("first", ["followed", "turned"])
+def test_a_layer_that_is_followed_in_one_of_its_calls_only_stays(first):
+    dense = layers.Dense(6, name="twice")
+    image = keras.Input((6, 6, 2))
+    followed = conv(image, 6, "a")
+    turned = layers.Permute((3, 1, 2))(conv(image, 6, "b"))
+    inputs = [followed, turned]
+    if first == "turned":
+        inputs = inputs[::-1]
+    x, y = (dense(x) for x in inputs)
+    x = layers.Concatenate()(
+        [layers.Dense(3, name=n)(z) for n, z in (("c", x), ("d", y))]
+    )
+    numbering = number_channels(keras.Model(image, x))
+    for layer in ("a", "b", "twice"):
+        for channels in numbering.outputs[layer]:
+            for number in channels.numbers.tolist():
+                assert number in numbering.frozen, layer
+    (why,) = {numbering.frozen[n] for n in numbering.inputs["c"][0].numbers}
+    assert why.startswith("twice (Dense): its channel axis is not that of")
+
+
+def test_a_layer_that_is_also_in_an_unknown_one_stays():
+    dense = layers.Dense(5, name="both")
+    line = keras.Sequential([keras.Input((6, 4)), dense])
+    image = keras.Input((6, 6, 2))
+    x = dense(conv(image, 4, "a"))
+    y = layers.TimeDistributed(line, name="each")(conv(image, 4, "b"))
+    model = keras.Model(image, layers.Dense(3)(layers.Concatenate()([x, y])))
+    numbering = number_channels(model)
+    for number in numbers(model)["both"]:
+        assert numbering.frozen[number].startswith("each (TimeDistributed)")
+
+
 def test_a_second_input_of_a_layer_with_a_rule_for_one_freezes_both():
     image = keras.Input((6, 2))
     x = layers.Conv1D(4, 3, padding="same", name="a")(image)

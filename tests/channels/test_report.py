@@ -104,6 +104,18 @@ def test_layers_that_cannot_be_looked_into_are_rows_too():
     )
 
 
+def test_a_layer_in_two_models_is_one_row_and_a_depthwise_one_is_none():
+    dense = layers.Dense(4, name="twice")
+    inside = keras.Input((6, 6, 4))
+    inner = keras.Model(inside, dense(inside), name="inner")
+    image = keras.Input((6, 6, 2))
+    x = dense(inner(conv(image, 4, "a")))
+    # Its channels lie elsewhere than it expects them: it has no labels.
+    x = layers.DepthwiseConv2D(1, data_format="channels_first")(x)
+    report = rows(keras.Model(image, layers.Dense(3, name="b")(x)))
+    assert list(report) == ["a", "inner/twice", "b"]
+
+
 def test_a_layer_with_two_kernels_is_one_row(monkeypatch):
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
 
