@@ -4,7 +4,7 @@ Aim: on 1,797 real images of handwritten digits (embedded in scikit-learn), in
 under 5 minutes on 2 cores, the shrinking network comes within 1.5 points of the
 dense one's accuracy on the held-out fifth, at no more than 60% of its training
 FLOPs and 80% of its seconds. Same seed, same epochs, same schedule. What was
-measured is in README.md.
+measured is in docs/measurements.md.
 
     python apps/quickstart.py
 """

@@ -2,7 +2,7 @@
 
 Claim of the paper (Lym et al. 2019, table 1) for ResNet32 on CIFAR-10, 182
 epochs: 47% of the dense training FLOPs, 1.8 points of accuracy lost. What this
-program measured is in README.md.
+program measured is in docs/measurements.md.
 
     python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
         --method=prunetrain --epochs=40 --workdir=runs/resnet20

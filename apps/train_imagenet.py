@@ -2,7 +2,8 @@
 
 Claim of the paper (Lym et al. 2019, table 1), 90 epochs: 60% of the dense
 training FLOPs and 71% of the time for 1.9 points of accuracy. This program has
-not been run on ImageNet itself; what was measured of it is in README.md.
+not been run on ImageNet itself; what was measured of it is in
+docs/measurements.md.
 
     python apps/train_imagenet.py --data_dir=/data --workdir=runs/imagenet
     python apps/train_imagenet.py --dataset=fake --epochs=2 --image_size=32 \
