@@ -4,7 +4,7 @@ import logging
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_prunetrain import LayerRule, models, register_rule
 from keras_prunetrain.channels import rules
@@ -346,6 +346,50 @@ def test_what_an_activation_keeps(activation, kept):
 def test_what_a_class_keeps(layer, floats):
     model = keras.Sequential([keras.Input((8, 3)), layer])
     assert model_cost(model).activation_bytes == 4 * floats
+
+
+@pytest.mark.parametrize(
+    ("count", "layer", "operation"),
+    [
+        (2, layers.Add(), ops.add),
+        (2, layers.Subtract(), ops.subtract),
+        (2, layers.Multiply(), ops.multiply),
+        (2, layers.Concatenate(), lambda *x: ops.concatenate(x, -1)),
+        (1, layers.ReLU(), ops.relu),
+        (1, layers.Activation("tanh"), ops.tanh),
+        (1, layers.LeakyReLU(), ops.leaky_relu),
+        (1, layers.Softmax(), ops.softmax),
+        (1, layers.Reshape((6, 4)), lambda x: ops.reshape(x, (-1, 6, 4))),
+        (
+            1,
+            layers.ZeroPadding1D(1),
+            lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0))),
+        ),
+        (1, layers.AveragePooling1D(2), lambda x: ops.average_pool(x, 2, 2)),
+        (1, layers.MaxPooling1D(2), lambda x: ops.max_pool(x, 2, 2)),
+        (1, layers.GlobalAveragePooling1D(), lambda x: ops.mean(x, 1)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_an_operation_keeps_what_its_layer_does(count, layer, operation):
+    inputs = [keras.Input((8, 3)) for _ in range(count)]
+    of_layer = layer(inputs if count > 1 else inputs[0])
+    layer_cost, operation_cost = (
+        model_cost(keras.Model(inputs, outputs))
+        for outputs in (of_layer, operation(*inputs))
+    )
+    assert layer_cost.activation_bytes == operation_cost.activation_bytes
+
+
+def test_every_layer_with_a_kernel_counts_its_flops():
+    kernels = {
+        layer_class
+        for layer_class, rule in rules._RULES.items()
+        if rule.in_axis.keys() & rule.out_axis.keys()
+    }
+    assert layers.Conv2D in kernels
+    for layer_class in kernels:
+        assert rules._RULES[layer_class].macs is not None, layer_class
 
 
 def test_unknown_sizes_are_refused_and_the_advice_helps():

@@ -36,32 +36,28 @@ POINTWISE = """
 """
 _JOINING = """
     divide divide_no_nan equal fmax fmin greater greater_equal less less_equal
-    logical_and logical_or maximum minimum multiply not_equal power subtract
-    true_divide
+    logical_and logical_or maximum minimum multiply not_equal power true_divide
 """
 
 
 def operation_rules() -> dict[type, LayerRule]:
     """Returns a dict from the class of each operation to its `LayerRule`."""
     elementwise = LayerRule(CARRIES, constants="pointwise")
-    move = LayerRule(MOVES, constants="pass")
+    move = LayerRule(MOVES, constants="pass", saved="nothing")
+    extreme = LayerRule(REDUCES, constants="pass", variant=_with_initial)
+    pooling = LayerRule(CARRIES, channel_axis=by_data_format, constants="pass")
     rules = {
         **_of(POINTWISE, elementwise),
         **_of(
             "glu log_softmax normalize softmax sparsemax",
             frozen("it mixes channels"),
         ),
-        **_of(
-            "amax amin max mean min",
-            LayerRule(REDUCES, constants="pass", variant=_with_initial),
-            1,
-        ),
-        **_of("all any prod std sum var", LayerRule(REDUCES), 1),
-        **_of(
-            "average_pool max_pool",
-            LayerRule(CARRIES, channel_axis=by_data_format, constants="pass"),
-            2,
-        ),
+        **_of("amax amin max min", extreme, 1),
+        **_of("mean", dataclasses.replace(extreme, saved="nothing"), 1),
+        **_of("all any prod std var", LayerRule(REDUCES), 1),
+        **_of("sum", LayerRule(REDUCES, saved="nothing"), 1),
+        **_of("max_pool", pooling, 2),
+        **_of("average_pool", dataclasses.replace(pooling, saved="nothing"), 2),
         **_of(
             "clip", dataclasses.replace(elementwise, refuses=_by_array), 0, 1
         ),
@@ -69,7 +65,7 @@ def operation_rules() -> dict[type, LayerRule]:
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
-        **_of("pad", LayerRule(MOVES, constants="zeros"), 1),
+        **_of("pad", dataclasses.replace(move, constants="zeros"), 1),
         **_of("tile", move, 1),
         **_of("repeat", dataclasses.replace(move, refuses=_by_array), 1, 1),
         **_of("squeeze", dataclasses.replace(move, refuses=_squeezes_any)),
@@ -93,14 +89,31 @@ def operation_rules() -> dict[type, LayerRule]:
     }
     x = _tensor()
     rules[operation_class(x[0])] = dataclasses.replace(move, reindex=reindexed)
-    rules[operation_class(ops.concatenate([x, x]))] = LayerRule(CONCATENATES)
-    rules[operation_class(ops.add(x, x))] = LayerRule(JOINS, constants="add")
-    rules[operation_class(ops.where(x, x, x))] = LayerRule(JOINS)
-    for name in _JOINING.split():
-        if hasattr(ops, name):
-            joined = getattr(ops, name)(x, x)
-            rules[operation_class(joined)] = LayerRule(JOINS)
+    rules |= _rules_of_several_tensors()
+    for activation in (ops.relu, ops.relu6, ops.sigmoid, ops.softmax, ops.tanh):
+        made = operation_class(activation(x))
+        rules[made] = dataclasses.replace(rules[made], saved="outputs")
     return rules
+
+
+def _rules_of_several_tensors():
+    x = _tensor()
+    joining = [
+        getattr(ops, name)(x, x)
+        for name in _JOINING.split()
+        if hasattr(ops, name)
+    ]
+    return {
+        **{operation_class(joined): LayerRule(JOINS) for joined in joining},
+        operation_class(ops.where(x, x, x)): LayerRule(JOINS),
+        operation_class(ops.subtract(x, x)): LayerRule(JOINS, saved="nothing"),
+        operation_class(ops.add(x, x)): LayerRule(
+            JOINS, constants="add", saved="nothing"
+        ),
+        operation_class(ops.concatenate([x, x])): LayerRule(
+            CONCATENATES, saved="nothing"
+        ),
+    }
 
 
 def _of(names, rule, *arguments):
