@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
-from keras_prunetrain.channels.numbering import Numbering
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
 

@@ -14,8 +14,8 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.constants import Constant, follow_constants
+from keras_prunetrain.channels.labels import Label, Numbering
 from keras_prunetrain.channels.layer_rule import OUTPUT
-from keras_prunetrain.channels.numbering import Label, Numbering
 from keras_prunetrain.channels.rules import rule_for
 
 

@@ -1,10 +1,6 @@
 """Which channels are alive, and why."""
 
 import dataclasses
-import fnmatch
-import functools
-import operator
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -12,7 +8,8 @@ import numpy as np
 
 from keras_prunetrain.channels.branches import Branch, constant_branches
 from keras_prunetrain.channels.folding import Folding
-from keras_prunetrain.channels.numbering import Numbering, number_channels
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.scores import (
     Score,
     channel_scores,
@@ -20,6 +17,7 @@ from keras_prunetrain.channels.scores import (
     magnitude,
     unscored,
 )
+from keras_prunetrain.channels.selection import matching_layers, touched
 from keras_prunetrain.checks import is_count, is_number
 
 
@@ -153,7 +151,7 @@ class _Draft:
         self._skipped = matching_layers(numbering, skip)
         self._reasons = dict(numbering.frozen)
         for key in self._skipped:
-            self.hold(_touched(numbering, key), f"skip: {key}")
+            self.hold(touched(numbering, key), f"skip: {key}")
         self._revived = {}
         self._removed = frozenset()
         self._folding = None
@@ -243,62 +241,6 @@ class _Draft:
             reasons=self._revived,
             offsets=offsets,
         )
-
-
-def matching_layers(numbering: Numbering, skip: Any) -> list[str]:
-    """Returns the keys of the layers that `skip` names.
-
-    Args:
-        numbering: A `Numbering`.
-        skip: One of, or several of: a layer; a name or a pattern
-            (`"stage1_*"`) of names or keys; a function of a layer that returns
-            whether it is meant.
-
-    Raises:
-        ValueError: If one of them matches no layer.
-    """
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
-        skip = (skip,)
-    found = []
-    for wanted in skip:
-        is_wanted = _matcher(wanted)
-        matches = [
-            key
-            for key, layer in numbering.layers.items()
-            if is_wanted(key, layer)
-        ]
-        if not matches:
-            name = getattr(wanted, "name", wanted)
-            raise ValueError(
-                f"`skip` names {name!r}, which is no layer of the model and "
-                "matches no layer's name. Layers: "
-                f"{', '.join(sorted(numbering.layers))}."
-            )
-        found += matches
-    return found
-
-
-def _matcher(wanted) -> Callable[[str, keras.Operation], bool]:
-    """Returns a function of a key and its layer: whether `wanted` means it."""
-    if isinstance(wanted, str):
-        return lambda key, layer: (
-            key == wanted
-            or fnmatch.fnmatchcase(key, wanted)
-            or fnmatch.fnmatchcase(layer.name, wanted)
-        )
-    # A layer is callable, too.
-    if isinstance(wanted, keras.Operation) or not callable(wanted):
-        wanted = functools.partial(operator.is_, wanted)
-    return lambda key, layer: wanted(layer)
-
-
-def _touched(numbering, key):
-    """Returns the numbers that a layer, or a nested model, reads or writes."""
-    keys = set(numbering.keys_within(key))
-    vectors = [x.numbers for x in numbering.labels if x.layer in keys]
-    for other in keys & numbering.outputs.keys():
-        vectors += [x.numbers for x in numbering.outputs[other]]
-    return np.unique(np.concatenate([np.arange(0), *vectors]))
 
 
 def _written(numbering, removed=()):

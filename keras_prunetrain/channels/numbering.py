@@ -10,14 +10,13 @@ work without a single layer class in it.
 """
 
 import collections
-import dataclasses
-from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.flows import FLOWS, NotFollowed, repeats
+from keras_prunetrain.channels.labels import CallChannels, Label, Numbering
 from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
     JOINS,
@@ -27,100 +26,6 @@ from keras_prunetrain.channels.layer_rule import (
 from keras_prunetrain.channels.numbers import Channels, Numbers
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
-
-
-class Label(NamedTuple):
-    """The channel numbers along one axis of one weight.
-
-    Attributes:
-        layer: Key of the layer, see `Numbering.layers`.
-        weight: The `keras.Variable`.
-        axis: Int, at least 0.
-        numbers: Int array, shape `(weight.shape[axis],)`.
-        side: `"in"` if the layer reads these channels, `"out"` if it writes
-            them.
-        is_kernel: Whether the weight's magnitude says which channels live.
-    """
-
-    layer: str
-    weight: Any
-    axis: int
-    numbers: np.ndarray
-    side: Literal["in", "out"]
-    is_kernel: bool
-
-    def magnitudes(self) -> np.ndarray:
-        """Returns the largest weight magnitude at each index of the axis.
-
-        Float array, shape `(channels,)`.
-        """
-        weight = keras_internals.values_of(self.weight)
-        others = tuple(i for i in range(weight.ndim) if i != self.axis)
-        # Without a third copy for the absolute values.
-        return np.maximum(weight.max(axis=others), -weight.min(axis=others))
-
-
-class CallChannels(NamedTuple):
-    """The channels that pass through one call.
-
-    Attributes:
-        read: List of the `Channels` of each input.
-        written: List of the `Channels` of each output.
-    """
-
-    read: list[Channels]
-    written: list[Channels]
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbering:
-    """The channel numbers of a whole model.
-
-    Coupled channels have the same number; numbers run from 0 to `size - 1`.
-
-    Attributes:
-        size: Number of different channels.
-        layers: Dict from a key to the layer, or other operation. The key is
-            the layer's name, behind the names of the models it is nested in:
-            `"backbone/conv1"`.
-        labels: List of `Label`s, one for each channel axis of each weight.
-        inputs: Dict from a layer's key to the list of the `Channels` that its
-            first call reads.
-        outputs: The same for the `Channels` that its first call writes. Models
-            that were looked into are in `inputs` only.
-        calls: Dict from the `Visit.site` of each call, except those of models
-            that were looked into, to its `CallChannels`.
-        frozen: Dict from each number that must stay to the reason, a string.
-    """
-
-    size: int
-    layers: dict[str, keras.Operation]
-    labels: list[Label]
-    inputs: dict[str, list[Channels]]
-    outputs: dict[str, list[Channels]]
-    calls: dict[tuple[int, ...], CallChannels]
-    frozen: dict[int, str]
-
-    def kernels(self, side: str | None = None) -> list[Label]:
-        """Returns the labels of the kernels, on both sides or on one.
-
-        Args:
-            side: `"in"` for the channels that kernels read, `"out"` for those
-                that they write. Defaults to `None`, both.
-        """
-        return [
-            label
-            for label in self.labels
-            if label.is_kernel and side in (None, label.side)
-        ]
-
-    def keys_within(self, key: str) -> list[str]:
-        """Returns the keys of a layer and of all layers nested in it."""
-        return [
-            other
-            for other in self.layers
-            if other == key or other.startswith(f"{key}/")
-        ]
 
 
 def number_channels(model: keras.Model) -> Numbering:

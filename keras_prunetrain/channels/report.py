@@ -6,9 +6,9 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.layer_rule import PRODUCES
 from keras_prunetrain.channels.liveness import Plan, plan_cut
-from keras_prunetrain.channels.numbering import Numbering
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.scores import Score, magnitude
 

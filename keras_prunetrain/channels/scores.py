@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from keras_prunetrain.channels.numbering import Label, Numbering
+from keras_prunetrain.channels.labels import Label, Numbering
 
 Score = Callable[[Label], np.ndarray | None]
 

@@ -1,0 +1,68 @@
+"""Which layers `skip` means, and which channels are theirs."""
+
+import fnmatch
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_prunetrain.channels.labels import Numbering
+
+
+def matching_layers(numbering: Numbering, skip: Any) -> list[str]:
+    """Returns the keys of the layers that `skip` names.
+
+    Args:
+        numbering: A `Numbering`.
+        skip: One of, or several of: a layer; a name or a pattern
+            (`"stage1_*"`) of names or keys; a function of a layer that returns
+            whether it is meant.
+
+    Raises:
+        ValueError: If one of them matches no layer.
+    """
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        skip = (skip,)
+    found = []
+    for wanted in skip:
+        is_wanted = _matcher(wanted)
+        matches = [
+            key
+            for key, layer in numbering.layers.items()
+            if is_wanted(key, layer)
+        ]
+        if not matches:
+            name = getattr(wanted, "name", wanted)
+            raise ValueError(
+                f"`skip` names {name!r}, which is no layer of the model and "
+                "matches no layer's name. Layers: "
+                f"{', '.join(sorted(numbering.layers))}."
+            )
+        found += matches
+    return found
+
+
+def _matcher(wanted) -> Callable[[str, keras.Operation], bool]:
+    """Returns a function of a key and its layer: whether `wanted` means it."""
+    if isinstance(wanted, str):
+        return lambda key, layer: (
+            key == wanted
+            or fnmatch.fnmatchcase(key, wanted)
+            or fnmatch.fnmatchcase(layer.name, wanted)
+        )
+    # A layer is callable, too.
+    if isinstance(wanted, keras.Operation) or not callable(wanted):
+        wanted = functools.partial(operator.is_, wanted)
+    return lambda key, layer: wanted(layer)
+
+
+def touched(numbering: Numbering, key: str) -> np.ndarray:
+    """Returns the numbers that a layer, or a nested model, reads or writes."""
+    keys = set(numbering.keys_within(key))
+    vectors = [x.numbers for x in numbering.labels if x.layer in keys]
+    for other in keys & numbering.outputs.keys():
+        vectors += [x.numbers for x in numbering.outputs[other]]
+    return np.unique(np.concatenate([np.arange(0), *vectors]))
