@@ -118,6 +118,19 @@ def rebound(value, twins):
     return new
 
 
+def rebind(operation, twins):
+    """Lets the functions that `operation` holds refer to counterparts.
+
+    Args:
+        operation: A layer or another operation; modified.
+        twins: As of `rebound`.
+    """
+    for name, value in keras_internals.own_attributes(operation).items():
+        again = rebound(value, twins)
+        if again is not value:
+            vars(operation)[name] = again
+
+
 def _rebound_function(function, twins):
     cells = function.__closure__ or ()
     names = {

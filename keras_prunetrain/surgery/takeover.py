@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.surgery.copying import rebind
 
 
 class Smaller(NamedTuple):
@@ -103,6 +104,10 @@ def _successors(model, smaller):
         for x, y in zip(old.inputs, new.inputs, strict=True)
     ]
     states = keras_internals.successors(pairs)
+    twins = {id(new): old for old, new in pairs}
+    for old, new in pairs:
+        if not keras_internals.is_graph(old):
+            rebind(new, twins)
     if smaller.optimizer is not None:
         states += keras_internals.optimizer_successors(
             model.optimizer, smaller.optimizer

@@ -14,6 +14,8 @@ from keras_prunetrain import (
     reconfigure,
     register_rule,
 )
+from keras_prunetrain.surgery.reconfigure import carry_out, make_plan
+from keras_prunetrain.surgery.takeover import take_over
 from tests.surgery.cuts import around, compiled, cut, kill, outputs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -308,3 +310,24 @@ def test_a_config_that_makes_other_weights_is_refused(layer_class, problem):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         reconfigure(model)
+
+
+def test_it_goes_on_as_the_same_object_from_cut_to_cut(unusual):
+    layer = unusual.layers[1]
+    twin = cut(unusual, X, steps=0)  # Not taken over.
+    kill(twin)
+    for channels in (5, 4):
+        expected = outputs(unusual, X)
+        take_over(unusual, carry_out(unusual, make_plan(unusual)))
+        assert unusual.get_layer("a").units == channels
+        assert unusual.layers[1] is layer
+        np.testing.assert_allclose(outputs(unusual, X), expected, 1e-9)
+        if channels == 5:
+            kill(unusual)
+    for weight in layer.trainable_weights:
+        weight.assign(2.0 * weight)
+    for weight in twin.layers[1].trainable_weights:
+        weight.assign(2.0 * weight)
+    if layer.weights:  # Else the shape is another one.
+        layer.times = twin.layers[1].times = 3
+    np.testing.assert_allclose(outputs(unusual, X), outputs(twin, X), 1e-9)
