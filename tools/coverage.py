@@ -225,14 +225,21 @@ def living_channel_difference(trial):
 
 
 def draw_weights(model, rng):
-    """Draws all weights so that outputs depend on inputs."""
+    """Draws all weights so that outputs depend on inputs.
+
+    Preprocessing is adapted, as in a model with pretrained weights.
+    """
     for layer in leaves(model):
         # Fewer channels would draw other masks: no randomness in the check.
         for name in ("rate", "drop_path_rate"):
             if hasattr(layer, name):
                 setattr(layer, name, 1e-12)
         if isinstance(layer, keras.layers.Normalization):
-            continue  # Its weights are the mean and variance of the data.
+            # Its weights are the mean and the variance of what it has seen.
+            if layer.input_mean is None:
+                shape = [size or 32 for size in layer.input.shape[1:]]
+                layer.adapt(rng.uniform(0.2, 0.9, (8, *shape)))
+            continue
         for weight in layer.weights:
             value = rng.normal(size=weight.shape)
             if "kernel" in weight.name:

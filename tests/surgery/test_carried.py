@@ -525,3 +525,33 @@ def test_a_weight_that_the_config_denies_is_cut_all_the_same():
     smaller = cut(model, CUBE[:, 0], steps=0)
 
     assert smaller.get_layer("a").bias.shape == (5,)
+
+
+def test_replicas_carry_the_same(strategy):
+    with strategy.scope():
+        normalization = layers.Normalization()
+        normalization.adapt(NUMBERS)
+        noise = layers.Dropout(0.5)
+        copied = Unconfigured(2.0)
+        model = around(lambda x: copied(noise(normalization(x))), NUMBERS)
+        copied.scale.assign(3.0)
+        noise.rate = 0.0
+
+    smaller = cut(model, NUMBERS, steps=0)
+
+    assert float(smaller.layers[3].scale.numpy()) == 3.0
+    smaller.fit(NUMBERS, np.zeros((8, 3)), batch_size=8, verbose=0)
+    assert float(copied.scale.numpy()) == 3.0
+    assert float(smaller.layers[3].scale.numpy()) != 3.0
+
+
+class Unconfigured(layers.Layer):
+    def __init__(self, times, /):
+        super().__init__()
+        self.times = times
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", initializer="ones")
+
+    def call(self, x):
+        return x * self.scale * self.times
