@@ -21,6 +21,7 @@ class Leaves:
 
     Attributes:
         keep: Dict from the `id` of a variable that is cut to its `Cut.keep`.
+        pairs: List of pairs of a layer and its clone.
 
     Args:
         plan: The `Plan` for the model.
@@ -35,8 +36,8 @@ class Leaves:
         self._twins = twins
         self._copy_graph = copy_graph
         self.keep = _positions(plan)
-        self._leaves = []  # Pairs of a layer and its clone.
-        self._pairs = []  # The same for inner layers and models, too.
+        self.pairs = []
+        self._all_pairs = []  # Those of inner layers and models, too.
         self._resized = {}  # id of a layer -> its arguments that have changed.
         self._born = {}  # id of a layer -> attributes of its new clone.
         self._initializers = []  # Their owner, name, and they themselves.
@@ -70,7 +71,7 @@ class Leaves:
         self._resized[id(layer)] = changes.keys()
         # `x + y` is an operation, too, and no layer.
         if isinstance(layer, keras.layers.Layer):
-            self._leaves.append((layer, clone))
+            self.pairs.append((layer, clone))
         return clone
 
     def counterpart(self, value):
@@ -116,15 +117,15 @@ class Leaves:
         for clone, name, initializer in self._initializers:
             vars(clone)[name] = initializer
         pairing = Pairing(self._twins, self.keep, self._copy_model)
-        for layer, clone in self._leaves:
+        for layer, clone in self.pairs:
             pairing.add(layer, clone)
         cuts = pairing.cuts()
-        self._pairs = [*graphs, *pairing.layers]
+        self._all_pairs = [*graphs, *pairing.layers]
         return cuts
 
     def carry(self):
         """Gives the clones, whose variables have their values, the rest."""
-        for layer, clone in self._pairs:
+        for layer, clone in self._all_pairs:
             born, born_uncut = self._born.get(id(layer), (None, dict))
             carry_built(
                 LayerPair(

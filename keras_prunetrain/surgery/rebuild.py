@@ -43,7 +43,7 @@ def rebuild(model, plan):
             value = ops.convert_to_numpy(value) + sliced(offset, cut.keep)
         cut.new.assign(value)
         carry_variable(cut, builder.clones)
-    check_takes(cuts)
+    check_takes(cuts, builder.leaves.pairs)
     builder.leaves.carry()
     return smaller, cuts, builder.clones
 

@@ -1,27 +1,26 @@
-"""Refuses what uses a weight that is cut, and does not know of the cut."""
+"""Refuses what uses a smaller weight and does not know that it is smaller."""
 
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.surgery.copying import references
 
-# Their regularizers and constraints take a weight of any size.
+# Their regularizers and constraints take any number of channels.
 _OF_ANY_SIZE = {"keras", "keras_prunetrain"}
 
 
 def check_uses(numbering, keep):
-    """Checks that a weight that is cut is used by the layers that label it.
+    """Checks that no function uses a weight that is cut from outside.
 
-    A layer may hold a weight of another one, to tie both, and a function may
-    use it from outside. The numbering of the channels does not see that.
+    A `Lambda` may close over another layer, to tie its weights. The numbering
+    of the channels knows which layers hold a weight, not what uses it.
 
     Args:
         numbering: The `Numbering` of a model.
         keep: Dict from the `id` of a variable that is cut to its `Cut.keep`.
 
     Raises:
-        ValueError: If such a weight is used otherwise.
+        ValueError: If one does.
     """
     layers = [
         (key, layer)
@@ -51,17 +50,8 @@ def refuse_use(user, weight, owner):
 
 
 def _weights_used(layer, cut_in):
-    """Yields the weights that are cut and that no rule labels in `layer`."""
-    weights = getattr(layer, "variables", ())
-    rule = rule_for(layer)
-    labelled = set()
-    if rule is not None and (rule.refuses is None or not rule.refuses(layer)):
-        labelled = {*rule.in_axis, *rule.out_axis}
-    for weight in weights:
-        name = keras_internals.weight_name(weight)
-        if id(weight) in cut_in and name not in labelled:
-            yield weight
-    own = {id(layer), *map(id, weights)}
+    """Yields the weights of other layers that functions of `layer` use."""
+    own = {id(layer), *map(id, getattr(layer, "variables", ()))}
     for value in keras_internals.own_attributes(layer).values():
         for used in references(value, cut_in):
             if id(used) not in own and not _is_inside(used, layer):
@@ -76,42 +66,62 @@ def _is_inside(part, layer):
     )
 
 
-def check_takes(cuts):
-    """Checks that regularizers and constraints take the smaller weights.
+def check_takes(cuts, layers):
+    """Checks that regularizers and constraints take what is smaller.
 
     One that holds an entry for each channel does not; without this check, the
     next step of the training would raise.
 
     Args:
         cuts: List of `Cut`s whose new variables have their values.
+        layers: Pairs of a layer of the graph and its clone.
 
     Raises:
         ValueError: If one of them does not.
     """
     for cut in cuts:
         if cut.keep:
-            for kind in ("regularizer", "constraint"):
-                _check_one(kind, getattr(cut.new, kind), cut)
+            name, old = f"'{cut.old.path}'", tuple(cut.old.shape)
+            _check_one("regularizer", cut.new.regularizer, name, cut.new, old)
+            _check_one("constraint", cut.new.constraint, name, cut.new, old)
+    for layer, clone in layers:
+        # A layer inside another one has no output in the graph.
+        if _may_hold_channels(clone.activity_regularizer) and hasattr(
+            clone, "output"
+        ):
+            outputs = map(keras.tree.flatten, (layer.output, clone.output))
+            for x, y in zip(*outputs, strict=True):
+                if x.shape != y.shape:
+                    _check_one(
+                        "activity regularizer",
+                        clone.activity_regularizer,
+                        f"layer '{layer.name}'",
+                        keras.ops.zeros([n or 1 for n in y.shape], y.dtype),
+                        x.shape,
+                    )
 
 
-def _check_one(kind, function, cut):
+def _may_hold_channels(function):
     package = (getattr(function, "__module__", None) or "").partition(".")[0]
-    if function is None or package in _OF_ANY_SIZE:
+    return function is not None and package not in _OF_ANY_SIZE
+
+
+def _check_one(kind, function, name, value, old_shape):
+    """Checks that a function takes a `value` that had the `old_shape`."""
+    if not _may_hold_channels(function):
         return
-    problem = None
+    shape, problem = tuple(value.shape), None
     try:
-        result = keras.ops.shape(function(cut.new))
+        result = tuple(keras.ops.shape(function(value)))
     except Exception as error:
         problem = f"It raises: {error}"
     else:
-        expected = cut.shape if kind == "constraint" else ()
-        if tuple(result) != expected:
-            problem = f"It returns the shape {tuple(result)}."
+        if result != (shape if kind == "constraint" else ()):
+            problem = f"It returns the shape {result}."
     if problem is not None:
-        layer = cut.old.path.rpartition("/")[0]
         raise ValueError(
-            f"The {kind} of '{cut.old.path}' does not take the smaller weight, "
-            f"of shape {cut.shape} where {tuple(cut.old.shape)} was. Let it "
-            "compute from the weight what it has for each channel, or keep the "
-            f"channels with `skip='{layer.rpartition('/')[2]}'`. {problem}"
+            f"The {kind} of {name} does not take the smaller shape {shape}, "
+            f"which was {old_shape}. Let it compute from its argument what it "
+            "has for each channel, or keep the channels of the layer with "
+            f"`skip`. {problem}"
         )

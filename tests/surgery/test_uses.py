@@ -79,15 +79,18 @@ def by_an_argument(first):
     return lambda x: ops.matmul(x, first.kernel)
 
 
-TIES = {
+HELD = {
     "layer": TiedLayer,
     "listed layer": TiedListed,
     "variable": TiedKernel,
+}
+USED = {
     "closure": by_closure,
     "closure over a variable": by_variable,
     "global name": by_global_name,
     "argument in the graph": by_an_argument,
 }
+TIES = HELD | USED
 
 
 @pytest.fixture(params=TIES.values(), ids=TIES)
@@ -125,24 +128,33 @@ def refuses(model, message):
     assert model.optimizer.iterations == 0
 
 
-@pytest.mark.parametrize("tie", TIES.values(), ids=TIES)
-def test_a_tied_kernel_that_loses_channels_is_refused(tie):
+def tied_and_dead(tie):
+    """A model that ties the kernel of a layer with a dead channel."""
     inputs = keras.Input((3,))
     a = layers.Dense(6, use_bias=False, name="a")
     h = a(inputs)
     h = layers.Dense(3 if tie is by_an_argument else 6, name="b")(h)
     h = tie(a)(h)
-    model = compiled(keras.Model(inputs, layers.Dense(3, name="last")(h)))
+    return compiled(keras.Model(inputs, layers.Dense(3, name="last")(h)))
+
+
+@pytest.mark.parametrize("tie", USED.values(), ids=USED)
+def test_a_dead_channel_that_a_function_reads_is_refused(tie):
+    model = tied_and_dead(tie)
     message = "uses 'a/kernel' of layer 'a' in a way that is not known, and "
     refuses(model, message)
 
     # The advice helps.
-    model.fit(
-        *(X, X),
-        verbose=0,
-        callbacks=[PruneTrainCallback(reconfigure={"skip": "a"})],
-    )
+    pruning = PruneTrainCallback(reconfigure={"skip": "a"})
+    model.fit(X, X, verbose=0, callbacks=[pruning])
     assert model.optimizer.iterations == 1
+
+
+@pytest.mark.parametrize("tie", HELD.values(), ids=HELD)
+def test_a_dead_channel_that_another_layer_holds_stays(tie):
+    model = tied_and_dead(tie)
+    assert reconfigure(model) is model
+    model.fit(X, X, verbose=0, callbacks=[PruneTrainCallback()])
 
 
 class Shared(layers.Layer):
@@ -238,12 +250,24 @@ def test_what_holds_an_entry_per_channel_is_refused(kind, function, problem):
     setattr(model.get_layer("a").kernel, kind, function)
     refuses(
         model,
-        f"The {kind} of 'a/kernel' does not take the smaller weight, of shape "
-        "(3, ",
+        f"The {kind} of 'a/kernel' does not take the smaller shape (3, ",
     )
     with pytest.raises(ValueError, match=re.escape(problem)):
         reconfigure(model)
     assert reconfigure(model, skip="a") is model
+
+
+def test_an_activity_regularizer_with_an_entry_per_channel_is_refused():
+    model = chain()
+    model.get_layer("a").activity_regularizer = Penalty(np.ones(6))
+    model.get_layer("last").activity_regularizer = Penalty(np.ones(3))
+    refuses(
+        model,
+        "The activity regularizer of layer 'a' does not take the smaller shape "
+        "(1, ",
+    )
+    model.get_layer("a").activity_regularizer = Penalty(0.1)
+    assert reconfigure(model).get_layer("a").units == 5
 
 
 @pytest.mark.parametrize(
