@@ -29,6 +29,7 @@ OPTIONAL = {
     "channels.picture": {"pydot"},
     "data_sets": {"tensorflow"},
     "distribution": {"tensorflow"},
+    "keras_internals.guards": {"tensorflow"},
     "keras_internals.variables": {"tensorflow"},
     "memory": {"tensorflow"},
     "tensorboard.dashboard": {"matplotlib", "tensorboard"},

@@ -11,20 +11,19 @@ from tests.callbacks.fits import examples, network
 
 
 class Ask(keras.callbacks.Callback):
-    siblings = None
+    calling = None
 
     def set_model(self, model):
         super().set_model(model)
-        self.siblings = keras_internals.sibling_callbacks()
+        self.calling = keras_internals.calling_list()
 
 
-def test_siblings_are_all_callbacks_of_the_list():
+def test_a_callback_finds_the_list_that_it_is_in():
     ask, other = Ask(), keras.callbacks.Callback()
     ask.set_model(network())
-    assert ask.siblings == []
+    assert ask.calling is None
     members = keras.callbacks.CallbackList([ask, other], model=network())
-    assert ask.siblings == members.callbacks
-    assert other in ask.siblings
+    assert ask.calling is members
 
 
 class Count(keras.callbacks.Callback):

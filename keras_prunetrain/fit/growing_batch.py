@@ -33,13 +33,20 @@ class GrowingBatch(keras.callbacks.Callback):
         steps, shapes = self.params["steps"], self._meter.input_shapes
         begin_growth(self._batch, self.model, steps, shapes)
 
-    def scale_learning_rate(self):
+    def begin(self):
         """Lets the optimizer train with the rate for the current size."""
         keras_internals.scale_learning_rate(
             self.model.optimizer,
             self._batch.learning_rate_ratio,
             self._batch.growth.initial_updates,
         )
+
+    def end(self):
+        """Leaves model, optimizer and the other callbacks as they were."""
+        keras_internals.restore_learning_rate(self.model.optimizer)
+        if self.model.stop_training is _END_OF_EPOCH:
+            self.model.stop_training = False
+        self._announce(self._batch.announced_steps)
 
     def grow(self):
         """Enlarges the batch as far as the smaller model allows.
@@ -49,11 +56,13 @@ class GrowingBatch(keras.callbacks.Callback):
         """
         cost = self._meter.current_cost()
         size = self._batch.growth.grow(self.model, cost)
-        self.scale_learning_rate()
+        self.begin()
         return size
 
     def on_epoch_begin(self, epoch, logs=None):
-        steps = self._batch.steps
+        self._announce(self._batch.steps)
+
+    def _announce(self, steps):
         self.params["steps"] = steps  # All callbacks share `params`.
         keras_internals.announce_steps(self._siblings, steps)
 

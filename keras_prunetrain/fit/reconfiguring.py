@@ -1,6 +1,5 @@
 """The base of every callback that makes the model smaller while it trains."""
 
-import contextlib
 import gc
 import logging
 import math
@@ -12,28 +11,29 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.channels.liveness import matching_layers
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.cost import communication_bytes
 from keras_prunetrain.distribution import (
     average_statistics,
     check_agreement,
     prepare_strategy,
-    replica_count,
 )
 from keras_prunetrain.fit.arguments import check_batch, reconfigure_arguments
-from keras_prunetrain.fit.growing_batch import GrowingBatch
+from keras_prunetrain.fit.epoch_logs import EpochLogs, values_of_epoch
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.progress import Progress
 from keras_prunetrain.fit.record import record_of, totals
-from keras_prunetrain.fit.siblings import check_siblings
+from keras_prunetrain.fit.running_fit import RunningFit
+from keras_prunetrain.fit.siblings import (
+    check_outer_fits,
+    check_siblings,
+    logs_behind,
+)
 from keras_prunetrain.lasso.attach import all_finite
-from keras_prunetrain.memory import iteration_bytes
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
     check_reconfigurable,
     make_plan,
 )
 from keras_prunetrain.surgery.takeover import take_over
-from keras_prunetrain.variables import gradient_bytes
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -91,6 +91,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         self._arguments = reconfigure_arguments(threshold, reconfigure)
         self._progress = Progress()
         self._log = None if log_dir is None else DensityLog(log_dir)
+        self._epoch_logs = EpochLogs()
         self._fit = None
 
     @property
@@ -142,7 +143,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
 
         The last one first.
         """
-        self._fit.undo.callback(function, *arguments)
+        self._fit.at_end(function, *arguments)
 
     def penalty_share(self, loss):
         """Returns the share of this method's penalty in the loss, a fraction.
@@ -156,35 +157,41 @@ class ReconfiguringCallback(keras.callbacks.Callback):
     # What `fit` tells.
 
     def set_model(self, model):
+        check_outer_fits(self, model, ReconfiguringCallback)
+        if self._fit is not None:
+            self._fit.leave()  # It may have ended where no guard stands.
         if self.model is not None and self.model is not model:
             self.forget()
         super().set_model(model)
-        self._fit = _Fit(self, keras_internals.sibling_callbacks(), self._log)
-        self._fit.parts.set_model(model)
-        self._fit.log.set_model(model)
+        self._fit = RunningFit(self.meter, self.batch, self._log)
+        self._fit.set_model(model)
 
     def set_params(self, params):
         super().set_params(params)
-        self._fit.parts.set_params(params)
-        self._fit.log.set_params(params)
+        self._fit.set_params(params)
 
     def on_train_begin(self, logs=None):
+        keras_internals.guard_loop(self._fit.leave)
         numbering = self._checked()
-        self._fit.parts.on_train_begin()
-        self._fit.log.on_train_begin()
+        self._fit.before.on_train_begin()
+        self._fit.after.on_train_begin()
+        # Nothing has been changed up to here.
         self.epoch = None
         self._progress.begin_fit(numbering.size)
-        # Of a `fit` that broke off.
-        keras_internals.restore_learning_rate(self.model.optimizer)
+        self._epoch_logs = EpochLogs()
         self.at_end(keras_internals.renew_steps, self.model)
-        self.at_end(keras_internals.restore_learning_rate, self.model.optimizer)
         if self._fit.growing is not None:
-            self._fit.growing.scale_learning_rate()
+            self.at_end(self._fit.growing.end)
+            self._fit.growing.begin()
         self.begin(numbering)
 
     def _checked(self):
         """Checks all that can be checked; returns the model's `Numbering`."""
-        self._meet_siblings()
+        siblings = self._fit.siblings
+        check_siblings(self, siblings, ReconfiguringCallback)
+        logs = [*logs_behind(self, siblings), *self._fit.after.callbacks]
+        for log in logs:
+            log.follow(self)
         prepare_strategy(self.model)
         self.check()
         numbering = number_channels(self.model)
@@ -194,30 +201,6 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         check_reconfigurable(self.model, self._fit.skip)
         check_agreement(self.model, self._description())
         return numbering
-
-    def _meet_siblings(self):
-        """Checks the other callbacks; lets each `DensityLog` log this one."""
-        siblings = self._fit.siblings
-        name = type(self).__name__
-        for other in siblings:
-            if isinstance(other, ReconfiguringCallback) and other is not self:
-                raise ValueError(
-                    "There are two callbacks that make the model smaller "
-                    "among those of one `fit`, and each would cut the other's "
-                    "channels. Pass one of them. Received: "
-                    f"{name}, {type(other).__name__}"
-                )
-        check_siblings(siblings)
-        logs = [x for x in siblings if isinstance(x, DensityLog)]
-        for log in logs:
-            if siblings.index(log) < siblings.index(self):
-                raise ValueError(
-                    f"DensityLog stands in front of the {name} whose figures "
-                    "it logs. Put it behind in the list of callbacks, or use "
-                    f"`{name}(log_dir=...)`."
-                )
-        for log in (*logs, *self._fit.log.callbacks):
-            log.follow(self)
 
     def _plan_arguments(self):
         return {**self._arguments, "skip": self.skipped_layers}
@@ -241,47 +224,54 @@ class ReconfiguringCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
-        self._fit.parts.on_epoch_begin(epoch)
-        self._fit.log.on_epoch_begin(epoch)
+        self._fit.before.on_epoch_begin(epoch)
+        self._fit.after.on_epoch_begin(epoch)
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._fit.parts.on_train_batch_begin(batch)
-        self._fit.log.on_train_batch_begin(batch)
+        self._fit.before.on_train_batch_begin(batch)
+        self._fit.after.on_train_batch_begin(batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._fit.parts.on_train_batch_end(batch)
+        self._epoch_logs.note_metrics(logs or {})
+        self._fit.before.on_train_batch_end(batch)
         self._progress.end_step(self.meter.step_seconds)
-        self._fit.log.on_train_batch_end(batch)
+        self._fit.after.on_train_batch_end(batch)
 
     def on_test_begin(self, logs=None):
-        self._fit.parts.on_test_begin()
+        keras_internals.guard_loop(self._fit.leave)
+        self._fit.before.on_test_begin()
         average_statistics(self.model)
-        self._fit.log.on_test_begin()
+        self._fit.after.on_test_begin()
 
     def on_test_end(self, logs=None):
-        self._fit.parts.on_test_end()
-        self._fit.log.on_test_end()
+        self._fit.before.on_test_end()
+        self._fit.after.on_test_end()
 
     def on_epoch_end(self, epoch, logs=None):
         self._progress.end_epoch(self.meter.seconds)
-        self._fit.parts.on_epoch_end(epoch)
+        self._fit.before.on_epoch_end(epoch)
         average_statistics(self.model)
-        # Of the model that the epoch was trained with.
-        trained = self._epoch_logs()
+        values = values_of_epoch(
+            self.model,
+            self.meter,
+            self.batch,
+            self._trained_rate(),
+            self.params.get("steps"),
+        )
         if self.is_due(epoch):
             self.reconfigure(logs)
+        values["density"] = self._progress.density
         if logs is not None:
-            logs["density"] = self._progress.density
-            logs.update(trained)
-        self._fit.log.on_epoch_end(epoch, logs)
+            self._epoch_logs.add(logs, values)
+        self._fit.after.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
         # The last reconfiguration may have come after the last epoch.
-        densities = self.model.history.history.get("density")
-        if densities:
-            densities[-1] = self._progress.density
-        self._fit.undo.close()
-        self._fit.log.on_train_end()
+        self._epoch_logs.correct(
+            self.model.history.history, "density", self._progress.density
+        )
+        self._fit.leave()
+        self._fit.after.on_train_end()
 
     # What this callback does.
 
@@ -340,49 +330,3 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         if rate is None or self.batch is None:
             return rate
         return rate * self.batch.learning_rate_ratio
-
-    def _epoch_logs(self):
-        """Returns what the history says of the epoch, a dict."""
-        logs = {"training_flops": self.meter.training_flops}
-        replicas = replica_count(self.model)
-        if self.batch is not None:
-            cost = self.meter.current_cost()
-            fixed, per_example = iteration_bytes(self.model, cost=cost)
-            examples = self.batch.size // replicas
-            logs["batch_size"] = self.batch.size
-            logs["memory_bytes"] = fixed + examples * per_example
-            rate = self._trained_rate()
-            if rate is not None:
-                logs["learning_rate"] = rate
-        if replicas > 1:
-            sent = communication_bytes(gradient_bytes(self.model), replicas)
-            steps = self.params.get("steps") or math.nan
-            logs["communication_bytes"] = sent * steps
-        return logs
-
-
-class _Fit:
-    """One `fit` of a `ReconfiguringCallback`.
-
-    Attributes:
-        siblings: List of all callbacks of this `fit`.
-        growing: A `GrowingBatch`, `None` where the batch size is fixed.
-        parts: `CallbackList` of those that act before the callback itself.
-        log: `CallbackList` of the `DensityLog` that acts after it, or empty.
-        skip: Keys of the layers that are left alone.
-        undo: `contextlib.ExitStack` of what the end of the `fit` undoes.
-    """
-
-    def __init__(self, callback, siblings, log):
-        self.siblings = siblings
-        self.growing = None
-        if callback.batch is not None:
-            self.growing = GrowingBatch(
-                callback.batch, callback.meter, siblings
-            )
-        self.parts = keras.callbacks.CallbackList(
-            [callback.meter, *([self.growing] if self.growing else [])]
-        )
-        self.log = keras.callbacks.CallbackList([] if log is None else [log])
-        self.skip = ()
-        self.undo = contextlib.ExitStack()

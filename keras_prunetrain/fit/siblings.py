@@ -2,14 +2,49 @@
 
 import keras
 
+from keras_prunetrain import keras_internals
+from keras_prunetrain.callbacks.density_log import DensityLog
 
-def check_siblings(siblings):
-    """Raises a `ValueError` if one of them fails once the model has shrunk.
+
+def check_outer_fits(callback, model, kind):
+    """Raises a `ValueError` if `callback` gets into the way of an outer `fit`.
+
+    To be called from `Callback.set_model`: another callback may have called
+    this `fit`.
 
     Args:
-        siblings: List of all callbacks of a `fit`.
+        callback: The callback that is to make `model` smaller.
+        model: The model of the inner `fit`.
+        kind: The class of all callbacks that do so.
+    """
+    for outer, callbacks in keras_internals.running_fits():
+        shrinks = any(isinstance(x, kind) for x in callbacks.callbacks)
+        if callback in callbacks.callbacks or (outer is model and shrinks):
+            raise ValueError(
+                f"{type(callback).__name__} is to make '{model.name}' smaller "
+                f"inside of a `fit` of '{outer.name}' that makes its model "
+                "smaller, and the one would cut the model under the other. "
+                "Call the inner `fit` once the outer one has returned, or "
+                "train a clone of the model, with a callback of its own."
+            )
+
+
+def check_siblings(callback, siblings, kind):
+    """Raises a `ValueError` if one of `siblings` cannot work beside `callback`.
+
+    Args:
+        callback: The callback that makes the model smaller.
+        siblings: List of all callbacks of its `fit`.
+        kind: The class of all callbacks that do so.
     """
     for sibling in siblings:
+        if isinstance(sibling, kind) and sibling is not callback:
+            raise ValueError(
+                "There are two callbacks that make the model smaller among "
+                "those of one `fit`, and each would cut the other's channels. "
+                f"Pass one of them. Received: {type(callback).__name__}, "
+                f"{type(sibling).__name__}"
+            )
         if (
             isinstance(sibling, keras.callbacks.EarlyStopping)
             and sibling.restore_best_weights
@@ -22,3 +57,22 @@ def check_siblings(siblings):
                 "shape, and load it with `keras.saving.load_model`; "
                 "EarlyStopping without restoring works."
             )
+
+
+def logs_behind(callback, siblings):
+    """Returns a list of each `DensityLog` among `siblings`.
+
+    Raises:
+        ValueError: If one of them stands in front of `callback`, and would log
+            an epoch before its reconfiguration.
+    """
+    logs = [x for x in siblings if isinstance(x, DensityLog)]
+    for log in logs:
+        if siblings.index(log) < siblings.index(callback):
+            name = type(callback).__name__
+            raise ValueError(
+                f"DensityLog stands in front of the {name} whose figures it "
+                "logs. Put it behind in the list of callbacks, or use "
+                f"`{name}(log_dir=...)`."
+            )
+    return logs

@@ -4,6 +4,11 @@ Each function says which attribute it reads and why nothing public does. The
 tests of these modules fail when a new Keras moves one of them.
 """
 
+from keras_prunetrain.keras_internals.callers import (
+    calling_list,
+    fit_argument,
+    running_fits,
+)
 from keras_prunetrain.keras_internals.gradients import release_gradients
 from keras_prunetrain.keras_internals.graph import (
     Call,
@@ -16,6 +21,7 @@ from keras_prunetrain.keras_internals.graph import (
     producer,
     structures,
 )
+from keras_prunetrain.keras_internals.guards import guard_hooks, guard_loop
 from keras_prunetrain.keras_internals.identity import (
     TRAINER_ATTRIBUTES,
     operations_in,
@@ -62,11 +68,9 @@ from keras_prunetrain.keras_internals.trainer import (
     announce_steps,
     compile_like,
     example_count,
-    fit_argument,
     on_several_machines,
     renew_steps,
     repair_distributed_fit,
-    sibling_callbacks,
     strategy_scope,
 )
 from keras_prunetrain.keras_internals.variables import (
@@ -91,6 +95,7 @@ __all__ = [
     "base_attributes",
     "blank_copy",
     "build_copy",
+    "calling_list",
     "calls",
     "carry_exclusions",
     "carry_settings",
@@ -99,6 +104,8 @@ __all__ = [
     "example_count",
     "fill_copy",
     "fit_argument",
+    "guard_hooks",
+    "guard_loop",
     "has_array_arguments",
     "inner_optimizers",
     "is_graph",
@@ -117,12 +124,12 @@ __all__ = [
     "repair_distributed_fit",
     "replace_part",
     "restore_learning_rate",
+    "running_fits",
     "scale_learning_rate",
     "scheduled_rate",
     "set_attribute",
     "set_trainable",
     "shown_rate",
-    "sibling_callbacks",
     "strategy_scope",
     "structures",
     "track",

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import sys
 
 import keras
 
@@ -124,44 +123,6 @@ def example_count(model, steps):
     count = int(keras.ops.convert_to_numpy(model._loss_tracker.count))
     own_step = type(model).train_step is not keras.Model.train_step
     return None if own_step and count <= steps else count
-
-
-def sibling_callbacks():
-    """Returns the callbacks that are handed a model in the same list.
-
-    To be called from `Callback.set_model`. `CallbackList` tells its members
-    nothing about each other, but it is a caller.
-    """
-    for _, caller, _ in _calling_methods():
-        if isinstance(caller, keras.callbacks.CallbackList):
-            return list(caller.callbacks)
-    return []
-
-
-def fit_argument(name):
-    """Returns the value of an argument of the running `Model.fit`.
-
-    To be called from a callback: `Callback.params` has only what `fit` made of
-    some of its arguments. Returns `None` outside of `fit`, and for a name that
-    is no argument.
-    """
-    for function, caller, arguments in _calling_methods():
-        is_fit = function == "fit" and isinstance(caller, keras.Model)
-        if is_fit and name in arguments:
-            return arguments[name]
-    return None
-
-
-def _calling_methods():
-    """Yields the name, `self` and local variables of each calling method.
-
-    The innermost first. `self` is `None` for a function.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        variables = frame.f_locals
-        yield frame.f_code.co_name, variables.get("self"), variables
-        frame = frame.f_back
 
 
 def announce_steps(callbacks, steps):

@@ -1,0 +1,84 @@
+"""What a callback that makes the model smaller adds to the history of `fit`."""
+
+import logging
+import math
+
+from keras_prunetrain.cost import communication_bytes
+from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.memory import iteration_bytes
+from keras_prunetrain.variables import gradient_bytes
+
+_LOG = logging.getLogger("keras_prunetrain")
+_NAMES = (
+    *("density", "training_flops", "batch_size", "memory_bytes"),
+    *("learning_rate", "communication_bytes"),
+)
+
+
+class EpochLogs:
+    """Adds values to the logs of epochs, but none in the place of a metric."""
+
+    def __init__(self):
+        self._taken = None
+
+    def note_metrics(self, logs):
+        """Warns of metrics whose names are in use here, at the first step.
+
+        Which metrics there are is not known before: the model's own
+        `train_step` may return any.
+
+        Args:
+            logs: Dict. The metrics of a step.
+        """
+        if self._taken is not None:
+            return
+        self._taken = {name for name in _NAMES if name in logs}
+        if self._taken:
+            _LOG.warning(
+                "The history keeps the model's own metrics %s, and does not "
+                "show what this package would log under these names. Rename "
+                "the metrics to see both.",
+                ", ".join(map(repr, sorted(self._taken))),
+            )
+
+    def add(self, logs, values):
+        """Adds a dict of `values` to `logs`, the dict of an epoch."""
+        for name, value in values.items():
+            if name not in (self._taken or ()):
+                logs[name] = value
+
+    def correct(self, history, name, value):
+        """Puts another value in the place of the last one of `history`.
+
+        Args:
+            history: Dict from a name to the list of the values of all epochs.
+            name: String.
+            value: The right value.
+        """
+        if history.get(name) and name not in (self._taken or ()):
+            history[name][-1] = value
+
+
+def values_of_epoch(model, meter, batch, learning_rate, steps):
+    """Returns what the epoch was trained with, a dict for the history.
+
+    Args:
+        model: The model that was trained, before its reconfiguration.
+        meter: The `EpochMeter`.
+        batch: A `DynamicBatch`, or `None`.
+        learning_rate: Float; `None` if there are several.
+        steps: Integer, the steps of an epoch; `None` if nobody knows.
+    """
+    values = {"training_flops": meter.training_flops}
+    replicas = replica_count(model)
+    if batch is not None:
+        cost = meter.current_cost()
+        fixed, per_example = iteration_bytes(model, cost=cost)
+        values["batch_size"] = batch.size
+        values["memory_bytes"] = fixed + batch.size // replicas * per_example
+        if learning_rate is not None:
+            values["learning_rate"] = learning_rate
+    if replicas > 1:
+        sent = communication_bytes(gradient_bytes(model), replicas)
+        values["communication_bytes"] = sent * (steps or math.nan)
+    return values

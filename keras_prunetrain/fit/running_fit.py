@@ -1,0 +1,68 @@
+"""One `fit` of a callback that makes the model smaller, from begin to end."""
+
+import contextlib
+import weakref
+
+import keras
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.fit.growing_batch import GrowingBatch
+
+# Weak references to the `RunningFit`s of models.
+_RUNNING = weakref.WeakKeyDictionary()
+
+
+class RunningFit:
+    """Who takes part in one `fit`, and what its end undoes.
+
+    To be made in `Callback.set_model`. However the `fit` ends, `leave` is
+    called: by the callback when it has succeeded, else by guards.
+
+    Args:
+        meter: The `EpochMeter`, which acts before the callback.
+        batch: A `DynamicBatch`, or `None`.
+        log: A `DensityLog`, which acts after the callback, or `None`.
+
+    Attributes:
+        siblings: List of all callbacks of this `fit`.
+        growing: A `GrowingBatch`, which acts before the callback; `None` where
+            the batch size is fixed.
+        before: `keras.callbacks.CallbackList` of those that act before.
+        after: `keras.callbacks.CallbackList` of those that act after.
+        skip: Tuple of the keys of the layers that are left alone.
+    """
+
+    def __init__(self, meter, batch, log):
+        callbacks = keras_internals.calling_list()
+        self.siblings = [] if callbacks is None else list(callbacks.callbacks)
+        before, after = [meter], [] if log is None else [log]
+        self.growing = None
+        if batch is not None:
+            self.growing = GrowingBatch(batch, meter, self.siblings)
+            before.append(self.growing)
+        self.before = keras.callbacks.CallbackList(before)
+        self.after = keras.callbacks.CallbackList(after)
+        self.skip = ()
+        self._undo = contextlib.ExitStack()
+        if callbacks is not None:
+            keras_internals.guard_hooks(callbacks, self.leave)
+
+    def set_model(self, model):
+        earlier = _RUNNING.get(model, lambda: None)()
+        if earlier is not None:
+            earlier.leave()  # Its end was not seen.
+        _RUNNING[model] = weakref.ref(self)
+        self.before.set_model(model)
+        self.after.set_model(model)
+
+    def set_params(self, params):
+        self.before.set_params(params)
+        self.after.set_params(params)
+
+    def at_end(self, function, *arguments):
+        """Has `function(*arguments)` called by `leave`, the last one first."""
+        self._undo.callback(function, *arguments)
+
+    def leave(self):
+        """Undoes what this `fit` has done to the model, once."""
+        self._undo.close()

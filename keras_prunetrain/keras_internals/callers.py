@@ -1,0 +1,68 @@
+"""The methods of Keras that are calling: which `fit` a callback acts in.
+
+Keras tells a callback its model and `params`, and neither the callbacks beside
+it nor the arguments of `fit`. All of that stands in the frames of the callers.
+"""
+
+import os
+import sys
+
+import keras
+
+_KERAS = os.path.dirname(keras.__file__) + os.sep
+
+
+def calling_list():
+    """Returns the `CallbackList` that calls, `None` if there is none.
+
+    To be called from a method of a callback, such as `set_model`.
+    """
+    for _, caller, _ in calling_methods():
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return caller
+    return None
+
+
+def fit_argument(name):
+    """Returns the value of an argument of the running `Model.fit`.
+
+    To be called from a callback: `Callback.params` has only what `fit` made of
+    some of its arguments. Returns `None` outside of `fit`, and for a name that
+    is no argument.
+    """
+    for function, caller, variables in calling_methods():
+        is_fit = function == "fit" and isinstance(caller, keras.Model)
+        if is_fit and name in variables:
+            return variables[name]
+    return None
+
+
+def running_fits():
+    """Returns `(model, CallbackList)` of each `fit` that is running.
+
+    The innermost first: a callback may call `fit` in its turn. One that has not
+    made its list yet is left out.
+    """
+    found = []
+    for function, caller, variables in calling_methods():
+        callbacks = variables.get("callbacks")
+        is_fit = function == "fit" and isinstance(caller, keras.Model)
+        if is_fit and isinstance(callbacks, keras.callbacks.CallbackList):
+            found.append((caller, callbacks))
+    return found
+
+
+def calling_methods():
+    """Yields `(name, self, local variables)` of the calling methods of Keras.
+
+    The innermost first; `self` is `None` for a function.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        # To read a frame's variables keeps them alive until it ends; that is
+        # not to happen to the user's.
+        if code.co_filename.startswith(_KERAS):
+            variables = frame.f_locals
+            yield code.co_name, variables.get("self"), variables
+        frame = frame.f_back
