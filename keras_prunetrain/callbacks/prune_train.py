@@ -54,18 +54,20 @@ class PruneTrainCallback(ReconfiguringCallback):
     and `learning_rate`, the one that the optimizer trained with last.
     (Callbacks that log `optimizer.learning_rate`, `LearningRateScheduler` and
     `ReduceLROnPlateau` behind this one and `TensorBoard`, show the unscaled
-    one. After a `fit` that broke off, the next one with this callback makes the
-    optimizer an ordinary one again.)
+    one.) A metric of the model that has one of these names is kept, with a
+    warning.
 
     Models nested in the caller's are rebuilt: `model.get_layer("encoder")` is
     another object after a reconfiguration.
 
     Layers that carry a `GroupLasso` already keep it, with its factor, and no
     other gets one; only if all of these factors are 0 is one computed. Without
-    any, one is put beside the regularizer of each kernel, and is off again when
-    `fit` returns (not if it breaks off with an exception; the next `fit` with
-    this callback sees to that). A second `fit` with the same callback goes on
-    with the factor of the first.
+    any, one is put beside the regularizer of each kernel. A second `fit` with
+    the same callback goes on with the factor of the first.
+
+    Whatever ends `fit`, an exception or Ctrl-C included, the model is an
+    ordinary one afterwards: the lasso is off, or has the factor back with which
+    it came, and the optimizer trains with the learning rate that it shows.
 
     Args:
         penalty_ratio: Float in (0, 1). The lasso's share of the loss of the
@@ -96,10 +98,11 @@ class PruneTrainCallback(ReconfiguringCallback):
         ValueError: If an argument is out of its range; in `fit`, before the
             first step, if the model has no known graph, if a layer or the
             optimizer cannot be rebuilt, if `skip` matches no layer, if
-            `finetune_epochs` leaves no epoch with lasso, or if an
-            `EarlyStopping(restore_best_weights=True)` or a second callback of
-            this class is among the callbacks; after it, if the loss is negative
-            or the logs have none.
+            `finetune_epochs` leaves no epoch with lasso, if a second callback
+            that makes the model smaller, a `BackupAndRestore` or an
+            `EarlyStopping(restore_best_weights=True)` is among the callbacks,
+            or if an outer `fit` makes the model smaller; after it, if the loss
+            is negative or the logs have none.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), Algorithm 1.
@@ -119,9 +122,9 @@ class PruneTrainCallback(ReconfiguringCallback):
     ):
         super().__init__(threshold, batch, reconfigure, log_dir)
         check_schedule(penalty_ratio, interval, finetune_epochs, factor)
-        self.penalty_ratio = penalty_ratio
-        self.interval = interval
-        self.finetune_epochs = finetune_epochs
+        self.penalty_ratio = float(penalty_ratio)
+        self.interval = int(interval)
+        self.finetune_epochs = int(finetune_epochs)
         self._first_factor = factor
         self._lasso = CalibratedLasso(factor)
         self._said_nothing_dead = False
@@ -204,8 +207,12 @@ class PruneTrainCallback(ReconfiguringCallback):
         if stopped_early:
             self.reconfigure(logs)
         super().on_train_end(logs)
-        calibrated = self.factor is not None
-        if calibrated and not self.reports and not self._said_nothing_dead:
+        found_nothing = self.factor is not None and not self.reports
+        if (
+            found_nothing
+            and not self._said_nothing_dead
+            and not self.has_diverged(logs)
+        ):
             self._said_nothing_dead = True
             _LOG.warning(
                 "No channel of '%s' fell below threshold=%g. A longer training "

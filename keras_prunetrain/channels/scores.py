@@ -38,13 +38,18 @@ def label_scores(numbering: Numbering, score: Score) -> list[np.ndarray | None]:
         ValueError: If `score` is no function, or returns something else than
             it should.
     """
+    check_score(score)
+    return [_checked(score(label), label) for label in numbering.labels]
+
+
+def check_score(score: Score) -> None:
+    """Raises a `ValueError` if `score` is no function."""
     if not callable(score):
         raise ValueError(
             "`score` must be a function of a label that returns an array with "
             "one number per channel, or `None`. Received: "
             f"score={score!r}"
         )
-    return [_checked(score(label), label) for label in numbering.labels]
 
 
 def channel_scores(

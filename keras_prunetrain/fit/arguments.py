@@ -2,6 +2,7 @@
 
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.liveness import check_limits
+from keras_prunetrain.channels.scores import check_score
 from keras_prunetrain.checks import is_count, is_number
 
 
@@ -60,4 +61,6 @@ def reconfigure_arguments(threshold, reconfigure):
             f"'fold' and 'score'. Received: {received}"
         )
     check_limits(threshold, **{k: arguments[k] for k in limits})
+    if "score" in arguments:
+        check_score(arguments["score"])
     return arguments

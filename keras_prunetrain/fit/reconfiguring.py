@@ -9,13 +9,8 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
-from keras_prunetrain.channels.liveness import matching_layers
-from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.distribution import (
-    average_statistics,
-    check_agreement,
-    prepare_strategy,
-)
+from keras_prunetrain.distribution import average_statistics
+from keras_prunetrain.fit.admission import admit
 from keras_prunetrain.fit.arguments import check_batch, reconfigure_arguments
 from keras_prunetrain.fit.epoch_logs import EpochLogs, values_of_epoch
 from keras_prunetrain.fit.meter import EpochMeter
@@ -30,7 +25,6 @@ from keras_prunetrain.fit.siblings import (
 from keras_prunetrain.lasso.attach import all_finite
 from keras_prunetrain.surgery.reconfigure import (
     carry_out,
-    check_reconfigurable,
     make_plan,
 )
 from keras_prunetrain.surgery.takeover import take_over
@@ -74,21 +68,23 @@ class ReconfiguringCallback(keras.callbacks.Callback):
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
             first step, if the model has no known graph, if a layer or the
-            optimizer cannot be rebuilt, if `skip` matches no layer, or if an
-            `EarlyStopping(restore_best_weights=True)` or a second callback of
-            this kind is among the callbacks.
+            optimizer cannot be rebuilt, if `skip` matches no layer, if a second
+            callback of this kind, a `BackupAndRestore` or an
+            `EarlyStopping(restore_best_weights=True)` is among the callbacks,
+            or if an outer `fit` makes the model smaller.
     """
 
     def __init__(
         self, threshold=1e-4, batch=None, reconfigure=None, log_dir=None
     ):
         super().__init__()
+        self._arguments = reconfigure_arguments(threshold, reconfigure)
         check_batch(batch)
-        self.threshold = threshold
+        # A NumPy number is written in another way, and workers compare that.
+        self.threshold = float(threshold)
         self.batch = batch
         self.epoch = None
         self.meter = EpochMeter()
-        self._arguments = reconfigure_arguments(threshold, reconfigure)
         self._progress = Progress()
         self._log = None if log_dir is None else DensityLog(log_dir)
         self._epoch_logs = EpochLogs()
@@ -101,7 +97,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
     @property
     def skipped_layers(self):
         """Keys of the layers that `skip` names, a tuple; inside of `fit`."""
-        return self._fit.skip
+        return self._fit.arguments["skip"]
 
     # What a method says.
 
@@ -114,7 +110,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
 
     def plan(self):
         """Returns the `Plan` of a cut of the model as it is now."""
-        return make_plan(self.model, self.threshold, **self._plan_arguments())
+        return make_plan(self.model, self.threshold, **self._fit.arguments)
 
     def settings(self):
         """Returns the settings of this method, a dict.
@@ -172,7 +168,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         keras_internals.guard_loop(self._fit.leave)
-        numbering = self._checked()
+        numbering = self._admit()
         self._fit.before.on_train_begin()
         self._fit.after.on_train_begin()
         # Nothing has been changed up to here.
@@ -185,42 +181,22 @@ class ReconfiguringCallback(keras.callbacks.Callback):
             self._fit.growing.begin()
         self.begin(numbering)
 
-    def _checked(self):
+    def _admit(self):
         """Checks all that can be checked; returns the model's `Numbering`."""
         siblings = self._fit.siblings
         check_siblings(self, siblings, ReconfiguringCallback)
-        logs = [*logs_behind(self, siblings), *self._fit.after.callbacks]
-        for log in logs:
+        for log in (*logs_behind(self, siblings), *self._fit.after.callbacks):
             log.follow(self)
-        prepare_strategy(self.model)
         self.check()
-        numbering = number_channels(self.model)
-        # As keys: a reconfigured model has other layer objects.
-        skip = self._arguments.get("skip", ())
-        self._fit.skip = tuple(matching_layers(numbering, skip))
-        check_reconfigurable(self.model, self._fit.skip)
-        check_agreement(self.model, self._description())
-        return numbering
-
-    def _plan_arguments(self):
-        return {**self._arguments, "skip": self.skipped_layers}
-
-    def _description(self):
-        """Says all that decides when this callback does what."""
-        optimizer = self.model.optimizer
-        facts = {
+        settings = {
             **self.settings(),
-            "reconfigure": self._plan_arguments(),
             "batch": self.batch,
-            "epochs": self.params["epochs"],
-            "steps": self.params["steps"],
-            # It takes part in an exchange of its own.
             "log_dir given": self._log is not None,
-            "optimizer": type(optimizer).__name__,
-            "learning_rate": keras_internals.shown_rate(optimizer),
-            "weights": [tuple(w.shape) for w in self.model.weights],
         }
-        return ", ".join(f"{name}={value}" for name, value in facts.items())
+        numbering, self._fit.arguments = admit(
+            self.model, self._arguments, settings, self.params
+        )
+        return numbering
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -282,11 +258,12 @@ class ReconfiguringCallback(keras.callbacks.Callback):
             logs: Dict with the mean `loss` of the epoch, or `None`.
         """
         started = time.perf_counter()
-        loss = (logs or {}).get("loss", 0.0)
-        if not (math.isfinite(loss) and all_finite(self.model)):
+        loss = _loss_in(logs)
+        if self.has_diverged(logs):
             _LOG.warning(
                 "No reconfiguration after epoch %d: the loss (%s) or a weight "
-                "of '%s' is not finite.",
+                "of '%s' is not finite. If that lasts, the training has "
+                "diverged: lower the learning rate.",
                 self.epoch,
                 loss,
                 self.model.name,
@@ -302,6 +279,14 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         self._progress.add(report)
         report.seconds = time.perf_counter() - started
         _LOG.info("%s", report)
+
+    def has_diverged(self, logs):
+        """Whether the loss in `logs`, or a weight of the model, is not finite.
+
+        Args:
+            logs: Dict of an epoch, or `None`.
+        """
+        return not (math.isfinite(_loss_in(logs)) and all_finite(self.model))
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
@@ -330,3 +315,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         if rate is None or self.batch is None:
             return rate
         return rate * self.batch.learning_rate_ratio
+
+
+def _loss_in(logs):
+    return (logs or {}).get("loss", 0.0)

@@ -29,7 +29,8 @@ class RunningFit:
             the batch size is fixed.
         before: `keras.callbacks.CallbackList` of those that act before.
         after: `keras.callbacks.CallbackList` of those that act after.
-        skip: Tuple of the keys of the layers that are left alone.
+        arguments: Dict of further arguments for `plan_cut`, checked against the
+            model.
     """
 
     def __init__(self, meter, batch, log):
@@ -42,7 +43,7 @@ class RunningFit:
             before.append(self.growing)
         self.before = keras.callbacks.CallbackList(before)
         self.after = keras.callbacks.CallbackList(after)
-        self.skip = ()
+        self.arguments = {}
         self._undo = contextlib.ExitStack()
         if callbacks is not None:
             keras_internals.guard_hooks(callbacks, self.leave)

@@ -1,9 +1,13 @@
 """Checks of the callbacks beside one that makes the model smaller."""
 
+import logging
+
 import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 
 def check_outer_fits(callback, model, kind):
@@ -45,18 +49,42 @@ def check_siblings(callback, siblings, kind):
                 f"Pass one of them. Received: {type(callback).__name__}, "
                 f"{type(sibling).__name__}"
             )
+        _check_restoring(sibling)
         if (
-            isinstance(sibling, keras.callbacks.EarlyStopping)
-            and sibling.restore_best_weights
+            isinstance(sibling, keras.callbacks.ModelCheckpoint)
+            and sibling.save_weights_only
         ):
-            raise ValueError(
-                "EarlyStopping(restore_best_weights=True) remembers "
-                "weights by their shapes and cannot bring them back once "
-                "the model has shrunk. Let `ModelCheckpoint('best.keras', "
-                "save_best_only=True)` keep the best model, in its own "
-                "shape, and load it with `keras.saving.load_model`; "
-                "EarlyStopping without restoring works."
+            _LOG.warning(
+                "%s(save_weights_only=True) saves weights without the sizes "
+                "of their layers: once the model has shrunk, the files fit "
+                "neither the first model nor each other. Save whole models, "
+                "with `ModelCheckpoint('best.keras')`, and load them with "
+                "`keras.saving.load_model`.",
+                type(sibling).__name__,
             )
+
+
+def _check_restoring(sibling):
+    """Raises a `ValueError` for a callback that brings weights back."""
+    if (
+        isinstance(sibling, keras.callbacks.EarlyStopping)
+        and sibling.restore_best_weights
+    ):
+        raise ValueError(
+            "EarlyStopping(restore_best_weights=True) remembers weights by "
+            "their shapes and cannot bring them back once the model has "
+            "shrunk. Let `ModelCheckpoint('best.keras', save_best_only=True)` "
+            "keep the best model, in its own shape, and load it with "
+            "`keras.saving.load_model`; EarlyStopping without restoring works."
+        )
+    if isinstance(sibling, keras.callbacks.BackupAndRestore):
+        raise ValueError(
+            f"{type(sibling).__name__} saves weights without the sizes of "
+            "their layers, and cannot resume a training in which the model has "
+            "shrunk. Save whole models with `ModelCheckpoint('last.keras')`; "
+            "to resume, load the last one with `keras.saving.load_model` and "
+            "call `fit` with `initial_epoch`."
+        )
 
 
 def logs_behind(callback, siblings):

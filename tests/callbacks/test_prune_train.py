@@ -661,6 +661,8 @@ def test_training_goes_on_with_a_loss_that_is_nan(caplog):
     assert model.optimizer.iterations == 6
     assert pruning.reports == []
     assert "No reconfiguration after epoch 1: the loss (nan)" in caplog.text
+    assert "lower the learning rate" in caplog.text
+    assert "A longer training" not in caplog.text
 
 
 def test_calibration_waits_for_a_finite_loss_and_says_so_once(caplog):

@@ -120,6 +120,44 @@ def test_early_stopping_that_restores_is_refused(kind, stop):
         np.testing.assert_array_equal(old, new)
 
 
+class OwnBackup(CALLBACKS.BackupAndRestore):
+    pass
+
+
+class OwnCheckpoint(CALLBACKS.ModelCheckpoint):
+    pass
+
+
+@pytest.mark.parametrize("kind", [CALLBACKS.BackupAndRestore, OwnBackup])
+def test_a_backup_that_could_not_be_resumed_is_refused(kind, tmp_path):
+    model = network()
+    backup = kind(tmp_path / "backup")
+    with pytest.raises(ValueError, match="saves weights without the sizes"):
+        fit(model, pruning(), backup)
+    assert model.optimizer.iterations == 0
+    assert factors(model) == [0.0] * 4
+
+    # The advice works.
+    path = tmp_path / "last.keras"
+    fit(model, pruning(), CALLBACKS.ModelCheckpoint(path), epochs=1)
+    resumed = keras.saving.load_model(path)
+    fit(resumed, pruning(), initial_epoch=1, epochs=2)
+    assert resumed.optimizer.iterations == 6
+
+
+@pytest.mark.parametrize("kind", [CALLBACKS.ModelCheckpoint, OwnCheckpoint])
+def test_weights_that_fit_no_model_are_warned_of(kind, tmp_path, caplog):
+    checkpoint = kind(tmp_path / "best.weights.h5", save_weights_only=True)
+    model = network()
+    fit(model, pruning(), checkpoint, epochs=1)
+    (record,) = [x for x in caplog.records if x.name == "keras_prunetrain"]
+    assert f"{kind.__name__}(save_weights_only=True)" in record.getMessage()
+    assert "ModelCheckpoint('best.keras')" in record.getMessage()
+    whole = CALLBACKS.ModelCheckpoint(tmp_path / "best.keras")
+    fit(model, pruning(), whole, epochs=1)
+    assert len(caplog.records) == 1
+
+
 def test_csv_logger_gets_all_columns(tmp_path):
     path = tmp_path / "log.csv"
     model = network()

@@ -8,7 +8,9 @@ from keras_prunetrain import GroupLasso, PruneTrainCallback
 from tests.callbacks.fits import examples, factors, network
 
 
-@pytest.mark.parametrize("ratio", [0, 1, -1, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    "ratio", [0, 1, -1, 1.5, float("nan"), True, "0.25", None, 10**400]
+)
 def test_penalty_ratio_must_be_a_fraction(ratio):
     with pytest.raises(
         ValueError, match=f"`penalty_ratio` .* Received: penalty_ratio={ratio}"
@@ -16,7 +18,7 @@ def test_penalty_ratio_must_be_a_fraction(ratio):
         PruneTrainCallback(penalty_ratio=ratio)
 
 
-@pytest.mark.parametrize("interval", [0, -2, 1.5, None])
+@pytest.mark.parametrize("interval", [0, -2, 1.5, None, True, "10"])
 def test_interval_must_be_a_number_of_epochs(interval):
     with pytest.raises(
         ValueError, match=f"`interval` .* at least 1. Received: .*={interval}"
@@ -24,7 +26,9 @@ def test_interval_must_be_a_number_of_epochs(interval):
         PruneTrainCallback(interval=interval)
 
 
-@pytest.mark.parametrize("threshold", [-1, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "threshold", [-1, float("inf"), float("nan"), True, "0.1", None, 10**400]
+)
 def test_threshold_must_be_a_magnitude(threshold):
     with pytest.raises(
         ValueError, match=f"`threshold` .* Received: threshold={threshold}"
@@ -32,7 +36,7 @@ def test_threshold_must_be_a_magnitude(threshold):
         PruneTrainCallback(threshold=threshold)
 
 
-@pytest.mark.parametrize("epochs", [-1, 0.5])
+@pytest.mark.parametrize("epochs", [-1, 0.5, True, None, "1"])
 def test_finetune_epochs_must_be_a_number(epochs):
     with pytest.raises(
         ValueError, match=f"`finetune_epochs` .* Received: .*={epochs}"
@@ -53,6 +57,47 @@ def test_arguments_of_reconfigure_are_checked(argument, value):
     message = f"`{argument}` must be an integer, .*: {argument}={value}"
     with pytest.raises(ValueError, match=message):
         PruneTrainCallback(reconfigure={argument: value})
+
+
+@pytest.mark.parametrize("fold", ["no", 1, None])
+def test_fold_must_be_a_bool(fold):
+    with pytest.raises(ValueError, match="`fold` must be True or False"):
+        PruneTrainCallback(reconfigure={"fold": fold})
+
+
+@pytest.mark.parametrize("arguments", [5, "fold", ["skip"]])
+def test_further_arguments_must_be_a_dict(arguments):
+    with pytest.raises(ValueError, match="`reconfigure` must be a dict"):
+        PruneTrainCallback(reconfigure=arguments)
+
+
+@pytest.mark.parametrize("log_dir", [5, "", True, ["logs"]])
+def test_log_dir_must_be_a_path(log_dir):
+    with pytest.raises(ValueError, match="`log_dir` must be the path of a fo"):
+        PruneTrainCallback(log_dir=log_dir)
+
+
+def test_score_must_be_a_function():
+    with pytest.raises(ValueError, match="`score` must be a function of a"):
+        PruneTrainCallback(reconfigure={"score": "magnitude"})
+
+
+def test_numbers_of_numpy_are_numbers():
+    pruning = PruneTrainCallback(
+        np.float32(0.25),
+        np.int64(5),
+        np.float64(1e-3),
+        reconfigure={"channel_multiple": np.int32(2)},
+        finetune_epochs=np.int16(1),
+    )
+    assert pruning.settings() == {
+        "penalty_ratio": 0.25,
+        "interval": 5,
+        "threshold": 1e-3,
+        "finetune_epochs": 1,
+    }
+    # What workers compare is what they write.
+    assert "np" not in str(pruning.settings())
 
 
 def refuses(model, pruning, match, **kwargs):
@@ -126,6 +171,13 @@ def test_a_sequential_needs_its_input_before_training():
 def test_skip_must_match_a_layer(skip):
     pruning = PruneTrainCallback(reconfigure={"skip": skip})
     refuses(network(), pruning, "`skip` names '(stage9_|absent).*stem_bn")
+
+
+def test_a_score_that_fails_is_refused_before_the_first_step():
+    pruning = PruneTrainCallback(
+        reconfigure={"score": lambda label: [1.0] * 99}
+    )
+    refuses(network(), pruning, "`score` must return .* for each of the")
 
 
 def test_some_epoch_must_have_lasso():

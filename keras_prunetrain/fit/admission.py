@@ -1,0 +1,60 @@
+"""All that can be checked about a training before its first step."""
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.liveness import matching_layers
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.scores import label_scores
+from keras_prunetrain.distribution import check_agreement, prepare_strategy
+from keras_prunetrain.surgery.reconfigure import check_reconfigurable
+
+
+def admit(model, arguments, settings, params):
+    """Checks that a model can be made smaller while it trains.
+
+    Args:
+        model: The model, compiled and built.
+        arguments: Dict of further arguments for `plan_cut`.
+        settings: Dict of all else that workers must agree on.
+        params: Dict, the `params` of a callback.
+
+    Returns:
+        The model's `Numbering`, and `arguments` with the keys of layers in
+        `skip`: a reconfigured model has other layer objects.
+
+    Raises:
+        ValueError: If the model was not built under the strategy that trains
+            it, if it has no known graph, if `skip` matches no layer, if `score`
+            fails, if a layer or the optimizer cannot be made anew, or if the
+            workers are not started alike.
+    """
+    prepare_strategy(model)
+    numbering = number_channels(model)
+    skip = matching_layers(numbering, arguments.get("skip", ()))
+    arguments = {**arguments, "skip": tuple(skip)}
+    if "score" in arguments:
+        label_scores(numbering, arguments["score"])
+    check_reconfigurable(model, arguments["skip"])
+    check_agreement(model, _description(model, arguments, settings, params))
+    return numbering, arguments
+
+
+def _description(model, arguments, settings, params):
+    """Says all that decides what a training does and when, a string."""
+    optimizer = model.optimizer
+    facts = {
+        **settings,
+        **{name: _written(value) for name, value in arguments.items()},
+        "epochs": params["epochs"],
+        "steps": params["steps"],
+        "optimizer": type(optimizer).__name__,
+        "learning_rate": keras_internals.shown_rate(optimizer),
+        "weights": [tuple(weight.shape) for weight in model.weights],
+    }
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _written(value):
+    # A function without its address, which differs between processes.
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return value
