@@ -36,9 +36,9 @@ from tests.callbacks.fits import (
 
 L2 = 0.01
 RATIO = 0.5
-EPOCHS = 3
+EPOCHS = 2
 DEATHS = {0: {"inner": [0, 3]}, 1: {"inner": [1], "stage": [2]}}
-DENSITY = [16 / 18, 14 / 18, 14 / 18]  # Of 3 + 6 + 6 + 3 channels.
+DENSITY = [16 / 18, 14 / 18]  # Of 3 + 6 + 6 + 3 channels.
 WIDTHS = {"stem": 5, "inner": 3, "last": 5, "logits": 3}
 VALIDATION = examples(10, seed=1)
 
@@ -115,8 +115,6 @@ def both(first, second, kernel):
 
 
 def options(name):
-    if name == "class_weight":
-        return {"class_weight": {0: 0.5, 1: 1.0, 2: 3.0}}
     if name == "sample_weight":
         return {"sample_weight": np.linspace(0.1, 2.0, 40)}
     return {}
@@ -146,15 +144,34 @@ class Batches(keras.utils.PyDataset):
 
 
 DATA = {
-    "numpy": examples,
     "tf.data": lambda: tf.data.Dataset.from_tensor_slices(examples()).batch(16),
     "PyDataset": Batches,
 }
 
 
+@functools.cache
+def standard_run():
+    """Returns model, callback, history and `Record` of the run; not to change.
+
+    Eager, on arrays, with a learning rate that does not change.
+    """
+    model, pruning, record = network(l2=L2), callback(), Record()
+    history = fit(
+        model, pruning, Kill(DEATHS), record, validation_data=VALIDATION
+    )
+    return model, pruning, history, record
+
+
+def test_fit_shrinks_the_model_as_the_same_run_by_hand():
+    model, pruning, history, _ = standard_run()
+    assert_same_as_by_hand(model, pruning, history)
+    assert model.run_eagerly
+
+
 @pytest.mark.parametrize("kind", DATA)
-def test_fit_shrinks_the_model_as_the_same_run_by_hand(kind):
-    model, pruning = network(l2=L2, compiled=TRACED), callback()
+def test_other_data_and_a_traced_step_make_no_difference(kind):
+    traced = TRACED if kind == "tf.data" else None
+    model, pruning = network(l2=L2, compiled=traced), callback()
     history = fit(
         model,
         pruning,
@@ -165,16 +182,9 @@ def test_fit_shrinks_the_model_as_the_same_run_by_hand(kind):
     assert_same_as_by_hand(model, pruning, history)
 
 
-def test_run_eagerly_makes_no_difference():
-    model = network(l2=L2)
-    pruning = callback()
-    history = fit(model, pruning, Kill(DEATHS), validation_data=VALIDATION)
-    assert_same_as_by_hand(model, pruning, history)
-    assert model.run_eagerly
-
-
-@pytest.mark.parametrize("option", ["class_weight", "sample_weight"])
-def test_weights_of_examples_count(option):
+def test_weights_of_examples_count():
+    # Keras turns the weights of classes into such.
+    option = "sample_weight"
     model, pruning = network(l2=L2), callback()
     history = fit(
         model,
@@ -257,7 +267,7 @@ def test_steps_per_execution():
     # The mean over the first three batches, less the L2 at its beginning.
     expected = (record.losses[0] - penalty) / sum_of_norms
     np.testing.assert_allclose(pruning.factor, expected, rtol=1e-5)
-    assert record.factors == [0.0] + [pytest.approx(pruning.factor)] * 2
+    assert record.factors == [0.0, pytest.approx(pruning.factor)]
     assert model.steps_per_execution == 3
     assert model.optimizer.iterations == 3 * EPOCHS
     assert widths(model) == WIDTHS
@@ -289,8 +299,7 @@ def test_factor_makes_the_lasso_the_wanted_share_of_the_first_loss():
 
 
 def test_factor_is_set_after_the_first_batch_and_never_again():
-    model, pruning, record = network(), callback(), Record()
-    fit(model, pruning, Kill(DEATHS), record)
+    _, pruning, _, record = standard_run()
     assert record.factors[0] == 0.0
     # The records are taken before the callback acts on the batch.
     np.testing.assert_allclose(record.factors[1:], pruning.factor, rtol=1e-6)
@@ -301,13 +310,13 @@ def test_second_fit_goes_on_with_the_factor_of_the_first():
     fit(model, pruning, Kill(DEATHS), epochs=1)
     factor = pruning.factor
     history = fit(
-        model, pruning, Kill(DEATHS), record, initial_epoch=1, epochs=3
+        model, pruning, Kill(DEATHS), record, initial_epoch=1, epochs=2
     )
     assert pruning.factor == factor
     np.testing.assert_allclose(record.factors, factor, rtol=1e-6)
     assert [report.epoch for report in pruning.reports] == [0, 1]
     np.testing.assert_allclose(history.history["density"], DENSITY[1:])
-    assert model.optimizer.iterations == 9
+    assert model.optimizer.iterations == 6
 
 
 def test_fit_without_the_callback_is_free_of_lasso():
@@ -417,8 +426,8 @@ def test_last_epochs_are_fine_tuned_without_lasso():
         Losses(),
     )
     deaths = {0: {"inner": [0]}, 1: {"inner": [1]}, 2: {"inner": [1, 2]}}
-    fit(model, pruning, Kill(deaths), after=[losses])
-    lasso = np.reshape(losses.lasso, (EPOCHS, 3))
+    fit(model, pruning, Kill(deaths), after=[losses], epochs=3)
+    lasso = np.reshape(losses.lasso, (3, 3))
     assert (lasso[0] > 0.1).all()
     np.testing.assert_allclose(lasso[1:], 0.0, atol=1e-5)
     # When the lasso ends and once more at the very end, not in between.
@@ -471,9 +480,8 @@ def test_own_lassos_keep_their_own_factors(finetune_epochs):
 
 
 def test_reports_tell_what_went_and_what_it_saved():
-    model, pruning = network(l2=L2), callback()
-    dense = dataclasses.replace(model_cost(model), per_layer={})
-    fit(model, pruning, Kill(DEATHS))
+    model, pruning, _, _ = standard_run()
+    dense = dataclasses.replace(model_cost(network()), per_layer={})
     first, second = pruning.reports
     assert first.channels_before == dict.fromkeys(KERNELS, 6) | {"logits": 3}
     assert first.channels_after == first.channels_before | {"inner": 4}
@@ -493,7 +501,8 @@ def test_reports_tell_what_went_and_what_it_saved():
         assert report.batch_size == 16
         assert report.learning_rate == pytest.approx(0.05)
         assert report.seconds > 0
-        assert report.first_step_seconds > 0
+    assert first.first_step_seconds > 0
+    assert second.first_step_seconds == 0.0  # There was none.
 
 
 class Clock(keras.callbacks.Callback):
@@ -535,9 +544,7 @@ def test_reports_tell_how_much_shorter_an_epoch_has_become(monkeypatch):
 
 
 def test_a_report_is_one_line_that_says_what_changed():
-    pruning = callback()
-    fit(network(), pruning, Kill(DEATHS))
-    line = str(pruning.reports[0])
+    line = str(standard_run()[1].reports[0])
     assert line.startswith("Epoch ")
     assert "\n" not in line
     for part in ("channels 21 -> 19", "batch 16", "learning rate 0.05"):
@@ -582,18 +589,13 @@ def test_penalty_ratio_is_reported_as_it_was_reached():
 
 
 def test_history_counts_channels_and_flops():
-    model, pruning = network(), callback()
-    history = fit(model, pruning, Kill(DEATHS)).history
+    history = standard_run()[2].history
 
     def flops(stage, inner):
         macs = 64 * 9 * (3 * stage + 2 * stage * inner) + 3 * stage
         return 40 * 3 * 2 * macs  # 40 examples, the last batch has 8.
 
-    assert history["training_flops"] == [
-        flops(6, 6),
-        flops(6, 4),
-        flops(5, 3),
-    ]
+    assert history["training_flops"] == [flops(6, 6), flops(6, 4)]
     np.testing.assert_allclose(history["density"], DENSITY)
 
 
@@ -708,9 +710,9 @@ def test_nothing_to_prune_is_said_and_training_goes_on(caplog):
 def test_lasso_alone_makes_channels_die():
     # Large steps come to rest at a tenth of this threshold.
     model = network(dropout=0.0, compiled={"optimizer": "sgd"})
-    model.optimizer.learning_rate = 0.02
-    pruning = PruneTrainCallback(0.9, interval=4, threshold=0.05)
-    history = fit(model, pruning, data=examples(200), epochs=12)
+    model.optimizer.learning_rate = 0.04
+    pruning = PruneTrainCallback(0.95, interval=2, threshold=0.05)
+    history = fit(model, pruning, data=examples(64), epochs=8)
     assert len(pruning.reports) > 1
     assert history.history["density"][-1] < 0.7
     assert history.history["accuracy"][-1] > 0.5
@@ -734,7 +736,7 @@ def test_user_keeps_the_optimizer_object():
 def test_user_keeps_an_optimizer_inside_a_loss_scale():
     inner = keras.optimizers.SGD(0.05, momentum=0.9)
     scaled = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
-    model = network(l2=L2, compiled=TRACED | {"optimizer": scaled})
+    model = network(l2=L2, compiled={"optimizer": scaled})
     pruning = callback()
     history = fit(model, pruning, Kill(DEATHS), validation_data=VALIDATION)
     assert model.optimizer is scaled
@@ -753,9 +755,9 @@ def test_user_keeps_the_optimizers_of_a_multi_optimizer():
     both = keras.optimizers.MultiOptimizer(
         keras.optimizers.OptimizerMap(members[0], {"inner/.*": members[1]})
     )
-    model = network(compiled=TRACED | {"optimizer": both})
+    model = network(compiled={"optimizer": both})
     pruning = callback()
-    fit(model, pruning, Kill(DEATHS), validation_data=VALIDATION)
+    fit(model, pruning, Kill(DEATHS))
     assert len(pruning.reports) == 2
     assert pruning.reports[0].learning_rate is None
     assert model.optimizer is both
@@ -796,8 +798,7 @@ class Watch(keras.callbacks.Callback):
             self.old = [weakref.ref(x) for x in replaced]
 
 
-@pytest.mark.parametrize("logged", [False, True])
-def test_old_weights_are_freed_at_once(logged, tmp_path):
+def test_old_weights_are_freed_at_once(tmp_path):
     model, watch = network(compiled=TRACED), Watch()
 
     class Look(keras.callbacks.Callback):
@@ -806,29 +807,9 @@ def test_old_weights_are_freed_at_once(logged, tmp_path):
 
     alive = []
     deaths = {2: {"inner": [0]}}
-    pruning = callback(**({"log_dir": tmp_path} if logged else {}))
+    pruning = callback(log_dir=tmp_path)  # Neither do logs keep them.
     fit(model, pruning, watch, Kill(deaths), after=[Look()], epochs=3)
     assert alive == [[], [True] * 3, [False] * 3]
-
-
-@pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
-def test_model_stays_distributed(strategy):
-    with strategy.scope():
-        model = network(l2=L2, compiled=TRACED)
-    pruning = callback()
-    history = fit(model, pruning, Kill(DEATHS)).history
-    assert widths(model) == WIDTHS
-    for variable in model.variables + model.optimizer.variables:
-        assert isinstance(variable.value, tf.distribute.DistributedValues)
-    assert model.optimizer.iterations == 3 * EPOCHS
-    _, expected, factor = run_by_hand()
-    # The replicas draw other dropout masks and see other statistics.
-    np.testing.assert_allclose(pruning.factor, factor, rtol=0.2)
-    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=0.2)
-    assert history["training_flops"][0] == (
-        40 * model_cost(network()).training_flops
-    )
-    assert pruning.reports[0].batch_size == 16
 
 
 def test_mixed_precision():

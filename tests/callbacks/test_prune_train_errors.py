@@ -95,6 +95,7 @@ def test_numbers_of_numpy_are_numbers():
         "interval": 5,
         "threshold": 1e-3,
         "finetune_epochs": 1,
+        "factor": None,
     }
     # What workers compare is what they write.
     assert "np" not in str(pruning.settings())
