@@ -6,31 +6,39 @@ its last normalization for zeros. The addition then needs no branch.
 """
 
 import collections
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.constants import follow_constants
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.rules import rule_for
 
 
-class Branch(NamedTuple):
-    """What becomes of an addition with inputs that are constant.
+class Addition(NamedTuple):
+    """What is left of an addition that constant branches leave.
 
     Attributes:
-        name: Key of the addition's layer.
-        stay: Positions of the inputs that are no constants.
+        key: Key of the addition's layer.
+        keep: Positions of the inputs that stay: those that are no constants.
         constant: Float array, shape `(channels,)`: the sum of the inputs that
             leave, at inference.
     """
 
-    name: str
-    stay: tuple[int, ...]
+    key: str
+    keep: tuple[int, ...]
     constant: np.ndarray
 
 
-def constant_branches(model, numbering, alive, skip=()):
+def constant_branches(
+    model: keras.Model,
+    numbering: Numbering,
+    alive: np.ndarray,
+    skip: Iterable[str] = (),
+) -> tuple[dict[int, Addition], frozenset[str]]:
     """Finds the additions with constant inputs, and the layers that can leave.
 
     Args:
@@ -40,9 +48,9 @@ def constant_branches(model, numbering, alive, skip=()):
         skip: Keys of layers and nested models that must stay as they are.
 
     Returns:
-        Dict from the `id` of an addition's output tensor to its `Branch`, and
-        the frozenset of the keys of all layers that the outputs of `model` do
-        not need any more.
+        Dict from the `id` of an addition's output tensor to the `Addition` that
+        is left, and the frozenset of the keys of all layers that the outputs of
+        `model` do not need any more.
     """
     dead = {
         label.layer
@@ -53,22 +61,24 @@ def constant_branches(model, numbering, alive, skip=()):
         return {}, frozenset()
     found = _constant_summands(model, numbering, dead)
     skipped = {k for key in skip for k in numbering.keys_within(key)}
-    branches = {
-        output: branch
-        for output, branch in found.items()
-        if skipped.isdisjoint(_unneeded(model, numbering, {output: branch}))
+    additions = {
+        output: addition
+        for output, addition in found.items()
+        if skipped.isdisjoint(_unneeded(model, numbering, {output: addition}))
     }
-    return branches, _unneeded(model, numbering, branches)
+    return additions, _unneeded(model, numbering, additions)
 
 
-def needed_calls(model, branches):
+def needed_calls(
+    model: keras.Model, additions: dict[int, Addition]
+) -> list[keras_internals.Call]:
     """Returns the calls of `model` that its outputs need, in running order.
 
     Calls inside nested models are not among them.
 
     Args:
         model: A functional model.
-        branches: The dict that `constant_branches` returns.
+        additions: The dict that `constant_branches` returns.
     """
     needed = set(map(id, model.outputs))
     result = []
@@ -76,32 +86,32 @@ def needed_calls(model, branches):
         if needed.isdisjoint(map(id, call.outputs)):
             continue
         result.append(call)
-        branch = branches.get(id(call.outputs[0]))
-        stay = range(len(call.inputs)) if branch is None else branch.stay
-        needed.update(id(call.inputs[i]) for i in stay)
+        addition = additions.get(id(call.outputs[0]))
+        keep = range(len(call.inputs)) if addition is None else addition.keep
+        needed.update(id(call.inputs[i]) for i in keep)
     return result[::-1]
 
 
-def _unneeded(model, numbering, branches):
+def _unneeded(model, numbering, additions):
     """Returns the keys of the layers that no output of `model` needs."""
     layers = numbering.layers
     # By the layer: one that also stands in another model has two keys.
-    needed = {id(layers[key]) for key in _needed_layers(model, branches, "")}
+    needed = {id(layers[key]) for key in _needed_layers(model, additions, "")}
     return frozenset(key for key in layers if id(layers[key]) not in needed)
 
 
-def _needed_layers(model, branches, prefix):
-    for call in needed_calls(model, branches):
+def _needed_layers(model, additions, prefix):
+    for call in needed_calls(model, additions):
         key = prefix + call.operation.name
         yield key
         if keras_internals.is_graph(call.operation):
-            yield from _needed_layers(call.operation, branches, f"{key}/")
+            yield from _needed_layers(call.operation, additions, f"{key}/")
 
 
 def _constant_summands(model, numbering, dead):
-    """Returns a dict from the `id` of an addition's output to its `Branch`.
+    """Returns a dict from the `id` of an addition's output to its `Addition`.
 
-    Only of additions that an input can leave.
+    Additions that no input can leave are not among them.
     """
     silent = {
         key: np.ones(len(numbering.outputs[key][0].numbers), bool)
@@ -136,6 +146,6 @@ def _constant_summands(model, numbering, dead):
         # An offset per channel can be added on the last axis only.
         axis = numbering.outputs[key][0].axis
         if axis == len(output.shape) - 1 or not constant.any():
-            stay = tuple(i for i, x in enumerate(constants) if not x)
-            found[id(output)] = Branch(key, stay, constant)
+            keep = tuple(i for i, x in enumerate(constants) if not x)
+            found[id(output)] = Addition(key, keep, constant)
     return found

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_prunetrain.channels.branches import Branch, constant_branches
+from keras_prunetrain.channels.branches import Addition, constant_branches
 from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.numbering import number_channels
@@ -33,9 +33,9 @@ class Plan:
         living: For each label of `numbering`, in their order, a bool array of
             the label's shape: which channels this label alone holds alive;
             `None` if the label has no say.
-        branches: Dict from the `id` of an addition's output to its `Branch`,
-            for each branch that leaves the graph; see `constant_branches`.
-        removed: Keys of the layers that leave the graph with them.
+        additions: Dict from the `id` of an addition's output to what is left
+            of it, an `Addition`, where branches leave the graph.
+        removed: Keys of the layers that leave the graph with these branches.
         reasons: Dict from each number that is dead and stays all the same to
             the reason, a string.
         offsets: Dict from the `id` of a variable to a float array of its
@@ -46,14 +46,14 @@ class Plan:
     alive: np.ndarray
     score: np.ndarray
     living: list[np.ndarray | None]
-    branches: dict[int, Branch]
+    additions: dict[int, Addition]
     removed: frozenset[str]
     reasons: dict[int, str]
     offsets: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def removes_nothing(self) -> bool:
-        return bool(self.alive.all()) and not self.branches
+        return bool(self.alive.all()) and not self.additions
 
     def keep(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the positions in `numbers` that stay, sorted ints."""
@@ -174,7 +174,7 @@ class _Draft:
             dead = ~self._alive
             self._revived = {n: r for n, r in self._reasons.items() if dead[n]}
             self._alive[list(self._revived)] = True
-            self._branches, removed = constant_branches(
+            self._additions, removed = constant_branches(
                 self._model, self._numbering, self._alive, self._skipped
             )
             if removed == self._removed:
@@ -236,7 +236,7 @@ class _Draft:
             alive=self._alive & ~gone,
             score=self._score,
             living=living,
-            branches=self._branches,
+            additions=self._additions,
             removed=self._removed,
             reasons=self._revived,
             offsets=offsets,

@@ -117,9 +117,9 @@ def record_of(
         keep=keep,
         removed_layers=sorted(plan.removed),
         constants_kept=sorted(
-            branch.name
-            for branch in plan.branches.values()
-            if branch.constant.any()
+            addition.key
+            for addition in plan.additions.values()
+            if addition.constant.any()
         ),
         held={row.layer: list(row.held_by) for row in rows if row.held_by},
         cost_before=None,

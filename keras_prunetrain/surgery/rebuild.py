@@ -87,7 +87,7 @@ class _Builder:
                 inputs = smaller.outputs
             return smaller
         values = dict(zip(map(id, model.inputs), inputs, strict=True))
-        for call in needed_calls(model, self._plan.branches):
+        for call in needed_calls(model, self._plan.additions):
             outputs = tree.flatten(self._call(call, prefix, values))
             values.update(zip(map(id, call.outputs), outputs, strict=True))
         return keras.Model(
@@ -99,10 +99,10 @@ class _Builder:
         )
 
     def _call(self, call, prefix, values):
-        branch = self._plan.branches.get(id(call.outputs[0]))
-        if branch is not None:
-            inputs = [values[id(call.inputs[i])] for i in branch.stay]
-            return self._without_branch(call, prefix, inputs, branch)
+        addition = self._plan.additions.get(id(call.outputs[0]))
+        if addition is not None:
+            inputs = [values[id(call.inputs[i])] for i in addition.keep]
+            return self._without_branch(call, prefix, inputs, addition)
         inputs = [values[id(x)] for x in call.inputs]
         args, kwargs = tree.map_structure(
             self.leaves.counterpart,
@@ -122,13 +122,13 @@ class _Builder:
                 kwargs = {}
         return self._clone(call.operation, prefix, inputs)(*args, **kwargs)
 
-    def _without_branch(self, call, prefix, inputs, branch):
+    def _without_branch(self, call, prefix, inputs, addition):
         layer = call.operation
         x = inputs[0]
         if len(inputs) > 1:
             x = self._clone(layer, prefix, inputs)(inputs)
         numbers = self._plan.numbering.outputs[prefix + layer.name][0].numbers
-        constant = branch.constant[self._plan.keep(numbers)]
+        constant = addition.constant[self._plan.keep(numbers)]
         if constant.any():
             # Takes over the name where the addition itself is gone.
             name = layer.name
