@@ -6,6 +6,7 @@ import functools
 import keras
 
 from keras_prunetrain.keras_internals.graph import is_graph
+from keras_prunetrain.keras_internals.identity import TRAINER_ATTRIBUTES
 from keras_prunetrain.keras_internals.variables import Unfilled, weight_name
 
 # What `Layer.__init__` sets and no config has, but for flags that have a
@@ -41,9 +42,17 @@ def base_attributes():
     return frozenset(vars(keras.layers.Layer(name="bare")))
 
 
+@functools.cache
+def _model_attributes():
+    """Returns those of each model, whose training is none of its layers'."""
+    bare = keras.Model(name="bare")
+    return base_attributes() | TRAINER_ATTRIBUTES | frozenset(vars(bare))
+
+
 def own_attributes(layer):
     """Returns the attributes that the class of `layer`, or its user, added."""
-    base = base_attributes()
+    is_model = isinstance(layer, keras.Model)
+    base = _model_attributes() if is_model else base_attributes()
     return {
         name: value
         for name, value in vars(layer).items()
@@ -219,7 +228,8 @@ def blank_copy(operation):
     if not isinstance(operation, keras.layers.Layer):
         keras.Operation.__init__(new, name=operation.name)
     else:
-        keras.layers.Layer.__init__(
+        is_model = isinstance(operation, keras.Model)
+        (keras.Model if is_model else keras.layers.Layer).__init__(
             new,
             name=operation.name,
             dtype=operation.dtype_policy,

@@ -81,7 +81,7 @@ def copied(value, twins):
 
 def is_backend_variable(value):
     """Whether `value` is a variable that Keras does not know as one."""
-    return hasattr(value, "assign") and not keras_internals.is_part(value)
+    return hasattr(value, "read_value") and not keras_internals.is_part(value)
 
 
 def rebound(value, twins):

@@ -555,3 +555,50 @@ class Unconfigured(layers.Layer):
 
     def call(self, x):
         return x * self.scale * self.times
+
+
+KERNELS = {
+    "Dense": lambda: layers.Dense(4),
+    "EinsumDense": lambda: layers.EinsumDense("bij,jk->bik", (2, 4)),
+    "Conv1D": lambda: layers.Conv1D(4, 2, padding="same"),
+    "TimeDistributed": lambda: layers.TimeDistributed(layers.Dense(4)),
+}
+
+
+@pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
+def test_a_lora_is_trained_on(make):
+    outside = make()
+    model = around(outside, CUBE)
+    layer = getattr(outside, "layer", outside)
+    layer.enable_lora(2, lora_alpha=3)
+    layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    model.compile("adam", "mse", run_eagerly=True)
+
+    smaller = cut(model, CUBE)
+
+    new = smaller.layers[1]
+    new = getattr(new, "layer", new)
+    assert new.lora_enabled
+    assert not new._kernel.trainable
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("name", ["Dense", "EinsumDense", "TimeDistributed"])
+def test_a_quantized_layer_stays_quantized(name, mode):
+    outside = KERNELS[name]()
+    model = around(outside, CUBE)
+    layer = getattr(outside, "layer", outside)
+    layer.quantize(mode)
+    model.compile("adam", "mse", run_eagerly=True)
+
+    smaller = cut(model, CUBE, steps=0)
+
+    new = smaller.layers[1]
+    new = getattr(new, "layer", new)
+    assert new.quantization_mode == mode
+    # In another order where Keras makes them of the policy.
+    facts = [
+        sorted((v.name, v.dtype, v.overwrite_with_gradient) for v in variables)
+        for variables in (layer.variables, new.variables)
+    ]
+    assert facts[0] == facts[1]
