@@ -11,7 +11,7 @@ from keras import layers
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.memory import device_bytes
-from keras_prunetrain.surgery.takeover import adopt_class
+from keras_prunetrain.surgery.adoption import adopt_class
 from tests import networks
 
 

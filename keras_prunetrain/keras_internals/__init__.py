@@ -15,6 +15,8 @@ from keras_prunetrain.keras_internals.graph import (
     application_layer,
     arguments_with,
     calls,
+    calls_of,
+    graph_of,
     has_array_arguments,
     is_graph,
     operation_class,
@@ -24,6 +26,8 @@ from keras_prunetrain.keras_internals.graph import (
 from keras_prunetrain.keras_internals.guards import guard_hooks, guard_loop
 from keras_prunetrain.keras_internals.identity import (
     TRAINER_ATTRIBUTES,
+    broken_state,
+    forget_calls,
     operations_in,
     optimizer_successors,
     set_states,
@@ -80,6 +84,9 @@ from keras_prunetrain.keras_internals.variables import (
 )
 
 __all__ = [
+    "graph_of",
+    "broken_state",
+    "forget_calls",
     "TRAINER_ATTRIBUTES",
     "operations_in",
     "optimizer_successors",
@@ -97,6 +104,7 @@ __all__ = [
     "build_copy",
     "calling_list",
     "calls",
+    "calls_of",
     "carry_exclusions",
     "carry_settings",
     "compile_like",

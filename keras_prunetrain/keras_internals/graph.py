@@ -27,6 +27,15 @@ def is_graph(operation):
     return _function(operation) is not None
 
 
+def graph_of(model):
+    """Returns the functional model that holds the graph of `model`.
+
+    That is `model` itself, or a model inside of a `Sequential`; `None` if
+    `model` has no graph.
+    """
+    return _function(model)
+
+
 def calls(model):
     """Returns the `Call`s of a functional model, in an order that runs.
 
@@ -36,11 +45,22 @@ def calls(model):
     """
     nodes_by_depth = _function(model)._nodes_by_depth
     return [
-        Call(node.operation, node.input_tensors, node.outputs, node.arguments)
+        _call(node)
         for depth in sorted(nodes_by_depth, reverse=True)
         for node in nodes_by_depth[depth]
         if not node.is_input
     ]
+
+
+def calls_of(operation):
+    """Returns the `Call`s of one operation, in whatever models they are."""
+    return [_call(x) for x in operation._inbound_nodes if not x.is_input]
+
+
+def _call(node):
+    return Call(
+        node.operation, node.input_tensors, node.outputs, node.arguments
+    )
 
 
 def arguments_with(call, values):

@@ -88,7 +88,31 @@ def operations_in(model):
     return list(found.values())
 
 
-def successors(pairs):
+def forget_calls(model):
+    """Makes all layers forget that they were called to make `model`."""
+    for function in _functions(model):
+        for node in itertools.chain(*function._nodes_by_depth.values()):
+            _remove(node.operation._inbound_nodes, node)
+            for tensor in node.input_tensors:
+                _remove(tensor._keras_history.operation._outbound_nodes, node)
+
+
+def _remove(nodes, node):
+    # TensorFlow saves no list of its own kind from which something was removed.
+    if type(nodes).__name__ != "ListWrapper":
+        nodes[:] = [x for x in nodes if x is not node]
+
+
+def broken_state(model, message):
+    """Returns a `__dict__` with which `model` raises when it is called."""
+
+    def call(*args, **kwargs):
+        raise ValueError(message)
+
+    return {**vars(model), "call": call}
+
+
+def successors(pairs, others=()):
     """Returns what turns old layers and models into new ones, for `set_states`.
 
     The new ones are modified: they refer to the old objects in the place of
@@ -97,8 +121,9 @@ def successors(pairs):
     Args:
         pairs: List of pairs of an old and a new operation. The new ones refer
             to each other, the old ones are not modified.
+        others: List of pairs of other objects that the new ones may hold.
     """
-    twins = {id(new): old for old, new in pairs}
+    twins = {id(new): old for old, new in [*pairs, *others]}
     for old, new in pairs:
         if isinstance(old, keras.Model):
             _keep_trainer(old, new, twins)

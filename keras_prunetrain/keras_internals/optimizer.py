@@ -194,9 +194,7 @@ def carry_exclusions(optimizer, smaller, pairs):
             for old, new in pairs
             if optimizer._var_key(old) in keys
         }
-    # The first step makes this cache. It refers to the optimizer's variables,
-    # and is to be replaced together with them.
-    smaller._exclude_from_weight_decay_cache = {}
+        smaller._exclude_from_weight_decay_cache = {}
 
 
 def optimizer_variables(optimizer):

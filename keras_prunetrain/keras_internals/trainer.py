@@ -139,7 +139,29 @@ def announce_steps(callbacks, steps):
 
 
 def renew_steps(model):
-    """Lets `model` trace its train and test steps anew when they are called."""
+    """Lets `model` trace its steps anew when they are called."""
     release_gradients(model.variables)
     model.make_train_function(force=True)
     model.test_function = None
+    model.predict_function = None
+    _forget_tracings()
+
+
+def _forget_tracings():
+    """Lets TensorFlow count the tracings of Keras's steps from zero.
+
+    It counts those of all models together and warns of the fifth, as if the
+    same step were traced again and again.
+    """
+    if keras.config.backend() != "tensorflow":
+        return
+    module = "tensorflow.python.eager.polymorphic_function.polymorphic_function"
+    counts = getattr(
+        importlib.import_module(module),
+        "_frequent_tracing_detector_manager",
+        None,
+    )
+    trainer = importlib.import_module("keras.src.backend.tensorflow.trainer")
+    for code in list(getattr(counts, "_detectors", ())):
+        if getattr(code, "co_filename", None) == trainer.__file__:
+            counts._detectors.pop(code, None)

@@ -6,10 +6,10 @@ from keras import ops, tree
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.branches import needed_calls
 from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.surgery.adoption import adopt_class
 from keras_prunetrain.surgery.carried import carry_variable
 from keras_prunetrain.surgery.cut import Cut, sliced
 from keras_prunetrain.surgery.leaves import Leaves
-from keras_prunetrain.surgery.takeover import adopt_class
 from keras_prunetrain.surgery.uses import check_takes, check_uses
 
 __all__ = ["Cut", "rebuild", "sliced"]
@@ -25,7 +25,8 @@ def rebuild(model, plan):
     Returns:
         A functional or `Sequential` model with the same layer names, without
         the channels and layers that `plan` drops; the list of its `Cut`s; and
-        a dict from the `id` of each old layer to its clone.
+        a dict from the `id` of each old layer, and of all that is in it, and
+        of each symbolic tensor, to its counterpart.
 
     Raises:
         ValueError: If a layer cannot be made anew, if a weight that is cut is
@@ -53,7 +54,7 @@ class _Builder:
 
     Attributes:
         clones: Dict from the `id` of a layer to its clone. Each layer has one,
-            however often it is called.
+            however often it is called. Symbolic tensors are in it as well.
         graphs: Pairs of a nested model and its clone, inner ones first.
         leaves: The `Leaves` of the graph.
     """
@@ -85,11 +86,13 @@ class _Builder:
             for layer in model.layers:
                 smaller.add(self._clone(layer, prefix, inputs))
                 inputs = smaller.outputs
+            self._pair_tensors(model, smaller)
             return smaller
         values = dict(zip(map(id, model.inputs), inputs, strict=True))
         for call in needed_calls(model, self._plan.additions):
             outputs = tree.flatten(self._call(call, prefix, values))
             values.update(zip(map(id, call.outputs), outputs, strict=True))
+        self.clones.update(values)
         return keras.Model(
             *(
                 tree.map_structure(lambda x: values[id(x)], structure)
@@ -97,6 +100,17 @@ class _Builder:
             ),
             name=model.name,
         )
+
+    def _pair_tensors(self, model, smaller):
+        """Pairs the tensors of two `Sequential` models in `clones`."""
+        pairs = list(zip(model.inputs, smaller.inputs, strict=True))
+        for old, new in zip(
+            keras_internals.calls(model),
+            keras_internals.calls(smaller),
+            strict=True,
+        ):
+            pairs += zip(old.outputs, new.outputs, strict=True)
+        self.clones.update({id(old): new for old, new in pairs})
 
     def _call(self, call, prefix, values):
         addition = self._plan.additions.get(id(call.outputs[0]))

@@ -3,16 +3,17 @@
 import contextlib
 import gc
 
+import keras
+from keras import tree
+
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import plan_cut, trial_plan
 from keras_prunetrain.channels.scores import magnitude
-from keras_prunetrain.surgery.rebuild import Cut, rebuild
+from keras_prunetrain.surgery.adoption import adopt_class, with_twins
+from keras_prunetrain.surgery.cut import Cut
+from keras_prunetrain.surgery.rebuild import rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
-from keras_prunetrain.surgery.takeover import (
-    Smaller,
-    adopt_class,
-    check_take_over,
-)
+from keras_prunetrain.surgery.takeover import Smaller, check_take_over
 
 
 def reconfigure(
@@ -89,8 +90,9 @@ def reconfigure(
     if plan.removes_nothing:
         return model
     smaller = carry_out(model, plan)
-    if smaller.optimizer is not None:
-        keras_internals.compile_like(model, smaller.model, smaller.optimizer)
+    if model.compiled:
+        ((_, optimizer), *_) = smaller.optimizers
+        keras_internals.compile_like(model, smaller.model, optimizer)
     return smaller.model
 
 
@@ -126,6 +128,7 @@ def check_reconfigurable(model, skip=()):
     if not optimizer.built:
         optimizer = keras_internals.copy_optimizer(optimizer)
         optimizer.build(model.trainable_variables)
+    _check_known(model, optimizer)
     smaller = _smaller(model, trial_plan(model, skip), optimizer)
     check_take_over(model, smaller)
     gc.collect()  # The trial's layers and graph refer to each other.
@@ -133,14 +136,43 @@ def check_reconfigurable(model, skip=()):
 
 def _smaller(model, plan, optimizer):
     with keras_internals.strategy_scope(model), _no_garbage_collection():
-        smaller, cuts, clones = rebuild(model, plan)
-        adopt_class(smaller, model, clones)
+        smaller, cuts, twins = rebuild(model, plan)
+        names = adopt_class(smaller, model, twins)
+        cuts += _weights_outside(model, plan)
+        order = smaller.trainable_variables
+        optimizers = []
         if optimizer is not None:
-            cuts += _weights_outside(model, plan)
-            optimizer = carry_optimizer(
-                optimizer, cuts, smaller.trainable_variables
-            )
-    return Smaller(smaller, optimizer, clones)
+            copy = carry_optimizer(optimizer, cuts, order)
+            optimizers.append((optimizer, copy))
+        for name in names:
+            value = vars(model)[name]
+            own = [x for x in tree.flatten(value) if _is_optimizer(x)]
+            optimizers += [(x, carry_optimizer(x, cuts, order)) for x in own]
+            if own:
+                copies = {id(old): new for old, new in optimizers}
+                setattr(smaller, name, with_twins(value, copies))
+    return Smaller(smaller, optimizers, cuts, twins)
+
+
+def _is_optimizer(value):
+    return isinstance(value, keras.optimizers.Optimizer)
+
+
+def _check_known(model, optimizer):
+    """Raises a `ValueError` if `optimizer` cannot take a step of `model`.
+
+    A `train_step` of the user's own may train some of the weights only.
+    """
+    if type(model).train_step is not keras.Model.train_step:
+        return
+    known = set(map(id, keras_internals.optimizer_variables(optimizer)[0]))
+    unknown = [v.path for v in model.trainable_variables if id(v) not in known]
+    if unknown:
+        raise ValueError(
+            f"The optimizer of '{model.name}' has begun without the weights "
+            f"{', '.join(unknown[:3])} and cannot train them. Call "
+            "`model.compile(...)` after `trainable` has changed."
+        )
 
 
 def _weights_outside(model, plan):

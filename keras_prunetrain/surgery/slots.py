@@ -1,7 +1,7 @@
 """The optimizer's state, cut like the weights that it belongs to."""
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.surgery.rebuild import sliced
+from keras_prunetrain.surgery.cut import sliced
 
 
 def carry_optimizer(optimizer, cuts, order):

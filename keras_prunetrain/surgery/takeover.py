@@ -1,11 +1,21 @@
 """Lets the objects that a caller holds go on as parts of a smaller model."""
 
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
 import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.surgery.copying import rebind
+from keras_prunetrain.surgery.cut import Cut
+from keras_prunetrain.surgery.followers import (
+    check_followers,
+    followers_of,
+    note_made,
+)
+from keras_prunetrain.surgery.slots import carry_optimizer
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 
 class Smaller(NamedTuple):
@@ -13,66 +23,28 @@ class Smaller(NamedTuple):
 
     Attributes:
         model: The smaller model, not compiled.
-        optimizer: The optimizer for it; `None` if the model has none.
-        clones: Dict from the `id` of a layer of the model to its counterpart.
+        optimizers: Pairs of an optimizer and its counterpart: that of the model
+            if it is compiled, and those among its attributes.
+        cuts: List of the `Cut`s of all variables.
+        twins: Dict from the `id` of a part of the model (a layer, a variable, a
+            symbolic tensor) to its counterpart.
     """
 
     model: keras.Model
-    optimizer: keras.optimizers.Optimizer | None
-    clones: dict[int, keras.Operation]
-
-
-def adopt_class(smaller, model, clones):
-    """Makes `smaller` an object of `model`'s class, with what that one holds.
-
-    A user's subclass has methods (`train_step`) and attributes of its own; its
-    `__init__` takes who knows what, so it cannot be asked for a new object.
-
-    Args:
-        smaller: The rebuilt model; modified.
-        model: The original.
-        clones: Dict from the `id` of a layer of `model` to its counterpart.
-
-    Raises:
-        ValueError: If an attribute is a model on the same layers.
-    """
-    if type(smaller) is not type(model):
-        smaller.__class__ = type(model)
-    for name, value in _own_attributes(model, smaller).items():
-        if keras_internals.is_graph(value) and id(value) not in clones:
-            shared = [x.name for x in value.layers if id(x) in clones]
-            if shared:
-                raise ValueError(
-                    f"'{model.name}.{name}' is a model that shares layers with "
-                    f"'{model.name}' ({', '.join(shared[:3])}, ...) and would "
-                    "go on with the old ones. Make it anew when it is needed, "
-                    "or nest it in the model."
-                )
-        setattr(smaller, name, _with_clones(value, clones))
-
-
-def _own_attributes(model, smaller):
-    names = set(vars(model)) - set(vars(smaller))
-    names -= keras_internals.TRAINER_ATTRIBUTES
-    return {name: vars(model)[name] for name in names}
-
-
-def _with_clones(value, clones):
-    if isinstance(value, list | tuple | dict):
-        return keras.tree.map_structure(
-            lambda leaf: clones.get(id(leaf), leaf), value
-        )
-    return clones.get(id(value), value)
+    optimizers: list[
+        tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer]
+    ]
+    cuts: list[Cut]
+    twins: dict[int, Any]
 
 
 def take_over(model, smaller):
     """Lets the object `model` go on as a smaller one, inside a running `fit`.
 
     So do all objects that the user, `fit` and the callbacks may hold: models
-    nested in it, its layers, its optimizer and what that one wraps. Another
-    model on the same layers, made before, computes with the smaller ones. What
-    belongs to the run stays: loss, metrics with their values, learning rate and
-    step count, the loop's own flags.
+    nested in it, its layers, its optimizer and what that one wraps, and other
+    live models on its layers. What belongs to the run stays: loss, metrics with
+    their values, learning rate and step count, the loop's own flags.
 
     All is prepared beside the old objects and exchanged at once. Whatever is
     raised meanwhile, they are the old model afterwards, or the smaller one.
@@ -81,21 +53,51 @@ def take_over(model, smaller):
         model: The model that is being trained; modified.
         smaller: A `Smaller` of it; of no use afterwards.
     """
-    keras_internals.set_states(_successors(model, smaller))
-    model.make_train_function(force=True)
+    followers = followers_of(model, smaller.twins)
+    keras_internals.set_states(_states(model, smaller, followers))
+    for one in (model, *(x.old for x in followers)):
+        keras_internals.renew_steps(one)
+    for follower in followers:
+        if follower.reason is not None:
+            _LOG.warning(_LOST, *_names(follower, model))
 
 
 def check_take_over(model, smaller):
-    """Raises what `take_over` would raise; changes `smaller` only."""
-    _successors(model, smaller)
+    """Raises what `take_over` would raise; changes nothing but `smaller`.
+
+    Names, in a warning, live models on the same layers that cannot follow.
+    """
+    followers = check_followers(model, smaller.twins)
+    _states(model, smaller, followers)
+    for follower in followers:
+        if follower.reason is not None:
+            _LOG.warning(_CANNOT_FOLLOW, *_names(follower, model))
 
 
-def _successors(model, smaller):
+_CANNOT_FOLLOW = (
+    "The model '%s' shares layers with '%s' and may not be able to go on once "
+    "these are smaller: %s. Make it anew then, or name the layers whose "
+    "channels it reads in `skip`."
+)
+_LOST = (
+    "The model '%s' shares layers with '%s', which are smaller now, and cannot "
+    "go on with them: %s. Make it anew."
+)
+
+
+def _names(follower, model):
+    return follower.old.name, model.name, follower.reason
+
+
+def _states(model, smaller, followers):
     """Returns pairs of an object that goes on and its new `__dict__`."""
-    pairs = [(model, smaller.model)] + [
-        (old, smaller.clones[id(old)])
+    twins = smaller.twins
+    pairs = [(model, smaller.model)]
+    pairs += [(x.old, x.new) for x in followers if x.new is not None]
+    pairs += [
+        (old, twins[id(old)])
         for old in keras_internals.operations_in(model)
-        if id(old) in smaller.clones
+        if id(old) in twins
     ]
     pairs += [
         (keras_internals.producer(x), keras_internals.producer(y))
@@ -103,13 +105,57 @@ def _successors(model, smaller):
         if keras_internals.is_graph(old)
         for x, y in zip(old.inputs, new.inputs, strict=True)
     ]
-    states = keras_internals.successors(pairs)
-    twins = {id(new): old for old, new in pairs}
-    for old, new in pairs:
-        if not keras_internals.is_graph(old):
-            rebind(new, twins)
-    if smaller.optimizer is not None:
-        states += keras_internals.optimizer_successors(
-            model.optimizer, smaller.optimizer
+    note_made(new for _, new in pairs if isinstance(new, keras.Model))
+    pairs = list({id(x): (x, y) for x, y in pairs if x is not y}.values())
+    optimizers = [*smaller.optimizers]
+    for trainer in [*(old for old, _ in pairs), *(x.old for x in followers)]:
+        optimizers += _other_optimizer(trainer, model, smaller, optimizers)
+    states = keras_internals.successors(pairs, optimizers)
+    originals = {id(new): old for old, new in pairs}
+    for _, new in pairs:
+        if not keras_internals.is_graph(new):
+            rebind(new, originals)
+    for old, new in optimizers:
+        states += keras_internals.optimizer_successors(old, new)
+    return states + [
+        (x.old, keras_internals.broken_state(x.old, _LOST % _names(x, model)))
+        for x in followers
+        if x.reason is not None
+    ]
+
+
+def _other_optimizer(trainer, model, smaller, known):
+    """Returns the pair of another model's optimizer, a list of one or none.
+
+    A nested model may have been trained by itself before, a follower may be
+    trained in turns with the model.
+    """
+    optimizer = vars(trainer).get("optimizer")
+    if (
+        not isinstance(optimizer, keras.optimizers.Optimizer)
+        or not optimizer.built
+        or trainer is model
+        or any(optimizer is old for old, _ in known)
+    ):
+        return []
+    updated = keras_internals.optimizer_variables(optimizer)[0]
+    shared = set(map(id, model.variables))
+    own = [Cut(v, v, {}) for v in updated if id(v) not in shared]
+    if len(own) == len(updated):
+        return []
+    twins = smaller.twins
+    order = [twins.get(id(v), v) for v in trainer.trainable_variables]
+    try:
+        with keras_internals.strategy_scope(model):
+            new = carry_optimizer(optimizer, [*smaller.cuts, *own], order)
+    except ValueError as error:
+        _LOG.warning(
+            "The model '%s' trains weights of '%s' with an optimizer that "
+            "cannot go on with smaller ones. Compile it anew before it trains "
+            "again. %s",
+            trainer.name,
+            model.name,
+            error,
         )
-    return states
+        return []
+    return [(optimizer, new)]

@@ -1,7 +1,5 @@
 """What people bring besides ResNets: odd graphs, subclasses, optimizers."""
 
-import re
-
 import keras
 import numpy as np
 import pytest
@@ -297,24 +295,6 @@ def test_weights_outside_the_graph_go_on_learning():
     assert widths(model)["inner"] == 5
     assert len({before, *epochs}) == 4
     assert any(v is model.temperature for v in model.trainable_variables)
-
-
-class WithExtractor(keras.Model):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.extractor = keras.Model(
-            self.inputs, self.get_layer("inner").output
-        )
-
-
-def test_an_attribute_that_would_go_stale_is_refused_before_training():
-    model = network(model_class=WithExtractor)
-    weights = model.get_weights()
-    message = re.escape(".extractor' is a model that shares layers")
-    with pytest.raises(ValueError, match=message):
-        model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
-    for old, new in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
 
 
 def test_an_optimizer_whose_slots_cannot_be_cut_is_refused_before_training():
