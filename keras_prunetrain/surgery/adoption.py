@@ -224,8 +224,6 @@ def _is_of_any_size(operation):
         rule.in_axis
         or rule.out_axis
         or rule.size_arguments
-        or rule.channel_arguments
-        or rule.shape_argument
-        or rule.cuts_argument
-        or rule.indexes
+        or rule.resize
+        or rule.reindex
     )

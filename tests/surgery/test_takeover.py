@@ -265,11 +265,12 @@ def assert_whole(model, expected):
     assert len(model.optimizer.variables) == 2 + len(model.trainable_variables)
 
 
-def test_a_takeover_that_is_interrupted_leaves_a_whole_model(tmp_path):
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.long)])
+def test_a_takeover_that_is_interrupted_leaves_a_whole_model(stride, tmp_path):
     model = trained(tiny())
     expected = outputs(model, images())
     smaller = carry_out(model, make_plan(model))
-    lines = lines_of(lambda: take_over(model, smaller))
+    lines = lines_of(lambda: take_over(model, smaller))[::stride]
     interrupted = []
     model = trained(tiny())
     for line in lines:
@@ -284,7 +285,7 @@ def test_a_takeover_that_is_interrupted_leaves_a_whole_model(tmp_path):
     model.save(tmp_path / "model.keras")
     keras.saving.load_model(tmp_path / "model.keras")
     # From here on the smaller model is there.
-    for line in lines[len(interrupted) :: 8]:
+    for line in lines[len(interrupted) :: 4]:
         model = trained(tiny())
         smaller = carry_out(model, make_plan(model))
         interrupt(lambda: take_over(model, smaller), line)  # noqa: B023
