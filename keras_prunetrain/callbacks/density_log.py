@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import weakref
-import zlib
 
 import keras
 
@@ -13,7 +12,7 @@ from keras_prunetrain.checks import is_number
 from keras_prunetrain.distribution import is_first_worker
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.record import penalty_share
-from keras_prunetrain.tensorboard import dashboard
+from keras_prunetrain.tensorboard import dashboard, hparams
 from keras_prunetrain.tensorboard.event_writer import (
     EventWriter,
     check_installed,
@@ -23,11 +22,6 @@ from keras_prunetrain.tensorboard.event_writer import (
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
 _LOG = logging.getLogger("keras_prunetrain")
-# Columns of *HParams*, the same in all runs.
-_SETTINGS = (
-    *("method", "penalty_ratio", "interval", "threshold", "finetune_epochs"),
-    *("optimizer", "learning_rate", "epochs"),
-)
 
 
 class DensityLog(keras.callbacks.Callback):
@@ -273,31 +267,13 @@ class DensityLog(keras.callbacks.Callback):
         return new
 
     def _write_settings(self):
-        settings = {
-            name: getattr(self._pruning, name, None) for name in _SETTINGS
-        } | {
-            "method": type(self._pruning).__name__
-            if self._pruning
-            else "dense",
+        settings = hparams.settings_of(self._pruning) | {
             "optimizer": type(self.model.optimizer).__name__,
             "learning_rate": self._first_rate,
             "epochs": self.params.get("epochs"),
         }
-        results = sorted(
-            self._last_logs, key=lambda name: not name.startswith("val_")
-        )
-        tags = [
-            *(f"final/{name}" for name in results[:1]),
-            *("cost/relative_training_flops", "final/density"),
-            *("final/parameters", "time/epoch_seconds"),
-            *(f"final/{name}" for name in results[1:] if name != "density"),
-        ]
-        # Runs of the same settings, but another seed, are rows of their own.
-        # The end of the path is for people; the checksum of all of it tells
-        # runs apart whose paths end alike.
-        folder = self._run.folder.resolve()
-        name = "/".join(folder.parts[-2:])
-        run = f"{name} {zlib.crc32(bytes(folder)):08x}"
+        tags = hparams.result_tags(self._last_logs)
+        run = hparams.name_of_run(self._run.folder)
         self._writer.settings(settings, tags, run)
 
     def _write_scalars(self, logs):
@@ -311,9 +287,7 @@ class DensityLog(keras.callbacks.Callback):
                 "learning_rate",
                 keras_internals.shown_rate(self.model.optimizer),
             ),
-            "training/penalty_ratio": penalty_share(
-                self.model, logs.get("loss", 0.0)
-            ),
+            "training/penalty_ratio": self._penalty_share(logs),
             "memory/training_bytes": logs.get("memory_bytes"),
             "communication/bytes": logs.get("communication_bytes"),
         }
@@ -335,6 +309,12 @@ class DensityLog(keras.callbacks.Callback):
             )
         }
         self._writer.values(values)
+
+    def _penalty_share(self, logs):
+        loss = logs.get("loss", 0.0)
+        if self._pruning is not None:
+            return self._pruning.penalty_share(loss)
+        return penalty_share(self.model, loss)  # Layers may have a lasso.
 
     def _batch_size(self):
         """Returns the batch size of data that has one, `None` if unknown."""

@@ -1,0 +1,52 @@
+"""Settings and results of a run, as TensorBoard's *HParams* tab lists them."""
+
+import pathlib
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+# TensorBoard takes the columns of one run for all: a dense run has them, too.
+_COLUMNS = ("penalty_ratio", "interval", "threshold", "finetune_epochs")
+
+
+def settings_of(pruning: keras.callbacks.Callback | None) -> dict[str, Any]:
+    """Returns the settings of a method, `None` for those that it has not.
+
+    Args:
+        pruning: A `ReconfiguringCallback`; `None` for a dense training.
+    """
+    if pruning is None:
+        return {"method": "dense", **dict.fromkeys(_COLUMNS)}
+    return {
+        "method": type(pruning).__name__,
+        **dict.fromkeys(_COLUMNS),
+        **pruning.settings(),
+    }
+
+
+def result_tags(names: Iterable[str]) -> list[str]:
+    """Returns the tags of the results of a run, in the order of the columns.
+
+    Args:
+        names: The metrics of an epoch. One of the validation comes first.
+    """
+    results = sorted(names, key=lambda name: not name.startswith("val_"))
+    return [
+        *(f"final/{name}" for name in results[:1]),
+        *("cost/relative_training_flops", "final/density"),
+        *("final/parameters", "time/epoch_seconds"),
+        *(f"final/{name}" for name in results[1:] if name != "density"),
+    ]
+
+
+def name_of_run(folder: pathlib.Path) -> str:
+    """Returns a name by which the run in `folder` has a row of its own.
+
+    Runs of the same settings, but another seed, would share one. The end of
+    the path is for people; the checksum of all of it tells runs apart whose
+    paths end alike.
+    """
+    folder = folder.resolve()
+    return f"{'/'.join(folder.parts[-2:])} {zlib.crc32(bytes(folder)):08x}"
