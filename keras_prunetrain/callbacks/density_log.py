@@ -277,6 +277,7 @@ class DensityLog(keras.callbacks.Callback):
         self._writer.settings(settings, tags, run)
 
     def _write_scalars(self, logs):
+        """Writes a point of each curve; what is not known has no point."""
         values = {
             dashboard.ZERO: 0.0,
             "density/model": self._size / self._run.channels,

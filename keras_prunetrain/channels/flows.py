@@ -23,6 +23,7 @@ class NotFollowed(Exception):
 
 
 def _produces(numbers, visit, rule, earlier):
+    """Gives the outputs new numbers, the same for every call of a layer."""
     x, layer = visit.inputs[0], visit.call.operation
     shape = tuple(visit.call.outputs[0].shape)
     axis = x.axis - len(x.shape) + len(shape)
@@ -43,6 +44,7 @@ def _produces(numbers, visit, rule, earlier):
 
 
 def _carries(numbers, visit, rule, earlier):
+    """Passes the numbers of the input on, each as often as the rule says."""
     x = visit.inputs[0]
     shape = tuple(visit.call.outputs[0].shape)
     # Pooling a whole image drops all axes but batch and channels.
@@ -52,6 +54,7 @@ def _carries(numbers, visit, rule, earlier):
 
 
 def _reduces(numbers, visit, rule, earlier):
+    """Passes the numbers on where other axes than theirs are reduced."""
     x, operation = visit.inputs[0], visit.call.operation
     axes = range(len(x.shape)) if operation.axis is None else operation.axis
     dropped = {axis % len(x.shape) for axis in np.ravel(axes)}
@@ -65,6 +68,11 @@ def _reduces(numbers, visit, rule, earlier):
 
 
 def _joins(numbers, visit, rule, earlier):
+    """Ties the numbers of the inputs, position by position.
+
+    This is the paper's channel union. An input of a single channel, which is
+    added to all channels of the others, has to keep it.
+    """
     # Inputs of different rank meet at their last axes, as in NumPy.
     from_end = {x.axis - len(x.shape) for x in visit.inputs}
     if len(from_end) > 1:
@@ -81,6 +89,7 @@ def _joins(numbers, visit, rule, earlier):
 
 
 def _concatenates(numbers, visit, rule, earlier):
+    """Lines the numbers up, or ties them where another axis grows."""
     shape = tuple(visit.call.outputs[0].shape)
     axes = {x.axis for x in visit.inputs}
     if len(axes) > 1:
@@ -93,6 +102,7 @@ def _concatenates(numbers, visit, rule, earlier):
 
 
 def _moves(numbers, visit, rule, earlier):
+    """Runs the layer on the numbers, which shows where it moves each value."""
     call, x = visit.call, visit.inputs[0]
     if len(x.shape) < 2:
         raise NotFollowed("it reads one number per example, and no channels")

@@ -66,6 +66,10 @@ class _Numberer:
         self._given_up = {}  # The same; why it cannot be followed.
 
     def number(self, model):
+        """Runs the graph of `model` on channel numbers; returns the result.
+
+        The numbers of inputs and outputs are frozen: callers rely on them.
+        """
         numbers = self._numbers
         inputs = [
             numbers.unknown(x.shape, "model input", first=True)

@@ -45,7 +45,12 @@ def repair_distributed_fit():
     if getattr(trainer, "_repaired_by_keras_prunetrain", False):
         return
     trainer._repaired_by_keras_prunetrain = True
-    reduce = trainer.reduce_per_replica
+    trainer.reduce_per_replica = _with_any_axis(trainer.reduce_per_replica)
+    trainer.TensorFlowTrainer._maybe_symbolic_build = _maybe_symbolic_build
+
+
+def _with_any_axis(reduce):
+    """Returns `reduce_per_replica` for results that may have no first axis."""
 
     def reduce_per_replica(values, strategy, reduction):
         if not on_several_machines(strategy) or reduction not in (
@@ -59,21 +64,22 @@ def repair_distributed_fit():
             lambda value: strategy.reduce(how, value, axis=None), values
         )
 
-    def maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if self._distribute_strategy is None:
-            return
-        strategy = self.distribute_strategy
-        for _, _, batches in iterator or ():
-            data_batch = keras.tree.map_structure(
-                lambda x: strategy.experimental_local_results(x)[0],
-                next(batches),
-            )
-            break
-        with strategy.scope():
-            self._symbolic_build(data_batch=data_batch)
+    return reduce_per_replica
 
-    trainer.reduce_per_replica = reduce_per_replica
-    trainer.TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
+
+def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    """Builds metrics and optimizer by the first batch of one replica."""
+    if self._distribute_strategy is None:
+        return
+    strategy = self.distribute_strategy
+    for _, _, batches in iterator or ():
+        data_batch = keras.tree.map_structure(
+            lambda x: strategy.experimental_local_results(x)[0],
+            next(batches),
+        )
+        break
+    with strategy.scope():
+        self._symbolic_build(data_batch=data_batch)
 
 
 def on_several_machines(strategy):

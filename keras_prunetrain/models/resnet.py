@@ -69,6 +69,7 @@ def resnet50_cifar(
 
 
 def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
+    """Three stages of residual blocks, each twice as wide as the last."""
     inputs = keras.Input(input_shape, name="image")
     x = conv_bn(inputs, width, 3, "stem", weight_decay=weight_decay)
     for stage, channels in enumerate((width, 2 * width, 4 * width), start=1):
@@ -87,6 +88,7 @@ def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
 
 
 def _residual(x, block, width, stride, name, weight_decay):
+    """Adds a branch to its shortcut, which is projected where shapes differ."""
     branch = block(x, width, stride, name, weight_decay)
     if branch.shape != x.shape:
         x = conv_bn(

@@ -77,6 +77,11 @@ class _Builder:
         return clone
 
     def _graph(self, model, prefix, shapes):
+        """Calls the clones of the layers as the layers were called.
+
+        A `Sequential` stays one. Calls that no output needs any more, because
+        their branch leaves an addition, are left out.
+        """
         inputs = [
             _clone_input(keras_internals.producer(x), shape)
             for x, shape in zip(model.inputs, shapes, strict=True)
@@ -113,6 +118,14 @@ class _Builder:
         self.clones.update({id(old): new for old, new in pairs})
 
     def _call(self, call, prefix, values):
+        """Returns what the clone of a call's layer makes of `values`.
+
+        Args:
+            call: The `Call` in the old graph.
+            prefix: String that the keys of this graph's layers begin with.
+            values: Dict from the `id` of a tensor of the old graph to its
+                counterpart in the new one.
+        """
         addition = self._plan.additions.get(id(call.outputs[0]))
         if addition is not None:
             inputs = [values[id(call.inputs[i])] for i in addition.keep]
