@@ -29,6 +29,7 @@ def pictures(notebook):
 
 # The kernel's own: it listens on this machine only.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.long
 def test_the_notebook_runs_and_its_model_shrinks(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     shown = texts(notebook), pictures(notebook)

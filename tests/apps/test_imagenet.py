@@ -170,6 +170,7 @@ def test_prepared_imagenet_is_read_encoded(tmp_path):
     assert sorted(batch[1].numpy()) == [0, 7, 14, 21, 28, 35]
 
 
+@pytest.mark.long
 def test_the_program_trains_and_leaves_its_files(tmp_path):
     process = subprocess.run(
         [
@@ -198,6 +199,7 @@ def test_the_program_trains_and_leaves_its_files(tmp_path):
     assert (tmp_path / "model.keras").exists()
 
 
+@pytest.mark.long
 def test_two_workers_end_with_the_same_weights_and_the_first_logs(tmp_path):
     command = [
         *(sys.executable, "apps/train_imagenet.py", "--dataset=fake"),

@@ -8,6 +8,8 @@ import pytest
 
 from tests import workers
 
+pytestmark = pytest.mark.long  # Processes take longer to start than to train.
+
 
 def run_workers(*arguments):
     """Runs two workers; returns `(stderr, exit code)` of each."""
