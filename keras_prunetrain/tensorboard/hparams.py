@@ -7,20 +7,26 @@ from typing import Any
 
 import keras
 
-# TensorBoard takes the columns of one run for all: a dense run has them, too.
-_COLUMNS = ("penalty_ratio", "interval", "threshold", "finetune_epochs")
+# TensorBoard takes the columns of one run for all, of whichever it reads first:
+# a dense run has the same ones.
+_COLUMNS = (
+    *("penalty_ratio", "interval", "threshold", "finetune_epochs", "factor"),
+)
 
 
 def settings_of(pruning: keras.callbacks.Callback | None) -> dict[str, Any]:
     """Returns the settings of a method, `None` for those that it has not.
 
+    TensorBoard sorts the settings by name and shows the first five, so the name
+    of the one that tells runs apart begins with an "a".
+
     Args:
         pruning: A `ReconfiguringCallback`; `None` for a dense training.
     """
     if pruning is None:
-        return {"method": "dense", **dict.fromkeys(_COLUMNS)}
+        return {"algorithm": "dense", **dict.fromkeys(_COLUMNS)}
     return {
-        "method": type(pruning).__name__,
+        "algorithm": type(pruning).__name__,
         **dict.fromkeys(_COLUMNS),
         **pruning.settings(),
     }

@@ -204,8 +204,7 @@ def test_the_heat_map_is_drawn_when_something_changed_and_at_the_end(run):
     assert int(width) == 800
 
 
-def session(folder):
-    """What *HParams* shows in the row of a run."""
+def hparams_data(folder, name):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     (path,) = folder.glob("events.out.tfevents.*")
@@ -213,15 +212,34 @@ def session(folder):
         value.metadata.plugin_data.content
         for event in event_file_loader.EventFileLoader(str(path)).Load()
         for value in event.summary.value
-        if value.tag == "_hparams_/session_start_info"
+        if value.tag == f"_hparams_/{name}"
     ]
-    data = plugin_data_pb2.HParamsPluginData.FromString(content)
-    return data.session_start_info
+    return plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def session(folder):
+    """What *HParams* shows in the row of a run."""
+    return hparams_data(folder, "session_start_info").session_start_info
+
+
+def columns(folder):
+    """The columns of *HParams*, if TensorBoard reads this run first."""
+    infos = hparams_data(folder, "experiment").experiment.hparam_infos
+    return sorted(info.name for info in infos)
+
+
+def test_hparams_have_the_same_columns_whichever_run_is_read_first(
+    run, tmp_path
+):
+    fit(network(), kpt.DensityLog(tmp_path), epochs=1)
+    assert columns(tmp_path) == columns(run[4])
+    # TensorBoard shows only the first five.
+    assert columns(tmp_path)[0] == "algorithm"
 
 
 def test_the_settings_are_hparams(run):
     settings = session(run[4]).hparams
-    assert settings["method"].string_value == "PruneTrainCallback"
+    assert settings["algorithm"].string_value == "PruneTrainCallback"
     assert settings["penalty_ratio"].number_value == 0.25
     assert settings["interval"].number_value == 1
     assert settings["learning_rate"].number_value == pytest.approx(0.05)

@@ -148,7 +148,8 @@ def test_hparams_have_a_row_of_each_run(tab):
     for run in ("dense/tensor", "prunetrain/t"):
         page.get_by_text(re.compile(f"^ *{run}")).first.wait_for()
     for name in (
-        *("penalty_ratio", "interval", "threshold", "learning_rate"),
+        *("algorithm", "penalty_ratio", "interval", "threshold"),
+        "learning_rate",
         *("final/val_accuracy", "final/density", "final/parameters"),
     ):
         page.get_by_text(name, exact=True).first.wait_for()
