@@ -5,10 +5,14 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tests import eager
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+eager.split_grouped_convolutions()
 
 
 @functools.cache  # A second MirroredStrategy in one process fails in `fit`.
