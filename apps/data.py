@@ -69,6 +69,40 @@ class Dataset:
         """Number of validation images."""
         return len(self.validation[1])
 
+    def downscaled(self, size):
+        """Returns this data set with square images of `size` pixels a side.
+
+        Each pixel is the rounded mean of a block of pixels, and the shifts
+        shrink along. An epoch of images half as high takes a quarter of the
+        time, so that more settings and seeds can be compared.
+
+        Args:
+            size: Integer that divides height and width.
+
+        Raises:
+            RefusedError: If it does not.
+        """
+        height, width, channels = self.image_shape
+        if height != width or size < 1 or height % size:
+            raise RefusedError(
+                f"Images of {height}x{width} pixels cannot be downscaled to "
+                f"{size}x{size}: choose an --image_size that divides them."
+            )
+        block = height // size
+
+        def means(images):
+            blocks = images.reshape(-1, size, block, size, block, channels)
+            # Of the bytes; a sum of integers is exact in any order.
+            sums = blocks.sum(axis=(2, 4), dtype="uint32")
+            return ((sums + block**2 // 2) // block**2).astype("uint8")
+
+        return dataclasses.replace(
+            self,
+            train=(means(self.train[0]), self.train[1]),
+            validation=(means(self.validation[0]), self.validation[1]),
+            padding=self.padding // block,
+        )
+
     def training_batches(self, batch_size, seed, augment=True):
         """Returns one epoch of training, in a new order each time it is read.
 

@@ -57,6 +57,12 @@ def define(values):
         "Of a ResNet's first stage, in channels.",
         flag_values=values,
     )
+    command_line.integer(
+        *("image_size", None, 1, 1024),
+        "Pixels of a side, for images that are downscaled. It must divide the "
+        "size of the images.",
+        flag_values=values,
+    )
     flags.register_multi_flags_validator(
         ["width", "network"],
         lambda found: (
@@ -74,6 +80,8 @@ def main(argv, values=flags.FLAGS):
     try:
         dense = values.dense and records.result(folder(values.dense))
         examples = data.load(values.dataset, folder(values.data_dir))
+        if values.image_size is not None:
+            examples = examples.downscaled(values.image_size)
         result = training.train(
             recipe_flags.recipe(values), examples, folder(values.workdir)
         )

@@ -37,6 +37,7 @@ class Recipe:
         granularity: That of a `DynamicBatch`, with the memory of the first
             architecture as its budget; `None` for a fixed batch size.
         width: Channels of the first stage of a ResNet; `None` for its own.
+        image_size: Pixels of the sides of an image; `None` for their own.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Recipe:
     finetune_epochs: int
     granularity: int | None = None
     width: int | None = None
+    image_size: int | None = None
 
 
 def train(recipe, data, workdir, strategy=None):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from apps import data
+from apps.refusal import RefusedError
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,30 @@ def numbered(size=300, padding=4, flips=True):
         padding=padding,
         flips=flips,
     )
+
+
+def test_downscaled_pixels_are_the_rounded_means_of_blocks():
+    whole = numbered(size=5)
+    half = whole.downscaled(16)
+    assert half.image_shape == (16, 16, 3)
+    assert half.padding == 2
+    for images, small in zip(
+        (whole.train[0], whole.validation[0]),
+        (half.train[0], half.validation[0]),
+        strict=True,
+    ):
+        rows = images.astype(float).reshape(5, 16, 2, 32, 3).mean(axis=2)
+        means = rows.reshape(5, 16, 16, 2, 3).mean(axis=3)
+        np.testing.assert_array_equal(small, np.floor(means + 0.5))
+    np.testing.assert_array_equal(half.train[1], whole.train[1])
+    np.testing.assert_allclose(
+        half.mean, half.train[0].mean(axis=(0, 1, 2)), rtol=1e-12
+    )
+
+
+def test_images_are_not_downscaled_to_a_size_that_does_not_divide_theirs():
+    with pytest.raises(RefusedError, match="32x32 pixels cannot .* 12x12"):
+        numbered(size=2).downscaled(12)
 
 
 def read(batches):
