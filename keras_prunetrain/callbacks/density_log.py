@@ -10,9 +10,8 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.checks import is_number
 from keras_prunetrain.distribution import is_first_worker
-from keras_prunetrain.fit.meter import EpochMeter
-from keras_prunetrain.fit.record import penalty_share
-from keras_prunetrain.tensorboard import dashboard, hparams
+from keras_prunetrain.fit.dense import DenseTraining
+from keras_prunetrain.tensorboard import curves, dashboard, hparams
 from keras_prunetrain.tensorboard.event_writer import (
     EventWriter,
     check_installed,
@@ -90,8 +89,6 @@ class DensityLog(keras.callbacks.Callback):
         self._threshold = threshold
         self._run = LoggedRun(log_dir)
         self._trained = None
-        self._pruning = None
-        self._own_meter = EpochMeter()
         self._writer = None
 
     def follow(self, pruning):
@@ -100,26 +97,23 @@ class DensityLog(keras.callbacks.Callback):
         To be called by `pruning` when `fit` begins, before its hooks are called
         here.
         """
-        self._pruning = pruning
-
-    @property
-    def _meter(self):
-        return self._pruning.meter if self._pruning else self._own_meter
+        self._training = pruning
+        self._measures = keras.callbacks.Callback()  # `pruning` does.
 
     def set_model(self, model):
         super().set_model(model)
-        self._pruning = None
-        self._own_meter.set_model(model)
+        self._training = DenseTraining(model)  # Unless one says `follow`.
+        self._measures = self._training.meter
+        self._measures.set_model(model)
 
     def set_params(self, params):
         super().set_params(params)
-        self._own_meter.set_params(params)
+        self._measures.set_params(params)
 
     # The life of a run.
 
     def on_train_begin(self, logs=None):
-        if self._pruning is None:
-            self._own_meter.on_train_begin()
+        self._measures.on_train_begin()
         self._acts = is_first_worker(self.model)
         if not self._acts:
             return
@@ -128,7 +122,7 @@ class DensityLog(keras.callbacks.Callback):
             self._run = LoggedRun(self._run.folder)  # That was another one.
             self._writer = None
         self._trained = weakref.ref(self.model)
-        self._reports = len(self._pruning.reports) if self._pruning else 0
+        self._reports = len(self._training.reports)
         self._last_report = None
         self._last_logs = None  # Until this `fit` has logged an epoch.
         self._heat_map_step = None
@@ -136,7 +130,7 @@ class DensityLog(keras.callbacks.Callback):
         self._first_rate = keras_internals.shown_rate(self.model.optimizer)
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
-        cost = self._meter.current_cost()
+        cost = self._training.meter.current_cost()
         flops = cost and cost.training_flops
         self._run.begin(self._size, self._counts, flops)
 
@@ -161,29 +155,23 @@ class DensityLog(keras.callbacks.Callback):
             if self._writer is None:
                 with self._unless_it_fails():
                     self._writer = EventWriter(self._run.folder)
-        if self._pruning is None:
-            self._own_meter.on_epoch_begin(epoch)
+        self._measures.on_epoch_begin(epoch)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self._pruning is None:
-            self._own_meter.on_train_batch_begin(batch)
+        self._measures.on_train_batch_begin(batch)
 
     def on_train_batch_end(self, batch, logs=None):
         # On all workers: they count together.
-        if self._pruning is None:
-            self._own_meter.on_train_batch_end(batch)
+        self._measures.on_train_batch_end(batch)
 
     def on_test_begin(self, logs=None):
-        if self._pruning is None:
-            self._own_meter.on_test_begin()
+        self._measures.on_test_begin()
 
     def on_test_end(self, logs=None):
-        if self._pruning is None:
-            self._own_meter.on_test_end()
+        self._measures.on_test_end()
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._pruning is None:
-            self._own_meter.on_epoch_end(epoch)
+        self._measures.on_epoch_end(epoch)
         if not self._acts:
             return
         numbering = self._look_at_model()
@@ -211,10 +199,8 @@ class DensityLog(keras.callbacks.Callback):
                 self._writer.layout(self._stages)
                 self._write_settings()
             self._write_scalars(self._last_logs)
-            threshold = getattr(self._pruning, "threshold", 0.0)
-            self._writer.magnitudes(
-                numbering.kernels("out"), threshold or self._threshold
-            )
+            threshold = self._training.threshold or self._threshold
+            self._writer.magnitudes(numbering.kernels("out"), threshold)
             self._write_reports(reports)
         self._run.save()
 
@@ -260,14 +246,12 @@ class DensityLog(keras.callbacks.Callback):
         self._run.save()
 
     def _new_reports(self):
-        if self._pruning is None:
-            return []
-        new = self._pruning.reports[self._reports :]
+        new = self._training.reports[self._reports :]
         self._reports += len(new)
         return new
 
     def _write_settings(self):
-        settings = hparams.settings_of(self._pruning) | {
+        settings = hparams.settings_of(self._training) | {
             "optimizer": type(self.model.optimizer).__name__,
             "learning_rate": self._first_rate,
             "epochs": self.params.get("epochs"),
@@ -278,49 +262,26 @@ class DensityLog(keras.callbacks.Callback):
 
     def _write_scalars(self, logs):
         """Writes a point of each curve; what is not known has no point."""
-        values = {
-            dashboard.ZERO: 0.0,
-            "density/model": self._size / self._run.channels,
+        meter = self._training.meter
+        points = {
+            **curves.channel_points(self._run, self._size),
+            **curves.cost_points(self._run, meter.cost, meter.examples),
             "cost/parameters": self._parameters,
-            "time/epoch_seconds": self._meter.seconds,
-            "training/batch_size": logs.get("batch_size", self._batch_size()),
-            "training/learning_rate": logs.get(
-                "learning_rate",
-                keras_internals.shown_rate(self.model.optimizer),
+            "time/epoch_seconds": meter.seconds,
+            "training/penalty_ratio": self._training.penalty_share(
+                logs.get("loss", 0.0)
             ),
-            "training/penalty_ratio": self._penalty_share(logs),
-            "memory/training_bytes": logs.get("memory_bytes"),
-            "communication/bytes": logs.get("communication_bytes"),
+            "training/batch_size": self._batch_size(),
+            "training/learning_rate": keras_internals.shown_rate(
+                self.model.optimizer
+            ),
         }
-        trained, examples = self._meter.cost, self._meter.examples
-        if trained is not None:
-            dense = self._run.training_flops
-            values |= {
-                "cost/training_flops": examples
-                and trained.training_flops * examples,
-                "cost/relative_training_flops": trained.training_flops / dense
-                if dense
-                else None,
-                "memory/activation_bytes_per_example": trained.activation_bytes,
-            }
-        values |= {
-            f"channels/{layer}": density
-            for layer, density in zip(
-                self._run.layers, self._run.densities[-1], strict=True
-            )
-        }
-        self._writer.values(values)
-
-    def _penalty_share(self, logs):
-        loss = logs.get("loss", 0.0)
-        if self._pruning is not None:
-            return self._pruning.penalty_share(loss)
-        return penalty_share(self.model, loss)  # Layers may have a lasso.
+        self._writer.values(points | curves.log_points(logs))
 
     def _batch_size(self):
         """Returns the batch size of data that has one, `None` if unknown."""
         steps = self.params.get("steps")
-        examples = self._meter.examples
+        examples = self._training.meter.examples
         return steps and examples and -(-examples // steps)
 
     def _write_reports(self, reports):

@@ -5,8 +5,6 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-import keras
-
 # TensorBoard takes the columns of one run for all, of whichever it reads first:
 # a dense run has the same ones.
 _COLUMNS = (
@@ -14,21 +12,19 @@ _COLUMNS = (
 )
 
 
-def settings_of(pruning: keras.callbacks.Callback | None) -> dict[str, Any]:
+def settings_of(training: Any) -> dict[str, Any]:
     """Returns the settings of a method, `None` for those that it has not.
 
     TensorBoard sorts the settings by name and shows the first five, so the name
     of the one that tells runs apart begins with an "a".
 
     Args:
-        pruning: A `ReconfiguringCallback`; `None` for a dense training.
+        training: A `ReconfiguringCallback` or a `DenseTraining`.
     """
-    if pruning is None:
-        return {"algorithm": "dense", **dict.fromkeys(_COLUMNS)}
     return {
-        "algorithm": type(pruning).__name__,
+        "algorithm": type(training).__name__,
         **dict.fromkeys(_COLUMNS),
-        **pruning.settings(),
+        **training.settings(),
     }
 
 

@@ -1,0 +1,58 @@
+"""The points of an epoch on each of TensorBoard's curves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras_prunetrain.cost import Cost
+from keras_prunetrain.tensorboard.dashboard import ZERO
+from keras_prunetrain.tensorboard.logged_run import LoggedRun
+
+
+def channel_points(run: LoggedRun, channels: int) -> dict[str, float]:
+    """Returns which share of its channels the model has left, and each layer.
+
+    Args:
+        run: The `LoggedRun`, which has noted the epoch.
+        channels: Those of the whole model after the epoch.
+    """
+    shares = zip(run.layers, run.densities[-1], strict=True)
+    return {
+        "density/model": channels / run.channels,
+        **{f"channels/{layer}": share for layer, share in shares},
+        ZERO: 0.0,
+    }
+
+
+def cost_points(
+    run: LoggedRun, cost: Cost | None, examples: int | None
+) -> dict[str, float | None]:
+    """Returns what the training of an epoch cost; `None` for what is unknown.
+
+    Args:
+        run: The `LoggedRun`.
+        cost: The `Cost` of the model that was trained, `None` if unknown.
+        examples: Those of the epoch, `None` if unknown.
+    """
+    if cost is None:
+        return {}
+    flops, dense = cost.training_flops, run.training_flops
+    return {
+        "cost/training_flops": examples and flops * examples,
+        "cost/relative_training_flops": flops / dense if dense else None,
+        "memory/activation_bytes_per_example": cost.activation_bytes,
+    }
+
+
+def log_points(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the history of `fit` knows of an epoch.
+
+    Args:
+        logs: The logs of the epoch.
+    """
+    curves = {
+        "training/batch_size": "batch_size",
+        "training/learning_rate": "learning_rate",
+        "memory/training_bytes": "memory_bytes",
+        "communication/bytes": "communication_bytes",
+    }
+    return {tag: logs[name] for tag, name in curves.items() if name in logs}
