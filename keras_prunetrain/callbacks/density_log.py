@@ -271,18 +271,12 @@ class DensityLog(keras.callbacks.Callback):
             "training/penalty_ratio": self._training.penalty_share(
                 logs.get("loss", 0.0)
             ),
-            "training/batch_size": self._batch_size(),
+            "training/batch_size": meter.batch_size,
             "training/learning_rate": keras_internals.shown_rate(
                 self.model.optimizer
             ),
         }
         self._writer.values(points | curves.log_points(logs))
-
-    def _batch_size(self):
-        """Returns the batch size of data that has one, `None` if unknown."""
-        steps = self.params.get("steps")
-        examples = self._training.meter.examples
-        return steps and examples and -(-examples // steps)
 
     def _write_reports(self, reports):
         # The first step after a reconfiguration is one of the next epoch.

@@ -87,7 +87,7 @@ def test_curves_agree_with_history_and_reports(run):
             cost.activation_bytes for cost in trained
         ],
         "training/learning_rate": [0.05] * 4,
-        "training/batch_size": [20] * 4,  # 40 examples in two steps.
+        "training/batch_size": [32] * 4,  # Of 40 examples: 32 and 8.
     }.items():
         np.testing.assert_allclose(curve(found, tag), values, rtol=1e-6)
     seconds = found["time/reconfiguration_seconds"]
@@ -591,7 +591,15 @@ def test_examples_of_an_evaluation_are_not_counted(tmp_path):
     found = events(tmp_path)
     flops = kpt.model_cost(model).training_flops
     assert curve(found, "cost/training_flops") == [flops * 40]
-    assert curve(found, "training/batch_size") == [20]
+    assert curve(found, "training/batch_size") == [32]
+
+
+def test_the_batch_size_is_that_of_a_full_batch(tmp_path):
+    model = network()
+    callbacks = [kpt.DensityLog(tmp_path)]
+    model.fit(*examples(40), batch_size=16, verbose=0, callbacks=callbacks)
+    # Not the mean of batches of 16, 16 and 8.
+    assert curve(events(tmp_path), "training/batch_size") == [16]
 
 
 def test_what_is_not_known_is_not_logged(tmp_path):
