@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from keras_prunetrain import keras_internals
@@ -705,3 +706,25 @@ ALL = [
     flattening,
     squeezing,
 ]
+
+# Of each kind one: these are enough to say once more, in another way, what
+# has been said of all of them.
+_SOME = {
+    *(lines, wrapped, depthwise, grouped, einsum, splitting),
+    *(residual, concatenating, nested, flattening),
+}
+
+
+def sampled(*values):
+    """Returns parameters: all networks, with each of `values` if there are any.
+
+    Some of each kind are for `make test`; the others say the same of more
+    networks, which `make test-long` does.
+    """
+    return [
+        pytest.param(
+            *(build, *value), marks=() if build in _SOME else pytest.mark.long
+        )
+        for value in ([(v,) for v in values] or [()])
+        for build in ALL
+    ]

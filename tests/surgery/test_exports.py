@@ -38,7 +38,7 @@ def shrunk(request):
     return smaller, x, outputs(smaller, x)
 
 
-@pytest.mark.parametrize("build", networks.ALL)
+@pytest.mark.parametrize("build", networks.sampled())
 def test_keras_file(build, tmp_path):
     network = build()
     model = network.model

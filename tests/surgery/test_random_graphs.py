@@ -15,6 +15,7 @@ from tests.networks import shake, take
 from tests.random_graphs import BLOCK, SIZE, random_model
 
 FAILED = []  # Seeds that once found a bug.
+LONG = 0.5  # The share of the networks that is left to `make test-long`.
 
 
 def pytest_generate_tests(metafunc):
@@ -24,7 +25,13 @@ def pytest_generate_tests(metafunc):
             if word in metafunc.function.__name__:
                 count //= fraction
                 break
-        metafunc.parametrize("seed", [*FAILED, *range(count)])
+        seeds = [
+            pytest.param(seed, marks=pytest.mark.long)
+            if seed >= (1 - LONG) * count
+            else seed
+            for seed in range(count)
+        ]
+        metafunc.parametrize("seed", [*FAILED, *seeds])
 
 
 @pytest.mark.usefixtures("float64")

@@ -70,8 +70,13 @@ OPTIMIZERS = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("build", networks.ALL)
+@pytest.mark.parametrize(
+    ("build", "optimizer"),
+    [
+        *((build, "momentum") for build in networks.ALL),
+        *networks.sampled("adam"),
+    ],
+)
 def test_it_computes_and_learns_like_the_masked_dense_model(build, optimizer):
     network = build()
     model = compiled(network, OPTIMIZERS[optimizer]())
@@ -383,8 +388,13 @@ def test_operations_without_a_layer_are_rebuilt():
     )
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("build", networks.ALL)
+@pytest.mark.parametrize(
+    ("build", "policy"),
+    [
+        *((build, "mixed_bfloat16") for build in networks.ALL),
+        *networks.sampled("mixed_float16"),
+    ],
+)
 def test_mixed_precision_stays(build, policy):
     keras.config.set_dtype_policy(policy)
     try:
@@ -415,7 +425,7 @@ def test_mixed_precision_stays(build, policy):
     np.testing.assert_allclose(*losses, rtol=0.03)
 
 
-@pytest.mark.parametrize("build", networks.ALL)
+@pytest.mark.parametrize("build", networks.sampled())
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_a_distributed_model_stays_distributed(strategy, build):
     with strategy.scope():
