@@ -1,5 +1,6 @@
 """What TensorBoard is told is what happened, once, and in its place."""
 
+import contextlib
 import json
 import logging
 import math
@@ -739,25 +740,37 @@ class Spoil(keras.callbacks.Callback):
             self.spoil()
 
 
-@pytest.fixture
-def full_disk():
-    """Returns a function: from its call on, no file can be longer than that."""
+@contextlib.contextmanager
+def spoiling(how, folder):
+    """Gives a function that spoils the folder, for the length of the context.
+
+    A full disk is one on which no file can be longer than 100 bytes. This
+    binds the whole process: outside of the context, pytest must be able to
+    write its own report.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield {
+            "gone": lambda: shutil.rmtree(folder),
+            "full": lambda: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (100, limits[1])
+            ),
+        }[how]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("of_callback", [False, True])
 @pytest.mark.parametrize("how", ["gone", "full"])
 def test_a_log_that_cannot_be_written_does_not_end_the_training(
-    tmp_path, caplog, full_disk, of_callback, how
+    tmp_path, caplog, of_callback, how
 ):
     folder = tmp_path / "logs"
-    spoil = {"gone": lambda: shutil.rmtree(folder), "full": full_disk}[how]
     log = kpt.DensityLog(folder)
     if of_callback:
         log = kpt.PruneTrainCallback(log_dir=folder)
-    history = fit(network(), log, Spoil(spoil), epochs=4)
+    with spoiling(how, folder) as spoil:
+        history = fit(network(), log, Spoil(spoil), epochs=4)
     assert len(history["loss"]) == 4
     said = [x for x in caplog.messages if "cannot write into" in x]
     assert len(said) == 1
