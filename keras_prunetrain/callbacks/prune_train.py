@@ -79,7 +79,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         batch: A `DynamicBatch`, whose data set `fit` trains on: it grows after
             each reconfiguration. Defaults to `None`, a fixed batch size.
         reconfigure: Dict of further arguments for `reconfigure`:
-            `channel_multiple`, `min_channels`, `skip`, `fold`.
+            `channel_multiple`, `min_channels`, `skip`, `fold`, `score`.
         factor: Float above 0. The lasso's factor, instead of one computed from
             the first batch: pass that of the first run to a run that goes on
             from a file, whose smaller loss would give a smaller factor.
@@ -157,7 +157,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def begin(self, numbering):
         self.at_end(self._lasso.end, self.model)
-        self._lasso.begin(self.model, numbering, self.skipped_layers)
+        self._lasso.begin(self.model, numbering, self.options.skip)
         if not self._lasso.acts:
             self._said_nothing_dead = True
             _LOG.warning(

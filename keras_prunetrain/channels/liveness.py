@@ -1,7 +1,6 @@
 """Which channels are alive, and why."""
 
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
@@ -10,15 +9,14 @@ from keras_prunetrain.channels.branches import Addition, constant_branches
 from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import (
-    Score,
     channel_scores,
     label_scores,
-    magnitude,
     unscored,
 )
-from keras_prunetrain.channels.selection import matching_layers, touched
-from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.channels.selection import Skip, matching_layers, touched
+from keras_prunetrain.garbage import no_garbage_collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +58,22 @@ class Plan:
         return np.flatnonzero(self.alive[numbers])
 
 
-def plan_cut(
-    model: keras.Model,
-    threshold: float = 1e-4,
-    channel_multiple: int = 1,
-    min_channels: int = 1,
-    skip: Any = (),
-    fold: bool = False,
-    score: Score = magnitude,
-) -> Plan:
-    """Returns the `Plan` that drops the channels that score below `threshold`.
+@no_garbage_collection()
+def plan_cut(model: keras.Model, options: CutOptions) -> Plan:
+    """Returns the `Plan` that drops the channels that score too low.
 
-    Arguments and errors as in `reconfigure`.
+    Args:
+        model: A functional model.
+        options: What `reconfigure` was asked for.
+
+    Raises:
+        ValueError: As `reconfigure`.
     """
-    check_limits(threshold, channel_multiple, min_channels, fold)
     numbering = number_channels(model)
-    by_label = label_scores(numbering, score)
+    by_label = label_scores(numbering, options.score)
+    threshold = options.threshold
     living = [None if x is None else x >= threshold for x in by_label]
-    draft = _Draft(model, numbering, skip)
+    draft = _Draft(model, numbering, options.skip)
     draft.hold(unscored(numbering, by_label), "no weight says if it counts")
 
     def decide(removed):
@@ -85,9 +81,9 @@ def plan_cut(
         return scores, scores >= threshold
 
     draft.choose(decide)
-    if fold:
+    if options.fold:
         draft.fold(Folding(model, numbering, living))
-    draft.round_up(channel_multiple, min_channels)
+    draft.round_up(options.channel_multiple, options.min_channels)
     return draft.plan(living)
 
 
@@ -95,9 +91,7 @@ def plan_of(
     model: keras.Model,
     numbering: Numbering,
     alive: np.ndarray,
-    channel_multiple: int = 1,
-    min_channels: int = 1,
-    skip: Any = (),
+    options: CutOptions,
     score: np.ndarray | None = None,
 ) -> Plan:
     """Returns the `Plan` that keeps the channels that the caller has chosen.
@@ -109,9 +103,8 @@ def plan_of(
         model: A functional model.
         numbering: Its `Numbering`.
         alive: Bool array, shape `(numbering.size,)`: the channels to keep.
-        channel_multiple: As in `reconfigure`.
-        min_channels: As in `reconfigure`.
-        skip: As in `reconfigure`.
+        options: What the caller wants besides, of which `channel_multiple`,
+            `min_channels` and `skip` count here.
         score: Float array, shape `(numbering.size,)`: of the channels that are
             not to be kept, those with the highest score stay first where some
             must. Defaults to `None`, the lowest numbers first.
@@ -119,27 +112,26 @@ def plan_of(
     Raises:
         ValueError: As `reconfigure`.
     """
-    check_limits(0.0, channel_multiple, min_channels)
     if score is None:
         score = np.zeros(numbering.size)
     living = [
         alive[label.numbers] if label.is_kernel else None
         for label in numbering.labels
     ]
-    draft = _Draft(model, numbering, skip)
+    draft = _Draft(model, numbering, options.skip)
     draft.choose(lambda removed: (score, alive.copy()))
-    draft.round_up(channel_multiple, min_channels)
+    draft.round_up(options.channel_multiple, options.min_channels)
     return draft.plan(living)
 
 
-def trial_plan(model: keras.Model, skip: Any = ()) -> Plan:
+def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     """Returns a `Plan` that drops every second channel, dead or not."""
     numbering = number_channels(model)
     alive = np.arange(numbering.size) % 2 == 0
     # No layer is to leave the graph: the trial is to make each of them anew.
     for numbers in (*_written(numbering), *_passed_on(numbering)):
         alive[numbers[0]] |= not alive[numbers].any()
-    return plan_of(model, numbering, alive, skip=skip)
+    return plan_of(model, numbering, alive, CutOptions(skip=skip))
 
 
 class _Draft:
@@ -272,30 +264,3 @@ def _only_in(numbering, removed):
         if label.layer not in removed:
             outside[label.numbers] = True
     return inside & ~outside
-
-
-def check_limits(
-    threshold: float = 0.0,
-    channel_multiple: int = 1,
-    min_channels: int = 1,
-    fold: bool = False,
-) -> None:
-    """Raises a `ValueError` if an argument of `plan_cut` is out of range."""
-    if not is_number(threshold) or threshold < 0.0:
-        raise ValueError(
-            "`threshold` must be a finite number, at least 0, in the unit of "
-            f"the weights. Received: threshold={threshold}"
-        )
-    for name, value in (
-        ("channel_multiple", channel_multiple),
-        ("min_channels", min_channels),
-    ):
-        if not is_count(value, 1):
-            raise ValueError(
-                f"`{name}` must be an integer, at least 1. "
-                f"Received: {name}={value}"
-            )
-    if not isinstance(fold, bool):
-        raise ValueError(
-            f"`fold` must be True or False. Received: fold={fold!r}"
-        )

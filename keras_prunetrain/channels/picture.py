@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.numbers import merge
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import Score, magnitude
 
 # The colour-blind can tell these apart, and so can readers of a black print.
@@ -54,7 +55,7 @@ def plot_channels(
         raise ImportError(
             "`plot_channels` needs pydot: pip install keras-prunetrain[plot]"
         ) from error
-    plan = plan_cut(model, threshold, score=score)
+    plan = plan_cut(model, CutOptions(threshold=threshold, score=score))
     nodes, edges = _nodes(plan), _edges(plan)
     for source, _ in edges:  # No layer computes these: the model's input.
         if source not in nodes:

@@ -9,6 +9,7 @@ import numpy as np
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.layer_rule import PRODUCES
 from keras_prunetrain.channels.liveness import Plan, plan_cut
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.scores import Score, magnitude
 
@@ -84,7 +85,8 @@ def channel_report(
         ValueError: If `model` is no model or has no known graph, if
             `threshold` is out of its range, or if a weight is not finite.
     """
-    return report_of(plan_cut(model, threshold, score=score))
+    options = CutOptions(threshold=threshold, score=score)
+    return report_of(plan_cut(model, options))
 
 
 def report_of(plan: Plan) -> ChannelReport:

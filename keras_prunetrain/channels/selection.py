@@ -4,15 +4,18 @@ import fnmatch
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_prunetrain.channels.labels import Numbering
 
+# A layer, a name or a pattern of names, or a function that says if it is meant.
+Wanted = str | keras.Operation | Callable[[keras.Operation], bool]
+Skip = Wanted | Iterable[Wanted]
 
-def matching_layers(numbering: Numbering, skip: Any) -> list[str]:
+
+def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
     """Returns the keys of the layers that `skip` names.
 
     Args:
@@ -45,7 +48,7 @@ def matching_layers(numbering: Numbering, skip: Any) -> list[str]:
     return found
 
 
-def _matcher(wanted) -> Callable[[str, keras.Operation], bool]:
+def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
     """Returns a function of a key and its layer: whether `wanted` means it."""
     if isinstance(wanted, str):
         return lambda key, layer: (

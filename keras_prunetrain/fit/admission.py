@@ -1,25 +1,27 @@
 """All that can be checked about a training before its first step."""
 
+import dataclasses
+
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.liveness import matching_layers
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.scores import label_scores
+from keras_prunetrain.channels.selection import matching_layers
 from keras_prunetrain.distribution import check_agreement, prepare_strategy
 from keras_prunetrain.surgery.reconfigure import check_reconfigurable
 
 
-def admit(model, arguments, settings, params):
+def admit(model, options, settings, params):
     """Checks that a model can be made smaller while it trains.
 
     Args:
         model: The model, compiled and built.
-        arguments: Dict of further arguments for `plan_cut`.
+        options: The `CutOptions`.
         settings: Dict of all else that workers must agree on.
         params: Dict, the `params` of a callback.
 
     Returns:
-        The model's `Numbering`, and `arguments` with the keys of layers in
-        `skip`: a reconfigured model has other layer objects.
+        The model's `Numbering`, and `options` with the keys of layers in
+        `skip`.
 
     Raises:
         ValueError: If the model was not built under the strategy that trains
@@ -29,21 +31,21 @@ def admit(model, arguments, settings, params):
     """
     prepare_strategy(model)
     numbering = number_channels(model)
-    skip = matching_layers(numbering, arguments.get("skip", ()))
-    arguments = {**arguments, "skip": tuple(skip)}
-    if "score" in arguments:
-        label_scores(numbering, arguments["score"])
-    check_reconfigurable(model, arguments["skip"])
-    check_agreement(model, _description(model, arguments, settings, params))
-    return numbering, arguments
+    skip = tuple(matching_layers(numbering, options.skip))
+    options = dataclasses.replace(options, skip=skip)
+    label_scores(numbering, options.score)
+    check_reconfigurable(model, options.skip)
+    check_agreement(model, _description(model, options, settings, params))
+    return numbering, options
 
 
-def _description(model, arguments, settings, params):
+def _description(model, options, settings, params):
     """Says all that decides what a training does and when, a string."""
     optimizer = model.optimizer
     facts = {
         **settings,
-        **{name: _written(value) for name, value in arguments.items()},
+        # Apart from a method's own settings, which may have the same names.
+        "reconfigure": {k: _written(v) for k, v in vars(options).items()},
         "epochs": params["epochs"],
         "steps": params["steps"],
         "optimizer": type(optimizer).__name__,
@@ -57,4 +59,4 @@ def _written(value):
     # A function without its address, which differs between processes.
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
-    return value
+    return str(value)  # `repr` tells a NumPy number from a Python one.

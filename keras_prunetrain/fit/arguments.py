@@ -1,8 +1,11 @@
 """Checks of what the caller hands to a callback that makes models smaller."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from keras_prunetrain.batching import DynamicBatch
-from keras_prunetrain.channels.liveness import check_limits
-from keras_prunetrain.channels.scores import check_score
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
 
 
@@ -39,8 +42,15 @@ def check_batch(batch):
         )
 
 
-def reconfigure_arguments(threshold, reconfigure):
-    """Returns a copy of the dict `reconfigure`, empty if it is `None`.
+def options_of(
+    threshold: float, reconfigure: Mapping[str, Any] | None
+) -> CutOptions:
+    """Returns what a callback was asked for, the `CutOptions` of its cuts.
+
+    Args:
+        threshold: As in `reconfigure`.
+        reconfigure: Further arguments of `reconfigure`, by their names, or
+            `None`.
 
     Raises:
         ValueError: If `threshold`, or anything in `reconfigure`, is nothing
@@ -51,16 +61,13 @@ def reconfigure_arguments(threshold, reconfigure):
             "`reconfigure` must be a dict of arguments. "
             f"Received: reconfigure={reconfigure!r}"
         )
-    arguments = dict(reconfigure or {})
-    limits = arguments.keys() & {"channel_multiple", "min_channels", "fold"}
-    unknown = arguments.keys() - limits - {"skip", "score"}
+    arguments = reconfigure or {}
+    names = [x.name for x in dataclasses.fields(CutOptions)]
+    names.remove("threshold")  # An argument of its own.
+    unknown = [repr(name) for name in arguments if name not in names]
     if unknown:
-        received = ", ".join(sorted(map(repr, unknown)))
         raise ValueError(
-            "`reconfigure` takes 'channel_multiple', 'min_channels', 'skip', "
-            f"'fold' and 'score'. Received: {received}"
+            f"`reconfigure` takes {', '.join(map(repr, names))}. "
+            f"Received: {', '.join(sorted(unknown))}"
         )
-    check_limits(threshold, **{k: arguments[k] for k in limits})
-    if "score" in arguments:
-        check_score(arguments["score"])
-    return arguments
+    return CutOptions(threshold=threshold, **arguments)

@@ -1,5 +1,7 @@
 """The base of every callback that makes the model smaller while it trains."""
 
+import abc
+import dataclasses
 import gc
 import logging
 import math
@@ -9,9 +11,11 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
+from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.distribution import average_statistics
 from keras_prunetrain.fit.admission import admit
-from keras_prunetrain.fit.arguments import check_batch, reconfigure_arguments
+from keras_prunetrain.fit.arguments import check_batch, options_of
 from keras_prunetrain.fit.epoch_logs import EpochLogs, values_of_epoch
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.progress import Progress
@@ -23,16 +27,13 @@ from keras_prunetrain.fit.siblings import (
     logs_behind,
 )
 from keras_prunetrain.lasso.attach import all_finite
-from keras_prunetrain.surgery.reconfigure import (
-    carry_out,
-    make_plan,
-)
+from keras_prunetrain.surgery.reconfigure import prepare_cut
 from keras_prunetrain.surgery.takeover import take_over
 
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-class ReconfiguringCallback(keras.callbacks.Callback):
+class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     """Makes the model smaller while it trains; subclasses say when, and how.
 
     A method of pruning is a subclass that answers two questions: `is_due`, is
@@ -78,7 +79,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         self, threshold=1e-4, batch=None, reconfigure=None, log_dir=None
     ):
         super().__init__()
-        self._arguments = reconfigure_arguments(threshold, reconfigure)
+        self._options = options_of(threshold, reconfigure)
         check_batch(batch)
         # A NumPy number is written in another way, and workers compare that.
         self.threshold = float(threshold)
@@ -95,22 +96,19 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         return self._progress.reports
 
     @property
-    def skipped_layers(self):
-        """Keys of the layers that `skip` names, a tuple; inside of `fit`."""
-        return self._fit.arguments["skip"]
+    def options(self) -> CutOptions:
+        """What the cuts of this `fit` keep to, its layers by their keys."""
+        return dataclasses.replace(self._fit.options, threshold=self.threshold)
 
     # What a method says.
 
+    @abc.abstractmethod
     def is_due(self, epoch):
         """Whether the model is to be reconfigured after `epoch`, from 0."""
-        raise NotImplementedError(
-            f"`{type(self).__name__}.is_due(epoch)` must return whether the "
-            "model is to be reconfigured after an epoch."
-        )
 
     def plan(self):
         """Returns the `Plan` of a cut of the model as it is now."""
-        return make_plan(self.model, self.threshold, **self._fit.arguments)
+        return plan_cut(self.model, self.options)
 
     def settings(self):
         """Returns the settings of this method, a dict.
@@ -193,8 +191,8 @@ class ReconfiguringCallback(keras.callbacks.Callback):
             "batch": self.batch,
             "log_dir given": self._log is not None,
         }
-        numbering, self._fit.arguments = admit(
-            self.model, self._arguments, settings, self.params
+        numbering, self._fit.options = admit(
+            self.model, self._options, settings, self.params
         )
         return numbering
 
@@ -293,7 +291,7 @@ class ReconfiguringCallback(keras.callbacks.Callback):
         plan = self.plan()
         if plan.removes_nothing:
             return None
-        smaller = carry_out(self.model, plan)
+        smaller = prepare_cut(self.model, plan)
         report = record_of(
             plan,
             epoch=self.epoch,

@@ -29,8 +29,7 @@ class RunningFit:
             the batch size is fixed.
         before: `keras.callbacks.CallbackList` of those that act before.
         after: `keras.callbacks.CallbackList` of those that act after.
-        arguments: Dict of further arguments for `plan_cut`, checked against the
-            model.
+        options: The `CutOptions`, checked against the model; `None` before.
     """
 
     def __init__(self, meter, batch, log):
@@ -43,7 +42,7 @@ class RunningFit:
             before.append(self.growing)
         self.before = keras.callbacks.CallbackList(before)
         self.after = keras.callbacks.CallbackList(after)
-        self.arguments = {}
+        self.options = None
         self._undo = contextlib.ExitStack()
         if callbacks is not None:
             keras_internals.guard_hooks(callbacks, self.leave)

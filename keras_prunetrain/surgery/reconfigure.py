@@ -1,6 +1,5 @@
 """Model in, smaller model out."""
 
-import contextlib
 import gc
 
 import keras
@@ -8,7 +7,9 @@ from keras import tree
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import plan_cut, trial_plan
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import magnitude
+from keras_prunetrain.garbage import no_garbage_collection
 from keras_prunetrain.surgery.adoption import adopt_class, with_twins
 from keras_prunetrain.surgery.cut import Cut
 from keras_prunetrain.surgery.rebuild import rebuild
@@ -84,30 +85,33 @@ def reconfigure(
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), section 4.2.
     """
-    plan = make_plan(
-        model, threshold, channel_multiple, min_channels, skip, fold, score
+    options = CutOptions(
+        threshold=threshold,
+        channel_multiple=channel_multiple,
+        min_channels=min_channels,
+        skip=skip,
+        fold=fold,
+        score=score,
     )
+    plan = plan_cut(model, options)
     if plan.removes_nothing:
         return model
-    smaller = carry_out(model, plan)
+    smaller = prepare_cut(model, plan)
     if model.compiled:
         ((_, optimizer), *_) = smaller.optimizers
         keras_internals.compile_like(model, smaller.model, optimizer)
     return smaller.model
 
 
-def make_plan(model, *args, **kwargs):
-    """Returns `plan_cut` of the same arguments, sooner for large models."""
-    with _no_garbage_collection():
-        return plan_cut(model, *args, **kwargs)
-
-
-def carry_out(model, plan):
-    """Returns what `model` is to become by `plan`, a `Smaller`.
+def prepare_cut(model, plan):
+    """Returns the smaller model and its optimizers, beside the old ones.
 
     Args:
         model: A functional model; not modified.
         plan: A `Plan` for it that removes something.
+
+    Returns:
+        A `Smaller`, which `take_over` can hand to the caller's objects.
 
     Raises:
         ValueError: If a layer or the optimizer cannot be carried over.
@@ -135,7 +139,7 @@ def check_reconfigurable(model, skip=()):
 
 
 def _smaller(model, plan, optimizer):
-    with keras_internals.strategy_scope(model), _no_garbage_collection():
+    with keras_internals.strategy_scope(model), no_garbage_collection():
         smaller, cuts, twins = rebuild(model, plan)
         names = adopt_class(smaller, model, twins)
         cuts += _weights_outside(model, plan)
@@ -187,16 +191,3 @@ def _weights_outside(model, plan):
     return [
         Cut(v, v, {}) for v in model.trainable_variables if id(v) not in inside
     ]
-
-
-@contextlib.contextmanager
-def _no_garbage_collection():
-    # Layers are thousands of small objects. While they are made, Python would
-    # search all of TensorFlow for cycles again and again: 15% of the time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_prunetrain import reconfigure
 from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.options import CutOptions
 from tests import networks
 from tests.networks import conv, conv_bn, images, kill, outputs, shake
 
@@ -75,7 +76,7 @@ def test_channels_of_a_branch_that_leaves_are_not_alive():
     x = layers.ReLU()(layers.Add(name="add")([block(x, "a"), x]))
     model = keras.Model(image, networks.head(x))
     kill_blocks(model, "a")
-    plan = plan_cut(model)
+    plan = plan_cut(model, CutOptions())
     inner = plan.numbering.outputs["a1"][0].numbers
     assert not plan.alive[inner].any()
     assert plan.alive.sum() == 2 + 6 + 3  # Image, stem and logits.

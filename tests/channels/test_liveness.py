@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_prunetrain import reconfigure
 from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.options import CutOptions
 from tests import networks
 from tests.networks import conv, kill, kill_all, shake
 
@@ -24,7 +25,7 @@ def chain(channels=6):
 
 def kept(model, layer="a", **kwargs):
     """Positions of `layer`'s channels that stay."""
-    plan = plan_cut(model, **kwargs)
+    plan = plan_cut(model, CutOptions(**kwargs))
     return plan.keep(plan.numbering.outputs[layer][0].numbers).tolist()
 
 
@@ -53,7 +54,7 @@ def test_a_threshold_of_zero_removes_nothing():
 def test_a_channel_that_lives_on_one_side_stays(side):
     model = chain(4)
     kill(model, **{side: {"a" if side == "writes" else "b": [1]}})
-    assert plan_cut(model).removes_nothing
+    assert plan_cut(model, CutOptions()).removes_nothing
 
 
 def test_only_what_is_dead_in_all_coupled_layers_goes():
@@ -164,7 +165,7 @@ def test_multiples_hold_in_every_layer_that_shares_the_channels():
     network = networks.concatenating()
     shake(network.model)
     kill_all(network)
-    plan = plan_cut(network.model, channel_multiple=2)
+    plan = plan_cut(network.model, CutOptions(channel_multiple=2))
     for layer, count in (("stem", 4), ("conv1", 2), ("conv2", 2)):
         numbers = plan.numbering.outputs[layer][0].numbers
         assert len(plan.keep(numbers)) == count
@@ -186,7 +187,7 @@ def test_channels_that_a_skipped_layer_writes_or_reads_stay(skip):
         skip = model.get_layer("a")
     elif skip == ["layer"]:
         skip = [model.get_layer("b")]
-    plan = plan_cut(model, skip=skip)
+    plan = plan_cut(model, CutOptions(skip=skip))
     assert plan.removes_nothing
     assert list(plan.reasons.values())[0].startswith("skip: ")
     assert kept(model) == [0, 2, 3]
@@ -218,13 +219,13 @@ def test_a_skip_without_a_match_is_an_error_that_lists_the_layers(skip):
     with pytest.raises(
         ValueError, match="matches no layer's name. Layers: a, b"
     ):
-        plan_cut(chain(), skip=skip)
+        plan_cut(chain(), CutOptions(skip=skip))
 
 
 def test_skipping_a_layer_of_another_model_is_an_error():
     other = chain().get_layer("a")
     with pytest.raises(ValueError, match="`skip` names 'a', which is no layer"):
-        plan_cut(chain(), skip=other)
+        plan_cut(chain(), CutOptions(skip=other))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -7,6 +7,7 @@ import pytest
 from keras_prunetrain import channel_report, reconfigure
 from keras_prunetrain.channels.liveness import plan_cut, plan_of
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import magnitude
 from tests import networks
 from tests.masked import silence
@@ -40,7 +41,7 @@ def kept(plan, layer):
 
 
 def test_a_score_decides_in_the_place_of_the_magnitude(residual):
-    plan = plan_cut(residual, threshold=0.5, score=by_gamma)
+    plan = plan_cut(residual, CutOptions(threshold=0.5, score=by_gamma))
     # A channel that two normalizations share has the larger of two scores.
     assert kept(plan, "stem") == kept(plan, "conv2") == [1, 2, 3, 5]
     assert kept(plan, "conv1") == [0, 2, 3]
@@ -81,8 +82,8 @@ def test_a_channel_on_which_no_weight_has_a_say_stays():
         return magnitude(label) if label.layer == "b" else None
 
     networks.kill(model, {"a": [1], "b": [0]}, {"b": [1], "logits": [0]})
-    assert kept(plan_cut(model, score=of_b), "b") == [1, 2, 3, 4]
-    plan = plan_cut(model, score=lambda label: None)
+    assert kept(plan_cut(model, CutOptions(score=of_b)), "b") == [1, 2, 3, 4]
+    plan = plan_cut(model, CutOptions(score=lambda label: None))
     assert plan.removes_nothing
     assert set(plan.reasons.values()) >= {"no weight says if it counts"}
 
@@ -91,7 +92,9 @@ def test_a_channel_on_which_no_weight_has_a_say_stays():
 def test_branches_leave_by_the_score_too(residual, fold):
     gamma = residual.get_layer("conv1_bn").gamma
     gamma.assign(0.1 * gamma)
-    plan = plan_cut(residual, threshold=0.5, score=by_gamma, fold=fold)
+    plan = plan_cut(
+        residual, CutOptions(threshold=0.5, score=by_gamma, fold=fold)
+    )
     assert {"conv1", "conv1_bn", "conv2", "conv2_bn"} <= plan.removed
     # Those of `conv2_bn` had no say any more.
     assert kept(plan, "stem") == [2, 3, 5]
@@ -111,7 +114,7 @@ def test_a_score_of_the_wrong_kind_is_an_error(score, message):
     model = networks.plain().model
     shake(model)
     with pytest.raises(ValueError, match=f"`score` .*{message}"):
-        plan_cut(model, score=score)
+        plan_cut(model, CutOptions(score=score))
 
 
 def chosen(model, **keep):
@@ -126,7 +129,7 @@ def chosen(model, **keep):
 def test_a_plan_can_keep_the_channels_of_a_choice(residual):
     numbering, alive = chosen(residual, stem=[0, 4], conv1=[3])
     before = alive.copy()
-    plan = plan_of(residual, numbering, alive)
+    plan = plan_of(residual, numbering, alive, CutOptions())
     assert kept(plan, "stem") == kept(plan, "conv2") == [0, 4]
     assert kept(plan, "conv1") == [3]
     assert kept(plan, "logits") == [0, 1, 2]  # The model's output.
@@ -136,22 +139,24 @@ def test_a_plan_can_keep_the_channels_of_a_choice(residual):
 def test_a_choice_is_rounded_up_by_the_score_that_comes_with_it(residual):
     numbering, alive = chosen(residual, stem=[0], conv1=[3])
     score = np.arange(numbering.size, dtype=float)
-    plan = plan_of(residual, numbering, alive, channel_multiple=2)
+    plan = plan_of(residual, numbering, alive, CutOptions(channel_multiple=2))
     assert kept(plan, "stem") == [0, 1]
-    plan = plan_of(residual, numbering, alive, min_channels=3, score=score)
+    plan = plan_of(
+        residual, numbering, alive, CutOptions(min_channels=3), score=score
+    )
     assert kept(plan, "stem") == [0, 4, 5]
     assert kept(plan, "conv1") == [1, 2, 3]
 
 
 def test_a_choice_leaves_skipped_layers_alone(residual):
     numbering, alive = chosen(residual, stem=[0])
-    plan = plan_of(residual, numbering, alive, skip="conv1")
+    plan = plan_of(residual, numbering, alive, CutOptions(skip="conv1"))
     assert kept(plan, "conv1") == [0, 1, 2, 3]
     assert kept(plan, "stem") == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_branch_of_which_nothing_is_chosen_leaves(residual):
     numbering, alive = chosen(residual, stem=[0, 4])
-    plan = plan_of(residual, numbering, alive)
+    plan = plan_of(residual, numbering, alive, CutOptions())
     assert "conv1" in plan.removed
     assert kept(plan, "stem") == [0, 4]

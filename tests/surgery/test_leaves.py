@@ -14,7 +14,9 @@ from keras_prunetrain import (
     reconfigure,
     register_rule,
 )
-from keras_prunetrain.surgery.reconfigure import carry_out, make_plan
+from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.surgery.reconfigure import prepare_cut
 from keras_prunetrain.surgery.takeover import take_over
 from tests.surgery.cuts import around, compiled, cut, kill, outputs
 
@@ -339,7 +341,9 @@ def test_it_goes_on_as_the_same_object_from_cut_to_cut(unusual):
     kill(twin)
     for channels in (5, 4):
         expected = outputs(unusual, X)
-        take_over(unusual, carry_out(unusual, make_plan(unusual)))
+        take_over(
+            unusual, prepare_cut(unusual, plan_cut(unusual, CutOptions()))
+        )
         assert unusual.get_layer("a").units == channels
         assert unusual.layers[1] is layer
         np.testing.assert_allclose(outputs(unusual, X), expected, 1e-9)

@@ -11,7 +11,9 @@ import pytest
 
 import keras_prunetrain
 from keras_prunetrain import keras_internals, reconfigure
-from keras_prunetrain.surgery.reconfigure import carry_out, make_plan
+from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.surgery.reconfigure import prepare_cut
 from keras_prunetrain.surgery.takeover import take_over
 from tests import networks
 from tests.networks import conv, images, kill, kill_all, outputs, shake, targets
@@ -34,7 +36,7 @@ def step(model):
 
 
 def shrink(model):
-    take_over(model, carry_out(model, make_plan(model)))
+    take_over(model, prepare_cut(model, plan_cut(model, CutOptions())))
 
 
 def kinds(one):
@@ -269,12 +271,12 @@ def assert_whole(model, expected):
 def test_a_takeover_that_is_interrupted_leaves_a_whole_model(stride, tmp_path):
     model = trained(tiny())
     expected = outputs(model, images())
-    smaller = carry_out(model, make_plan(model))
+    smaller = prepare_cut(model, plan_cut(model, CutOptions()))
     lines = lines_of(lambda: take_over(model, smaller))[::stride]
     interrupted = []
     model = trained(tiny())
     for line in lines:
-        smaller = carry_out(model, make_plan(model))
+        smaller = prepare_cut(model, plan_cut(model, CutOptions()))
         before = state(model)
         interrupt(lambda: take_over(model, smaller), line)  # noqa: B023
         interrupted.append(state(model) != before)
@@ -287,7 +289,7 @@ def test_a_takeover_that_is_interrupted_leaves_a_whole_model(stride, tmp_path):
     # From here on the smaller model is there.
     for line in lines[len(interrupted) :: 4]:
         model = trained(tiny())
-        smaller = carry_out(model, make_plan(model))
+        smaller = prepare_cut(model, plan_cut(model, CutOptions()))
         interrupt(lambda: take_over(model, smaller), line)  # noqa: B023
         assert_whole(model, expected)
 
@@ -295,10 +297,10 @@ def test_a_takeover_that_is_interrupted_leaves_a_whole_model(stride, tmp_path):
 @pytest.mark.long
 def test_surgery_that_is_interrupted_before_leaves_the_old_model():
     model = trained(networks.nested(), keras.optimizers.Adam(0.01))
-    plan = make_plan(model)
-    lines = lines_of(lambda: carry_out(model, plan))
+    plan = plan_cut(model, CutOptions())
+    lines = lines_of(lambda: prepare_cut(model, plan))
     before = state(model)
     for line in lines:
-        interrupt(lambda: carry_out(model, plan), line)
+        interrupt(lambda: prepare_cut(model, plan), line)
         assert state(model) == before
     step(model)

@@ -1,0 +1,45 @@
+"""What a caller can say about a cut: the arguments of `reconfigure`."""
+
+import dataclasses
+
+from keras_prunetrain.channels.scores import Score, check_score, magnitude
+from keras_prunetrain.channels.selection import Skip
+from keras_prunetrain.checks import is_count, is_number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutOptions:
+    """Which channels are dead, and which of these stay all the same.
+
+    The one list of these options: `reconfigure` describes them, and callbacks
+    take them by these names.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+    """
+
+    threshold: float = 1e-4
+    channel_multiple: int = 1
+    min_channels: int = 1
+    skip: Skip = ()
+    fold: bool = False
+    score: Score = magnitude
+
+    def __post_init__(self):
+        if not is_number(self.threshold) or self.threshold < 0.0:
+            raise ValueError(
+                "`threshold` must be a finite number, at least 0, in the unit "
+                f"of the weights. Received: threshold={self.threshold}"
+            )
+        for name in ("channel_multiple", "min_channels"):
+            value = getattr(self, name)
+            if not is_count(value, 1):
+                raise ValueError(
+                    f"`{name}` must be an integer, at least 1. "
+                    f"Received: {name}={value}"
+                )
+        if not isinstance(self.fold, bool):
+            raise ValueError(
+                f"`fold` must be True or False. Received: fold={self.fold!r}"
+            )
+        check_score(self.score)
