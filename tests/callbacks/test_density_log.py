@@ -27,10 +27,12 @@ from tests.callbacks.fits import Kill, examples, network, widths
 PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}
 
 
-def fit(model, *callbacks, epochs=4, **kwargs):
+VALIDATION = examples(16, seed=2)
+
+
+def fit(model, *callbacks, count=8, epochs=4, **kwargs):
     return model.fit(
-        *examples(40),
-        validation_data=examples(16, seed=2),
+        *examples(count),
         epochs=epochs,
         verbose=0,
         callbacks=[Kill(PLAN), *callbacks],
@@ -59,7 +61,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     model = network()
     pruning = kpt.PruneTrainCallback(interval=1, log_dir=folder)
-    history = fit(model, pruning)
+    history = fit(model, pruning, count=40, validation_data=VALIDATION)
     return model, pruning, history, events(folder), folder
 
 
@@ -279,7 +281,7 @@ def test_validation_takes_no_time(tmp_path, of_callback):
     log = kpt.DensityLog(tmp_path)
     if of_callback:
         log = kpt.PruneTrainCallback(log_dir=tmp_path)
-    fit(network(), Sleep(), log, clock, epochs=1)
+    fit(network(), Sleep(), log, clock, epochs=1, validation_data=VALIDATION)
     (seconds,) = curve(events(tmp_path), "time/epoch_seconds")
     assert 0.4 <= seconds <= clock.seconds - 0.5
 
@@ -289,7 +291,7 @@ def test_a_dense_training_is_logged_as_well(tmp_path):
     fit(model, kpt.DensityLog(tmp_path), epochs=2)
     found = events(tmp_path)
     flops = kpt.model_cost(model).training_flops
-    assert curve(found, "cost/training_flops") == [flops * 40] * 2
+    assert curve(found, "cost/training_flops") == [flops * 8] * 2
     assert curve(found, "density/model") == [1.0, 1.0]
     assert curve(found, "training/penalty_ratio") == [0.0, 0.0]
     assert "reconfigurations" not in found
@@ -656,7 +658,8 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
 
 
 def test_the_folder_of_a_run_whose_record_is_damaged_is_refused(tmp_path):
-    fit(network(), kpt.DensityLog(tmp_path), epochs=2)
+    model = network()
+    fit(model, kpt.DensityLog(tmp_path), epochs=2)
     path = tmp_path / "density_log.json"
     text = path.read_text()
     record = json.loads(text)
@@ -682,6 +685,7 @@ def test_the_folder_of_a_run_whose_record_is_damaged_is_refused(tmp_path):
         assert_refused(
             tmp_path,
             "density_log.json, cannot be read",
+            model,
             epochs=3,
             initial_epoch=2,
         )
