@@ -280,17 +280,32 @@ def test_a_rule_that_counts_no_number_is_refused(own_rules, macs):
     with pytest.raises(ValueError) as error:
         model_cost(model)
     assert str(error.value) == (
-        "The rule of Bilinear must count multiply-accumulates: its `macs` must "
-        f"return an integer of at least 0. Received: {macs!r} for a call that "
-        "reads [(3,)] and writes [(3,)]"
+        f"`macs` in the rule for Bilinear, of '{model.layers[0].name}', must "
+        f"return an integer of at least 0. Received: {macs!r}"
     )
 
 
-def test_a_rule_that_does_not_say_what_is_kept_is_refused(own_rules):
-    register_rule(Bilinear, LayerRule("carries", saved=lambda layer: None))
+@pytest.mark.parametrize("saved", [None, "input", ["inputs"]])
+def test_a_rule_that_does_not_say_what_is_kept_is_refused(own_rules, saved):
+    register_rule(Bilinear, LayerRule("carries", saved=lambda layer: saved))
     model = keras.Sequential([keras.Input((3,)), Bilinear()])
-    with pytest.raises(ValueError, match="its `saved` must be 'inputs'"):
+    with pytest.raises(ValueError, match="`saved` .* must return one of"):
         model_cost(model)
+
+
+@pytest.mark.parametrize("field", ["macs", "saved"])
+def test_a_rule_that_fails_to_count_is_named(own_rules, field):
+    register_rule(
+        Bilinear, LayerRule("carries", **{field: lambda layer: 1 / 0})
+    )
+    wrapped = layers.TimeDistributed(Bilinear())
+    for layer in [Bilinear()] + [wrapped] * (field == "macs"):
+        model = keras.Sequential([keras.Input((5, 3)), layer])
+        with pytest.raises(
+            ValueError,
+            match="^`(macs|saved)` in the rule for Bilinear, .* fails",
+        ):
+            model_cost(model)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +552,8 @@ def test_impossible_numbers_of_bytes_are_refused(size):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0,), (4, 3), (4, 0), (None,), (2.0,), (True,), (4, "2")]
+    "arguments",
+    [(0,), (4, 3), (4, 0), (None,), (2.0,), (True,), (4, "2"), (10**400,)],
 )
 def test_impossible_numbers_of_devices_are_refused(arguments):
     with pytest.raises(ValueError, match="an integer that divides it"):

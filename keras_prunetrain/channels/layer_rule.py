@@ -18,6 +18,10 @@ REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
 OUTPUT = "output"
 
 
+class RuleError(ValueError):
+    """A function of a rule fails, or returns a value of the wrong kind."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerRule:
     """How channels pass through a layer, and where they lie in its weights.
@@ -117,13 +121,16 @@ class LayerRule:
                     f"{name}={value!r}"
                 )
 
-    def ask(self, name: str, layer: Any, *arguments: Any) -> Any:
+    def ask(
+        self, name: str, layer: Any, /, *arguments: Any, **options: Any
+    ) -> Any:
         """Returns what one of this rule's functions says of a layer.
 
         Args:
             name: Name of the field that holds the function.
             layer: The layer, or other operation.
             *arguments: Further arguments of the function.
+            **options: Likewise, by name.
 
         Returns:
             What the function returns; `None` if the field is `None`.
@@ -137,15 +144,17 @@ class LayerRule:
             return None
         where = f"in the rule for {type(layer).__name__}, of '{layer.name}'"
         try:
-            answer = function(layer, *arguments)
+            answer = function(layer, *arguments, **options)
+        except RuleError:
+            raise  # Of the layer in a wrapper, and named already.
         except Exception as error:
-            raise ValueError(
+            raise RuleError(
                 f"`{name}` {where}, fails with {error!r}. Mend the function "
                 "that `register_rule` was given."
             ) from error
         fits, expected = _ANSWERS[name]
         if not fits(answer):
-            raise ValueError(
+            raise RuleError(
                 f"`{name}` {where}, must return {expected}. "
                 f"Received: {answer!r}"
             )
@@ -171,11 +180,7 @@ def _one_of(*values):
     return lambda x: x is None or (isinstance(x, str) and x in values)
 
 
-def _is_name(value):
-    return value is None or isinstance(value, str)
-
-
-def _is_reason(value):
+def _is_text(value):
     return value is None or (isinstance(value, str) and value != "")
 
 
@@ -205,7 +210,7 @@ _SAVED = ("inputs", "outputs", "nothing")
 
 # Field -> test of its value, and in words.
 _FIELDS = {
-    "flow": (lambda x: x in _FLOWS, f"one of {_FLOWS}"),
+    "flow": (lambda x: isinstance(x, str) and x in _FLOWS, f"one of {_FLOWS}"),
     "size_arguments": (
         _are_names,
         "a tuple of names of constructor arguments",
@@ -219,7 +224,7 @@ _FIELDS = {
         "a dict from names of weights to integers or `None`",
     ),
     "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
-    "subtracts": (_is_name, "the name of a weight, or `None`"),
+    "subtracts": (_is_text, "the name of a weight, or `None`"),
     "saved": (
         lambda x: callable(x) or _one_of(*_SAVED)(x),
         f"one of {_SAVED}, a function of the layer, or `None`",
@@ -235,12 +240,12 @@ _FIELDS = {
 
 # Field -> test of what its function returns, and in words.
 _COUNT = functools.partial(is_count, minimum=1), "an integer of at least 1"
-_REASON = _is_reason, "the reason, a string, or `None`"
+_REASON = _is_text, "the reason, a string, or `None`"
 _ANSWERS = {
     "channel_axis": (_is_axis, "an axis, an integer, or `None`"),
     "repeats": _COUNT,
     "groups": _COUNT,
-    "folds_into": (_is_name, "the name of a weight, 'output' or `None`"),
+    "folds_into": (_is_text, "the name of a weight, 'output' or `None`"),
     "freezes": _REASON,
     "refuses": _REASON,
     "variant": (
@@ -251,5 +256,13 @@ _ANSWERS = {
         lambda x: isinstance(x, dict) and _are_names([*x]),
         "a dict of constructor arguments",
     ),
+    "reindex": (
+        lambda x: isinstance(x, tuple),
+        "a tuple, the arguments of the operation",
+    ),
     "macs": (is_count, "an integer of at least 0"),
+    "saved": (
+        lambda x: x is not None and _one_of(*_SAVED)(x),
+        f"one of {_SAVED}",
+    ),
 }

@@ -203,7 +203,7 @@ class _Numberer:
             self._numbers.tie(known.numbers, label.numbers)
 
     def _freeze_by_rule(self, visit, rule, written):
-        if rule.flow == PRODUCES and not rule.in_axis:
+        if rule.flow == PRODUCES and not _reads_with_kernel(visit, rule):
             # No weight says how much a channel of the input counts.
             reason, channels = "it reads without a kernel", visit.inputs
         else:
@@ -220,6 +220,11 @@ def _parts(layer, rule):
     if weights or (rule and (rule.size_arguments or rule.resize)):
         return {id(layer), *map(id, weights)}
     return set()
+
+
+def _reads_with_kernel(visit, rule):
+    weights = getattr(visit.call.operation, "weights", ())
+    return any(keras_internals.weight_name(x) in rule.in_axis for x in weights)
 
 
 def _because(visit, reason):

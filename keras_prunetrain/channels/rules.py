@@ -20,7 +20,6 @@ from keras_prunetrain.channels.layer_rule import (
 )
 from keras_prunetrain.channels.layers import LAYER_RULES
 from keras_prunetrain.channels.operations import operation_rules
-from keras_prunetrain.checks import is_count
 
 
 def _inner(wrapper, extra_axes):
@@ -142,22 +141,15 @@ def macs_of(
         written: List of the shapes that it writes, likewise.
 
     Raises:
-        ValueError: If `LayerRule.macs` returns no integer of at least 0.
+        ValueError: If `LayerRule.macs` fails, or returns no integer of at
+            least 0.
     """
-    count = _inherited(operation, "macs")
-    if count is None:
+    rule = _that_says("macs", operation)
+    if rule is None:
         if any(len(x.shape) >= 2 for x in getattr(operation, "weights", ())):
             _warn_unknown(type(operation))
         return 0
-    macs = count(operation, read, written)
-    if not is_count(macs):
-        raise ValueError(
-            f"The rule of {type(operation).__name__} must count "
-            "multiply-accumulates: its `macs` must return an integer of at "
-            f"least 0. Received: {macs!r} for a call that reads {read} and "
-            f"writes {written}"
-        )
-    return int(macs)
+    return int(rule.ask("macs", operation, read, written))
 
 
 def saved_by(
@@ -169,29 +161,23 @@ def saved_by(
     class has `saved`.
 
     Raises:
-        ValueError: If `LayerRule.saved` is none of the three words.
+        ValueError: If `LayerRule.saved` fails, or returns none of the three
+            words.
     """
-    saved = _inherited(operation, "saved")
-    if saved is None:
+    rule = _that_says("saved", operation)
+    if rule is None:
         return "inputs"
-    if callable(saved):
-        saved = saved(operation)
-    if saved not in ("inputs", "outputs", "nothing"):
-        raise ValueError(
-            f"The rule of {type(operation).__name__} must say which values the "
-            "gradient needs: its `saved` must be 'inputs', 'outputs' or "
-            f"'nothing', or a function that returns one of them. Received: "
-            f"{saved!r}"
-        )
-    return saved
+    if callable(rule.saved):
+        return rule.ask("saved", operation)
+    return rule.saved
 
 
-def _inherited(operation, field):
-    """Returns a rule's field, of the nearest base class that sets it."""
+def _that_says(field, operation):
+    """Returns the rule of the nearest base class that sets a field."""
     for layer_class in type(operation).__mro__:
-        value = getattr(_RULES.get(layer_class), field, None)
-        if value is not None:
-            return value
+        rule = _RULES.get(layer_class)
+        if getattr(rule, field, None) is not None:
+            return rule
     return None
 
 

@@ -143,8 +143,9 @@ class _Builder:
             read = known[key][0]
             alive = self._plan.alive[read.numbers]
             if not alive.all():
-                args = rule.reindex(
-                    call.operation, *args, **kwargs, read=read, alive=alive
+                args = rule.ask(
+                    *("reindex", call.operation, *args),
+                    **kwargs | {"read": read, "alive": alive},
                 )
                 kwargs = {}
         return self._clone(call.operation, prefix, inputs)(*args, **kwargs)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prunetrain import LayerRule, channel_report, register_rule
+from keras_prunetrain import (
+    LayerRule,
+    channel_report,
+    reconfigure,
+    register_rule,
+)
 from keras_prunetrain.channels import rules
 from tests.networks import conv, head
 
@@ -13,7 +18,7 @@ from tests.networks import conv, head
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("flow", x) for x in ("carry", None, ["carries"])),
+        *(("flow", x) for x in ("carry", None, ["carries"], np.ones(2))),
         *(("size_arguments", x) for x in ("units", None, (1,))),
         *(("in_axis", x) for x in (0, {"a": None}, {1: 0}, {"a": 1.0})),
         *(("out_axis", x) for x in ([("a", 0)], {"a": True}, {"a": "0"})),
@@ -22,7 +27,7 @@ from tests.networks import conv, head
         *((name, "no") for name in ("freezes", "refuses", "variant")),
         *(("constants", x) for x in ("kept", True, ("pass",))),
         *(("saved", x) for x in ("input", 1)),
-        *(("subtracts", x) for x in (("mean",), 0)),
+        *(("subtracts", x) for x in (("mean",), 0, "")),
     ],
 )
 def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):
@@ -82,6 +87,46 @@ def test_a_function_of_a_rule_that_fails_is_named(monkeypatch):
     message = "`repeats` in the rule for Own, of 'own', fails with Attribute"
     with pytest.raises(ValueError, match=message):
         report_with(rule, monkeypatch)
+
+
+def test_an_index_that_is_none_is_named(monkeypatch):
+    rule = LayerRule("carries", reindex=lambda layer, x, read, alive: x)
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(Own, rule)
+    image = keras.Input((6, 6, 2))
+    x = conv(Own(name="own")(conv(image, 4, "a")), 3, "b")
+    model = keras.Model(image, head(x))
+    for name, alive in (("a", [0, 1, 1, 1]), ("b", np.ones((4, 1)) * 0)):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(kernel * np.asarray(alive, "float32"))
+    with pytest.raises(ValueError, match="`reindex` .* must return a tuple"):
+        reconfigure(model)
+    register_rule(Own, LayerRule("carries", reindex=lambda layer, x: (x,)))
+    with pytest.raises(ValueError, match="`reindex` .* fails with TypeError"):
+        reconfigure(model)
+
+
+def test_a_rule_that_names_another_weight_holds_what_the_layer_reads(
+    monkeypatch,
+):
+    class Product(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight((shape[-1], 5), name="kernel")
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel)
+
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    for name, held in (
+        ("kernel", ()),
+        ("kernle", ("own (Product): it reads without a kernel (4)",)),
+    ):
+        rule = LayerRule("produces", in_axis={name: 0}, out_axis={"kernel": 1})
+        register_rule(Product, rule)
+        image = keras.Input((6, 6, 2))
+        x = Product(name="own")(conv(image, 4, "a"))
+        report = channel_report(keras.Model(image, head(x)))
+        assert report[0].held_by == held
 
 
 @pytest.mark.parametrize("axis", [3, -1, None])
