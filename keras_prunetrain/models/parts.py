@@ -2,6 +2,33 @@
 
 import keras
 
+from keras_prunetrain.checks import is_count, is_number
+
+
+def check_arguments(input_shape, classes, weight_decay, width=1):
+    """Checks the arguments that all networks here have.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+    """
+    sizes = input_shape if isinstance(input_shape, tuple | list) else ()
+    if len(sizes) != 3 or not all(x is None or is_count(x, 1) for x in sizes):
+        raise ValueError(
+            "`input_shape` must be `(height, width, channels)`, three integers "
+            f"of at least 1. Received: input_shape={input_shape!r}"
+        )
+    for name, value in (("classes", classes), ("width", width)):
+        if not is_count(value, 1):
+            raise ValueError(
+                f"`{name}` must be an integer of at least 1. Received: "
+                f"{name}={value!r}"
+            )
+    if not is_number(weight_decay) or weight_decay < 0:
+        raise ValueError(
+            "`weight_decay` must be a number of at least 0. Received: "
+            f"weight_decay={weight_decay!r}"
+        )
+
 
 def conv_bn(x, channels, size, name, *, stride=1, relu=True, weight_decay=0.0):
     """Applies a convolution without bias, BN and, unless told not to, ReLU.
@@ -43,7 +70,7 @@ def classifier(x, classes, weight_decay):
     """Averages over the pixels and maps to logits `(batch, classes)`."""
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.layers.Dense(
-        classes,
+        int(classes),  # Keras takes no integer of NumPy's.
         kernel_initializer=small_uniform(),
         kernel_regularizer=l2(weight_decay),
         bias_regularizer=l2(weight_decay),
@@ -75,4 +102,6 @@ def l2(weight_decay):
     This is the papers' weight decay: part of the loss, so that it passes
     through momentum. Keras's `L2` has no factor 1/2, hence the halving.
     """
-    return keras.regularizers.L2(weight_decay / 2) if weight_decay else None
+    if not weight_decay:
+        return None
+    return keras.regularizers.L2(float(weight_decay) / 2)

@@ -6,7 +6,7 @@ the shape changes, the shortcut is a 1x1 convolution with BN.
 
 import keras
 
-from keras_prunetrain.models.parts import classifier, conv_bn
+from keras_prunetrain.models.parts import check_arguments, classifier, conv_bn
 
 
 def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
@@ -22,6 +22,9 @@ def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
 
     Returns:
         A functional `keras.Model` with logits `(batch, classes)`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     return _resnet(
         "resnet8", _basic, 1, input_shape, classes, weight_decay, width
@@ -70,6 +73,7 @@ def resnet50_cifar(
 
 def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
     """Three stages of residual blocks, each twice as wide as the last."""
+    check_arguments(input_shape, classes, weight_decay, width)
     inputs = keras.Input(input_shape, name="image")
     x = conv_bn(inputs, width, 3, "stem", weight_decay=weight_decay)
     for stage, channels in enumerate((width, 2 * width, 4 * width), start=1):

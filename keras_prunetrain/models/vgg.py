@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_prunetrain.models.parts import classifier, conv_bn
+from keras_prunetrain.models.parts import check_arguments, classifier, conv_bn
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -19,6 +19,9 @@ def vgg11(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
 
     Returns:
         A functional `keras.Model` with logits `(batch, classes)`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     return _vgg("vgg11", (1, 1, 2, 2, 2), input_shape, classes, weight_decay)
 
@@ -29,6 +32,7 @@ def vgg13(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
 
 
 def _vgg(name, depths, input_shape, classes, weight_decay):
+    check_arguments(input_shape, classes, weight_decay)
     x = inputs = keras.Input(input_shape, name="image")
     for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), 1):
         for index in range(1, depth + 1):

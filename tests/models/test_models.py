@@ -115,3 +115,33 @@ def test_equal_shapes_start_with_different_weights():
 def test_batch_normalization_as_in_the_paper():
     layer = models.resnet8().get_layer("stem_bn")
     assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("input_shape", x) for x in (None, 32, (32, 32), (8, 8, 0), "abc")),
+        *(("input_shape", x) for x in ((8, 8, 3.0), (8, 8, True), (8,) * 4)),
+        *(("classes", x) for x in (None, 0, -1, 2.0, True, "10")),
+        *(("width", x) for x in (None, 0, 2.0, True, "16")),
+        *(("weight_decay", x) for x in (None, -1, "", "no", True, [])),
+        *(("weight_decay", x) for x in (float("nan"), float("inf"), 10**400)),
+    ],
+)
+def test_arguments_out_of_range_are_refused(argument, value):
+    builders = [models.resnet8]
+    if argument != "width":
+        builders.append(models.vgg11)
+    for build in builders:
+        with pytest.raises(
+            ValueError, match=f"`{argument}` must be .*Received"
+        ):
+            build(**{argument: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = models.resnet8(
+        (np.int64(8), 8, 3), np.int32(4), np.float32(0.5), np.int16(2)
+    )
+    assert model.output_shape == (None, 4)
+    assert model.get_layer("logits").kernel_regularizer.l2 == 0.25
