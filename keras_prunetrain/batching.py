@@ -228,11 +228,15 @@ class DynamicBatch:
                 self._scaled(ratio)
 
 
+# Of the variable that data sets read.
+_LARGEST = 2**63 - 1
+
+
 def _checked_count(name, value):
-    if not is_count(value, 1):
+    if not is_count(value, 1) or value > _LARGEST:
         raise ValueError(
-            f"`{name}` must be an integer of at least 1. Received: "
-            f"{name}={value}"
+            f"`{name}` must be an integer of at least 1, which fits into 64 "
+            f"bits. Received: {name}={value!r}"
         )
     return int(value)  # Workers compare settings as text: 8 is `np.int64(8)`.
 

@@ -152,14 +152,16 @@ def communication_bytes(
             f"gradient_bytes={gradient_bytes}"
         )
     group = 1 if devices_per_machine is None else devices_per_machine
-    if not (is_count(devices, 1) and is_count(group, 1)) or devices % group:
+    are_counts = is_count(devices, 1) and is_count(group, 1)
+    # A number of devices that no float can hold is none.
+    if not are_counts or not is_number(devices) or devices % group:
         raise ValueError(
             "`devices` must be an integer of at least 1, and "
             "`devices_per_machine` an integer that divides it. Received: "
             f"devices={devices}, devices_per_machine={devices_per_machine}"
         )
     machines = devices // group
-    return 2 * (gradient_bytes / group) * (machines - 1) / machines
+    return 2 * (float(gradient_bytes) / group) * (machines - 1) / machines
 
 
 class _Tally:

@@ -108,24 +108,35 @@ def structure_of(x: Any, y: Any, sample_weight: Any) -> Any:
             "`sample_weight` without `y` would be taken for the targets. "
             "Pass `y` as well."
         )
-    parts = [x] + [part for part in (y, sample_weight) if part is not None]
-    structure = tuple(parts) if len(parts) > 1 else x
+    named = {"x": x, "y": y, "sample_weight": sample_weight}
+    named = {k: v for k, v in named.items() if k == "x" or v is not None}
+    _check_lengths({k: tf.nest.flatten(v) for k, v in named.items()})
+    parts = tuple(named.values())
+    structure = parts if len(parts) > 1 else x
     # A data set would stack a list to one tensor.
     structure = _lists_as_tuples(structure)
     if y is None and isinstance(structure, tuple):
         structure = (structure,)  # Else the second input were the target.
-    shapes = [_shape(leaf) for leaf in tf.nest.flatten(structure)]
-    if not all(shape and shape[0] for shape in shapes):
-        raise ValueError(
-            "Arrays must have a first axis with the examples, at least one. "
-            f"Received: shapes {', '.join(map(str, shapes))}"
-        )
-    if len({shape[0] for shape in shapes}) != 1:
+    return structure
+
+
+def _check_lengths(named):
+    """Checks the arrays of each argument: all have the same first axis."""
+    found = []
+    for name, arrays in named.items():
+        shapes = [_shape(array) for array in arrays]
+        if not shapes or not all(shape and shape[0] for shape in shapes):
+            raise ValueError(
+                f"`{name}` must be one or more arrays that have a first axis "
+                "with the examples, at least one. Received: shapes "
+                f"{', '.join(map(str, shapes)) or 'of no array'}"
+            )
+        found += [(shape[0], name) for shape in shapes]
+    if len({length for length, _ in found}) > 1:
         raise ValueError(
             "All arrays must have the same number of examples. Received: "
-            f"{', '.join(str(shape[0]) for shape in shapes)}"
+            f"{', '.join(f'{length} in `{name}`' for length, name in found)}"
         )
-    return structure
 
 
 def tensors_of(structure: Any) -> Any:

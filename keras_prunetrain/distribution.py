@@ -80,10 +80,19 @@ def is_first_worker(strategy_or_model: Any) -> bool:
     Args:
         strategy_or_model: A `tf.distribute.Strategy`, a model that trains under
             one, or `None` for no strategy.
+
+    Raises:
+        ValueError: If `strategy_or_model` is none of these.
     """
     strategy = getattr(
         strategy_or_model, "distribute_strategy", strategy_or_model
     )
+    if strategy is not None and not hasattr(strategy, "cluster_resolver"):
+        raise ValueError(
+            "`strategy_or_model` must be a `tf.distribute.Strategy`, a model "
+            "or `None`. Received: "
+            f"strategy_or_model={strategy_or_model!r}"
+        )
     resolver = getattr(strategy, "cluster_resolver", None)
     jobs = resolver.cluster_spec().jobs if resolver else ()
     first = "chief" if "chief" in jobs else "worker"

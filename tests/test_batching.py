@@ -26,7 +26,10 @@ def test_a_size_that_is_set_is_that_of_the_next_pass():
     data = batch(tf.data.Dataset.range(20))
     batch.size = np.int64(10)
     assert [len(rows) for rows in data.take(batch.steps)] == [10, 10]
-    for size, message in ((20, "`scaling`"), (0, "`size`"), (2.5, "`size`")):
+    for size, message in (
+        (20, "`scaling`"),
+        *((x, "`size`") for x in (0, 2.5, 10**400)),
+    ):
         with pytest.raises(ValueError, match=message):
             batch.size = size
         assert batch.size == 10
@@ -97,6 +100,7 @@ def test_examples_of_unknown_rank_are_batched():
 @pytest.mark.parametrize(
     ("x", "shapes"),
     [
+        ([], "of no array"),
         (None, r"\(\)"),
         (np.float32(3.0), r"\(\)"),
         (np.zeros((0, 3)), r"\(0, 3\)"),
@@ -105,8 +109,16 @@ def test_examples_of_unknown_rank_are_batched():
     ],
 )
 def test_what_has_no_examples_is_refused(x, shapes):
-    with pytest.raises(ValueError, match=f"first axis .* shapes {shapes}"):
+    message = "`{}` must be one or more arrays .* first axis .* shapes {}"
+    with pytest.raises(ValueError, match=message.format("x", shapes)):
         DynamicBatch(2).arrays(x)
+    rows = np.zeros((4, 3))
+    if x is not None:
+        with pytest.raises(ValueError, match=message.format("y", shapes)):
+            DynamicBatch(2).arrays(rows, x)
+        message = message.format("sample_weight", shapes)
+        with pytest.raises(ValueError, match=message):
+            DynamicBatch(2).arrays(rows, rows, x)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ def test_an_order_that_is_none_is_refused(arguments):
 
 
 def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"same number .* Received: 10, 9"):
+    with pytest.raises(ValueError, match="Received: 10 in `x`, 9 in `y`"):
         DynamicBatch(4).arrays(np.zeros(10), np.zeros(9))
 
 
@@ -129,6 +141,7 @@ def test_arrays_of_different_lengths_are_refused():
         ({"initial": 0}, "`initial` must be an integer of at least 1"),
         ({"initial": 2.5}, "`initial`"),
         ({"initial": True}, "`initial`"),
+        ({"initial": 10**400}, "fits into 64 bits. Received: initial=1000"),
         ({"initial": 4, "granularity": 0}, "`granularity`"),
         ({"initial": 4, "granularity": np.True_}, "`granularity`"),
         ({"initial": 4, "maximum": "8"}, "`maximum` must be an integer"),

@@ -86,7 +86,7 @@ class DensityLog(keras.callbacks.Callback):
                 "`threshold` must be a number above 0: the histograms are "
                 f"relative to it. Received: threshold={threshold!r}"
             )
-        self._threshold = threshold
+        self._threshold = float(threshold)
         self._run = LoggedRun(log_dir)
         self._trained = None
         self._writer = None

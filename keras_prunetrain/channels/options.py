@@ -1,6 +1,7 @@
 """What a caller can say about a cut: the arguments of `reconfigure`."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 
 from keras_prunetrain.channels.scores import Score, check_score, magnitude
 from keras_prunetrain.channels.selection import Skip
@@ -42,4 +43,11 @@ class CutOptions:
             raise ValueError(
                 f"`fold` must be True or False. Received: fold={self.fold!r}"
             )
+        if isinstance(self.skip, Mapping):  # What would its values mean?
+            raise ValueError(
+                "`skip` must be a layer, a name, a function of a layer, or a "
+                f"list of these. Received: skip={self.skip!r}"
+            )
+        if isinstance(self.skip, Iterator):  # It can be read once only.
+            object.__setattr__(self, "skip", tuple(self.skip))
         check_score(self.score)

@@ -35,11 +35,11 @@ def label_scores(numbering: Numbering, score: Score) -> list[np.ndarray | None]:
     """Returns what `score` makes of each label, in the order of the labels.
 
     Raises:
-        ValueError: If `score` is no function, or returns something else than
-            it should.
+        ValueError: If `score` is no function, if it fails, or if it returns
+            something else than it should.
     """
     check_score(score)
-    return [_checked(score(label), label) for label in numbering.labels]
+    return [_checked(_asked(score, x), x) for x in numbering.labels]
 
 
 def check_score(score: Score) -> None:
@@ -83,10 +83,24 @@ def unscored(
     return np.flatnonzero(silent)
 
 
+def _asked(score, label):
+    try:
+        return score(label)
+    except Exception as error:
+        raise ValueError(
+            f"`score` fails for {_place(label)}: {error!r}. It is called with "
+            "one `Label`."
+        ) from error
+
+
+def _place(label):
+    return f"axis {label.axis} of '{label.weight.path}'"
+
+
 def _checked(values, label):
     if values is None:
         return None
-    where = f"axis {label.axis} of '{label.weight.path}'"
+    where = _place(label)
     try:
         scores = np.asarray(values).astype("float64")
     except (TypeError, ValueError):

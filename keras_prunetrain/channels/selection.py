@@ -25,12 +25,11 @@ def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
             whether it is meant.
 
     Raises:
-        ValueError: If one of them matches no layer.
+        ValueError: If one of them matches no layer, or is a function that
+            fails.
     """
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
-        skip = (skip,)
     found = []
-    for wanted in skip:
+    for wanted in _each(skip):
         is_wanted = _matcher(wanted)
         matches = [
             key
@@ -48,6 +47,16 @@ def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
     return found
 
 
+def _each(skip: Skip) -> tuple[Wanted, ...]:
+    """Returns what is wanted, one by one."""
+    if isinstance(skip, str):
+        return (skip,)
+    try:
+        return tuple(skip)
+    except TypeError:
+        return (skip,)
+
+
 def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
     """Returns a function of a key and its layer: whether `wanted` means it."""
     if isinstance(wanted, str):
@@ -59,7 +68,18 @@ def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
     # A layer is callable, too.
     if isinstance(wanted, keras.Operation) or not callable(wanted):
         wanted = functools.partial(operator.is_, wanted)
-    return lambda key, layer: wanted(layer)
+
+    def is_wanted(key, layer):
+        try:
+            return bool(wanted(layer))
+        except Exception as error:
+            raise ValueError(
+                f"The function {wanted!r} in `skip` fails for the layer "
+                f"'{key}': {error!r}. It is called with one layer, and "
+                "returns whether to leave it alone."
+            ) from error
+
+    return is_wanted
 
 
 def touched(numbering: Numbering, key: str) -> np.ndarray:

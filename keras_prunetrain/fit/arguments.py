@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
@@ -11,10 +13,16 @@ from keras_prunetrain.checks import is_count, is_number
 
 def check_schedule(penalty_ratio, interval, finetune_epochs, factor):
     """Raises a `ValueError` if one of them is out of its range."""
-    if factor is not None and not (is_number(factor) and factor > 0.0):
+    # It is kept in float32, in which 1e-320 would be 0, no lasso at all.
+    kept = np.finfo("float32")
+    least, most = float(kept.smallest_normal), float(kept.max)
+    if factor is not None and not (
+        is_number(factor) and least <= factor <= most
+    ):
         raise ValueError(
-            "`factor` must be a number above 0, or `None` to compute the "
-            f"factor from the first batch. Received: factor={factor!r}"
+            "`factor` must be a number above 0 that a float32 can hold, or "
+            "`None` to compute the factor from the first batch. Received: "
+            f"factor={factor!r}"
         )
     if not is_number(penalty_ratio) or not 0.0 < penalty_ratio < 1.0:
         raise ValueError(

@@ -1,14 +1,12 @@
 """The penalty that makes channels removable."""
 
-import numbers
-from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_prunetrain.checks import is_number
+from keras_prunetrain.checks import is_integer, is_number
 
 
 @keras.saving.register_keras_serializable(package="keras_prunetrain")
@@ -181,11 +179,11 @@ def _checked_factor(factor: Any) -> float:
 
 
 def _checked_axes(axes: Any) -> tuple[int, ...]:
-    found = tuple(axes) if isinstance(axes, Iterable) else ()
-    are_integers = all(
-        isinstance(axis, numbers.Integral) and not isinstance(axis, bool)
-        for axis in found
-    )
+    try:
+        found = tuple(axes)
+    except TypeError:
+        found = ()
+    are_integers = all(map(is_integer, found))
     if not found or not are_integers or len(set(found)) < len(found):
         raise ValueError(
             "`axes` of GroupLasso must be a tuple of one or more axes of the "
@@ -197,6 +195,11 @@ def _checked_axes(axes: Any) -> tuple[int, ...]:
 
 def _axes_of(kernel: Any, axes: tuple[int, ...]) -> list[int]:
     """Returns `axes` of `kernel`, each at least 0."""
+    if not hasattr(kernel, "shape"):
+        raise ValueError(
+            "GroupLasso must be called on a kernel, an array or a tensor. "
+            f"Received: kernel={kernel!r}"
+        )
     rank = len(kernel.shape)
     found = [axis % rank for axis in axes if -rank <= axis < rank]
     if len(set(found)) < len(axes):

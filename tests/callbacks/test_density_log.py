@@ -1,6 +1,7 @@
 """What TensorBoard is told is what happened, once, and in its place."""
 
 import contextlib
+import fractions
 import json
 import logging
 import math
@@ -572,6 +573,12 @@ def test_a_threshold_that_has_no_logarithm_is_refused(tmp_path, threshold):
         kpt.DensityLog(tmp_path, threshold)
 
 
+def test_a_threshold_may_be_any_real_number(tmp_path):
+    log = kpt.DensityLog(tmp_path, fractions.Fraction(1, 1000))
+    fit(network(), log, epochs=1)
+    assert len(events(tmp_path)["density/model"]) == 1
+
+
 def test_curves_are_whole_beside_keras_own_log(tmp_path):
     other = keras.callbacks.TensorBoard(tmp_path / "keras", update_freq=7)
     fit(network(), other, kpt.DensityLog(tmp_path / "logs"), epochs=2)
@@ -692,7 +699,9 @@ def test_the_folder_of_a_run_whose_record_is_damaged_is_refused(tmp_path):
         assert path.read_text() == damaged
 
 
-@pytest.mark.parametrize("folder", ["", 5, None, b"logs", ["logs"]])
+@pytest.mark.parametrize(
+    "folder", ["", 5, None, b"logs", ["logs"], "\ud800", "a\0b"]
+)
 def test_what_is_no_path_is_refused(folder):
     with pytest.raises(ValueError, match="`log_dir` must be the path of"):
         kpt.DensityLog(folder)

@@ -51,6 +51,11 @@ def test_reconfigure_takes_known_arguments_only():
         PruneTrainCallback(reconfigure={"threshold": 0.1, "channels": 2})
 
 
+def test_layers_to_skip_are_no_dict():
+    with pytest.raises(ValueError, match="`skip` must be a layer, a name, a f"):
+        PruneTrainCallback(reconfigure={"skip": {"stem": True}})
+
+
 @pytest.mark.parametrize("argument", ["channel_multiple", "min_channels"])
 @pytest.mark.parametrize("value", [0, 1.5, "2"])
 def test_arguments_of_reconfigure_are_checked(argument, value):
@@ -69,6 +74,12 @@ def test_fold_must_be_a_bool(fold):
 def test_further_arguments_must_be_a_dict(arguments):
     with pytest.raises(ValueError, match="`reconfigure` must be a dict"):
         PruneTrainCallback(reconfigure=arguments)
+
+
+@pytest.mark.parametrize("factor", [0, -1, "1", True, 1e-320, 1e300, 10**400])
+def test_factor_must_be_a_number_that_a_float32_can_hold(factor):
+    with pytest.raises(ValueError, match="`factor` .* Received: factor="):
+        PruneTrainCallback(factor=factor)
 
 
 @pytest.mark.parametrize("log_dir", [5, "", True, ["logs"]])
@@ -174,11 +185,35 @@ def test_skip_must_match_a_layer(skip):
     refuses(network(), pruning, "`skip` names '(stage9_|absent).*stem_bn")
 
 
-def test_a_score_that_fails_is_refused_before_the_first_step():
-    pruning = PruneTrainCallback(
-        reconfigure={"score": lambda label: [1.0] * 99}
-    )
-    refuses(network(), pruning, "`score` must return .* for each of the")
+@pytest.mark.parametrize(
+    ("skip", "match"),
+    [
+        (lambda layer: layer.filters, "in `skip` fails for .*AttributeError"),
+        (np.array(2), r"`skip` names array\(2\), which is no layer"),
+    ],
+)
+def test_skip_must_name_layers(skip, match):
+    pruning = PruneTrainCallback(reconfigure={"skip": skip})
+    refuses(network(), pruning, match)
+
+
+def test_layers_to_skip_that_come_one_by_one_are_known_to_every_fit():
+    pruning = PruneTrainCallback(reconfigure={"skip": iter(["inner"])})
+    for _ in range(2):
+        network().fit(*examples(), callbacks=[pruning], verbose=0)
+        assert pruning.skipped_layers == ("inner",)
+
+
+@pytest.mark.parametrize(
+    ("score", "match"),
+    [
+        (lambda label: [1.0] * 99, "`score` must return .* for each of the"),
+        (lambda label: label.gamma, "`score` fails for .*AttributeError"),
+    ],
+)
+def test_a_score_that_fails_is_refused_before_the_first_step(score, match):
+    pruning = PruneTrainCallback(reconfigure={"score": score})
+    refuses(network(), pruning, match)
 
 
 def test_some_epoch_must_have_lasso():

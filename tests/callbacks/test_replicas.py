@@ -155,6 +155,12 @@ def test_impossible_timeouts_are_refused(seconds):
         multi_worker_strategy(seconds)
 
 
+@pytest.mark.parametrize("strategy", ["mirrored", 0, True, object()])
+def test_what_has_no_workers_is_refused(strategy):
+    with pytest.raises(ValueError, match="`strategy_or_model` must be a `tf.d"):
+        is_first_worker(strategy)
+
+
 @pytest.mark.parametrize(
     ("jobs", "task", "first"),
     [

@@ -108,6 +108,8 @@ def test_branches_leave_by_the_score_too(residual, fold):
         (lambda label: ["a"] * len(label.numbers), "one number for each"),
         (lambda label: -label.magnitudes(), "at least 0. Received for axis"),
         (lambda label: label.magnitudes() * np.inf, "must return finite"),
+        (lambda label: label.gamma, "fails for axis 2 of .*: AttributeError"),
+        (int, "fails for axis 2 of .*: TypeError"),
     ],
 )
 def test_a_score_of_the_wrong_kind_is_an_error(score, message):

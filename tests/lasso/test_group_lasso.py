@@ -171,7 +171,7 @@ def test_factor_must_be_a_number_that_a_float32_can_hold(factor):
 
 
 @pytest.mark.parametrize(
-    "axes", [(), (0.5,), ("out",), (True,), 5, None, (-1, -1)]
+    "axes", [(), (0.5,), ("out",), (True,), 5, None, (-1, -1), np.array(1)]
 )
 def test_axes_must_be_integers_each_once(axes):
     with pytest.raises(ValueError, match="one or more axes .* Received: axes"):
@@ -189,3 +189,11 @@ def test_axes_that_the_kernel_has_not_are_refused(axes):
     message = r"on a kernel of shape \(5, 4\). Expected: .* in \[-2, 1\]"
     with pytest.raises(ValueError, match=message):
         GroupLasso(1.0, axes)(random_kernel((5, 4)))
+
+
+@pytest.mark.parametrize("kernel", [None, 2.0, [[1.0, 2.0]], "kernel"])
+def test_what_is_no_kernel_is_refused(kernel):
+    with pytest.raises(ValueError, match="on a kernel, .* Received: kernel="):
+        GroupLasso(1.0)(kernel)
+    with pytest.raises(ValueError, match="on a kernel, .* Received: kernel="):
+        GroupLasso(1.0).unscaled(kernel)
