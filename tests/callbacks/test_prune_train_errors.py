@@ -197,13 +197,6 @@ def test_skip_must_name_layers(skip, match):
     refuses(network(), pruning, match)
 
 
-def test_layers_to_skip_that_come_one_by_one_are_known_to_every_fit():
-    pruning = PruneTrainCallback(reconfigure={"skip": iter(["inner"])})
-    for _ in range(2):
-        network().fit(*examples(), callbacks=[pruning], verbose=0)
-        assert pruning.skipped_layers == ("inner",)
-
-
 @pytest.mark.parametrize(
     ("score", "match"),
     [

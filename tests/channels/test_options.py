@@ -22,3 +22,7 @@ def test_callbacks_and_their_documentation_take_every_option():
     for described in (kpt.PruneTrainCallback, kpt.ReconfiguringCallback):
         for name in every:
             assert f"`{name}`" in described.__doc__
+
+
+def test_layers_to_skip_that_come_one_by_one_are_known_to_every_cut():
+    assert CutOptions(skip=(name for name in ["stem"])).skip == ("stem",)
