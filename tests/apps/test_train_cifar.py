@@ -18,7 +18,7 @@ from apps.refusal import RefusedError
 from tests.apps.programs import files, parsed, run
 
 ROOT = pathlib.Path(__file__).parents[2]
-EPOCHS = 3
+EPOCHS = 2
 TRAIN_SIZE = 1437  # Four fifths of 1,797 digits.
 SMALL = ("--dataset=digits", "--network=resnet8")
 
@@ -116,6 +116,7 @@ def test_magnitudes_follow_each_channel_until_it_goes(finished):
     assert not np.isnan(history[0][stayed]).any()
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
     process = subprocess.Popen(
         [
@@ -192,6 +193,7 @@ def test_a_run_is_logged_for_tensorboard(finished):
 # What cannot begin. A finished run of the same folder stays as it was.
 
 
+@pytest.mark.long
 def test_a_typo_costs_no_run(runs):
     folder, _ = runs["dense"]
     before = files(folder)

@@ -105,6 +105,7 @@ def test_old_weights_and_slots_are_freed_by_each_reconfiguration(optimizer):
     assert len(set(watch.registered[1:])) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_old_weights_are_freed_on_all_replicas_and_beside_a_log(
     strategy, tmp_path

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from keras_prunetrain import PruneTrainCallback
 from tests.callbacks.fits import (
-    TRACED,
     Kill,
     examples,
     factors,
@@ -206,14 +205,16 @@ class Rates(CALLBACKS.Callback):
         self.moved.append(np.abs(now - self.before).max())
 
 
-@pytest.mark.parametrize("first", ["schedule", "pruning"])
-def test_learning_rate_scheduler_acts_on_the_smaller_model(first):
+@pytest.mark.parametrize(
+    ("first", "traced"), [("schedule", False), ("pruning", True)]
+)
+def test_learning_rate_scheduler_acts_on_the_smaller_model(first, traced):
     schedule = CALLBACKS.LearningRateScheduler(
         lambda epoch: [0.05, 0.0, 0.01][epoch]
     )
     prune, rates = pruning(), Rates()
     order = [schedule, prune] if first == "schedule" else [prune, schedule]
-    model = network(compiled=TRACED | {"optimizer": "sgd"})
+    model = network(compiled={"optimizer": "sgd", "run_eagerly": not traced})
     optimizer = model.optimizer
     # Before the channels are killed.
     model.fit(
@@ -231,14 +232,21 @@ def test_learning_rate_scheduler_acts_on_the_smaller_model(first):
     assert [r.learning_rate for r in prune.reports] == pytest.approx([0.05, 0])
 
 
-@pytest.mark.parametrize("first", ["plateau", "pruning"])
-def test_reduce_on_plateau_acts_on_the_smaller_model(first):
+@pytest.mark.parametrize(
+    ("first", "traced"), [("plateau", True), ("pruning", False)]
+)
+def test_reduce_on_plateau_acts_on_the_smaller_model(first, traced):
     plateau = CALLBACKS.ReduceLROnPlateau(
         "quality", factor=0.1, patience=1, mode="min", min_delta=0.0
     )
     prune, rates = pruning(), Rates()
     order = [plateau, prune] if first == "plateau" else [prune, plateau]
-    model = network(compiled=TRACED | {"optimizer": keras.optimizers.SGD(0.05)})
+    model = network(
+        compiled={
+            "optimizer": keras.optimizers.SGD(0.05),
+            "run_eagerly": not traced,
+        }
+    )
     optimizer = model.optimizer
     callbacks = [rates, Lower([1.0, 2.0, 3.0, 4.0]), *order]
     fit(model, *callbacks, epochs=4)
@@ -259,9 +267,9 @@ def largest(labels, logits):
     return keras.ops.max(logits, axis=-1)
 
 
-@pytest.mark.parametrize("traced", [True, False])
 @pytest.mark.parametrize(
-    "loss", [halved, lambda labels, logits: halved(labels, logits)]
+    ("loss", "traced"),
+    [(halved, False), (lambda labels, logits: halved(labels, logits), True)],
 )
 def test_losses_and_metrics_are_carried_as_objects(loss, traced):
     mean = keras.metrics.MeanMetricWrapper(largest, name="mean_largest")

@@ -494,6 +494,7 @@ model.train_on_batch(x, np.zeros((6, 3)))
 """
 
 
+@pytest.mark.long
 def test_it_loads_where_this_package_is_not_installed(tmp_path):
     model = compiled(networks.nested(), run_eagerly=False)
     smaller = reconfigure(model)
