@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from keras_prunetrain import data_sets
 from keras_prunetrain.checks import is_count, is_number
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Scaling = Literal["linear", "sqrt"] | Callable[[float], float]
 _SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 
 
@@ -75,7 +79,7 @@ class DynamicBatch:
         granularity: int = 32,
         memory_budget: float | Literal["device"] | None = None,
         maximum: int | None = None,
-        scaling: Literal["linear", "sqrt"] | Callable = "linear",
+        scaling: Scaling = "linear",
     ):
         self.initial = _checked_count("initial", initial)
         self.granularity = _checked_count("granularity", granularity)
@@ -113,7 +117,7 @@ class DynamicBatch:
         return self._size
 
     @size.setter
-    def size(self, size: int):
+    def size(self, size: int) -> None:
         size = _checked_count("size", size)
         self._scaled(size / self.initial)  # Nothing is changed if this raises.
         self._size = size
@@ -135,7 +139,7 @@ class DynamicBatch:
         """Updates in an epoch of the current size."""
         return math.ceil(self.examples / self.size)
 
-    def __call__(self, examples):
+    def __call__(self, examples: "tf.data.Dataset") -> "tf.data.Dataset":
         """Returns `examples` in batches of the current size.
 
         Shuffle before, with a seed where several workers share the examples:
@@ -169,7 +173,14 @@ class DynamicBatch:
         self.announced_steps = self.steps
         return data_sets.batched(examples, self._variable, self.steps)
 
-    def arrays(self, x, y=None, sample_weight=None, shuffle=True, seed=0):
+    def arrays(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        shuffle: bool = True,
+        seed: int | None = 0,
+    ) -> "tf.data.Dataset":
         """Returns NumPy arrays in batches of the current size.
 
         Args:
@@ -194,6 +205,11 @@ class DynamicBatch:
         return data_sets.gathered(self(positions), tensors)
 
     def _scaled(self, ratio):
+        """Returns the factor of the learning rate for a batch of this `ratio`.
+
+        Raises:
+            ValueError: If `scaling` fails, or returns no number above 0.
+        """
         scale = self.scaling
         if isinstance(scale, str):
             scale = _SCALINGS[scale]
@@ -213,6 +229,7 @@ class DynamicBatch:
         return factor
 
     def _check_scaling(self):
+        """Raises a `ValueError` if `scaling` is none, or fails for a ratio."""
         if isinstance(self.scaling, str) and self.scaling in _SCALINGS:
             return
         if not callable(self.scaling):

@@ -196,6 +196,10 @@ class _Tally:
 
 
 def _total(model, tallies):
+    """Returns the `Cost` of a model from the tallies of its operations.
+
+    A tensor that several operations keep counts once, at the largest size.
+    """
     per_layer = {path: tally.cost() for path, tally in tallies.items()}
     kept = {}
     for tally in tallies.values():

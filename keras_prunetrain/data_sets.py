@@ -1,14 +1,17 @@
 """Data sets in batches whose size is read anew in each pass."""
 
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_prunetrain.checks import is_count
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def size_variable(size: int):
+
+def size_variable(size: int) -> "tf.Variable":
     """Returns a variable with a batch size, which each pass reads anew.
 
     The variable belongs to no strategy, even if it is made in the scope of one:
@@ -25,7 +28,9 @@ def size_variable(size: int):
         return executor.submit(on_cpu).result()
 
 
-def batched(examples, size, steps: int):
+def batched(
+    examples: "tf.data.Dataset", size: "tf.Variable", steps: int
+) -> "tf.data.Dataset":
     """Returns a data set in batches.
 
     Args:
@@ -48,7 +53,7 @@ def is_data_set(data: Any) -> bool:
     return isinstance(data, tf.data.Dataset | tf.distribute.DistributedDataset)
 
 
-def check_examples(examples: Any, size: int):
+def check_examples(examples: Any, size: int) -> None:
     """Raises a `ValueError` unless `examples` can be formed into batches.
 
     They can if they are an unbatched `tf.data.Dataset` of known size with at
@@ -147,7 +152,9 @@ def tensors_of(structure: Any) -> Any:
         return tf.nest.map_structure(tf.convert_to_tensor, structure)
 
 
-def positions_in(tensors: Any, shuffle: bool, seed: int | None):
+def positions_in(
+    tensors: Any, shuffle: bool, seed: int | None
+) -> "tf.data.Dataset":
     """Returns a data set with the positions of all rows of `tensors`.
 
     Args:
@@ -174,7 +181,7 @@ def positions_in(tensors: Any, shuffle: bool, seed: int | None):
     return positions.shuffle(count, seed=seed) if shuffle else positions
 
 
-def gathered(batches, tensors):
+def gathered(batches: "tf.data.Dataset", tensors: Any) -> "tf.data.Dataset":
     """Returns a data set of the rows at each batch of positions.
 
     Args:

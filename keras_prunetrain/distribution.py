@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -11,10 +11,15 @@ from keras import ops
 from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_number
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-def multi_worker_strategy(timeout_seconds: float | None = None):
+def multi_worker_strategy(
+    timeout_seconds: float | None = None,
+) -> "tf.distribute.MultiWorkerMirroredStrategy":
     """Returns a `MultiWorkerMirroredStrategy` under which `fit` works.
 
     Each worker is a process that runs the same program. The environment
@@ -99,7 +104,7 @@ def is_first_worker(strategy_or_model: Any) -> bool:
     return not jobs or (resolver.task_type, resolver.task_id) == (first, 0)
 
 
-def prepare_strategy(model: keras.Model):
+def prepare_strategy(model: keras.Model) -> None:
     """Checks the strategy that is to train `model`, and repairs Keras for it.
 
     On several replicas, Keras's `evaluate` fails on a first batch that the
@@ -115,7 +120,7 @@ def prepare_strategy(model: keras.Model):
         keras_internals.repair_distributed_fit()
 
 
-def check_strategy(model: keras.Model):
+def check_strategy(model: keras.Model) -> None:
     """Raises a `ValueError` if the strategy of `model` cannot train it.
 
     The model must have been built in the scope of the strategy. On several
@@ -148,7 +153,7 @@ def check_strategy(model: keras.Model):
         )
 
 
-def check_agreement(model: keras.Model, description: str):
+def check_agreement(model: keras.Model, description: str) -> None:
     """Raises a `ValueError` unless all workers have the same `description`.
 
     Args:
@@ -168,7 +173,7 @@ def check_agreement(model: keras.Model, description: str):
         )
 
 
-def average_statistics(model: keras.Model):
+def average_statistics(model: keras.Model) -> None:
     """Gives all replicas the mean of their moving statistics.
 
     A `BatchNormalization` that is not `synchronized` has other statistics on

@@ -3,6 +3,7 @@
 import logging
 import math
 import weakref
+from typing import Any
 
 import keras
 
@@ -115,7 +116,9 @@ class BatchGrowth:
         """Whether `model` is the model with which the batch has been grown."""
         return self._model() is model
 
-    def resume(self, model: keras.Model, input_shapes: InputShapes = None):
+    def resume(
+        self, model: keras.Model, input_shapes: InputShapes = None
+    ) -> None:
         """Begins a `fit`, which may be a further one of the same model.
 
         Its images may have another size, and a model that has been compiled
@@ -125,7 +128,7 @@ class BatchGrowth:
         if keras_internals.update_count(model.optimizer) < self._since[0]:
             self._since = (0, 0)
 
-    def initial_updates(self, iterations):
+    def initial_updates(self, iterations: Any) -> Any:
         """Converts `iterations` to updates of the initial size.
 
         The result is the number of updates of the initial size on the same
@@ -139,7 +142,7 @@ class BatchGrowth:
         examples = (iterations - update) * self._batch.size
         return initial_updates + examples // self._batch.initial
 
-    def check_first_step(self, examples: int):
+    def check_first_step(self, examples: int) -> None:
         """Raises a `ValueError` unless the first step saw a whole batch.
 
         `begin_growth` compares the number of steps only, and another data set
@@ -217,6 +220,7 @@ def leaves_a_replica_empty(examples: int, size: int, replicas: int) -> bool:
 
 
 def _check_replicas(batch, replicas):
+    """Raises a `ValueError` if a step cannot be divided among the replicas."""
     if batch.initial % replicas:
         raise ValueError(
             f"The {replicas} replicas do not divide the first batch. "
@@ -234,6 +238,7 @@ def _check_replicas(batch, replicas):
 
 
 def _check_data(batch, steps):
+    """Raises a `ValueError` if `fit` does not read the data set of `batch`."""
     fixed_steps = keras_internals.fit_argument("steps_per_epoch")
     if fixed_steps is not None:
         raise ValueError(
@@ -250,6 +255,11 @@ def _check_data(batch, steps):
 
 
 def _budget_for(batch, model, input_shapes):
+    """Returns the bytes that an iteration may take on each replica.
+
+    Raises:
+        ValueError: If a batch of one does not fit.
+    """
     if batch.memory_budget is None:
         size = batch.initial // replica_count(model)
         return training_bytes(model, size, input_shapes)

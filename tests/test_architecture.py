@@ -1,8 +1,11 @@
-"""The imports between modules follow the layers drawn in BUILD.md."""
+"""Modules import as BUILD.md draws it, are short, and say what they take."""
 
 import ast
+import importlib
+import inspect
 import pathlib
 import sys
+import typing
 
 import pytest
 
@@ -26,6 +29,7 @@ LAYERS = [
 DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # Extras, imported where they are used.
 OPTIONAL = {
+    "batching": {"tensorflow"},
     "channels.picture": {"pydot"},
     "data_sets": {"tensorflow"},
     "distribution": {"tensorflow"},
@@ -140,3 +144,93 @@ def test_apps_use_public_names_only(path):
 )
 def test_nothing_imports_tools(path):
     assert not [x for x in imports(path) if x.partition(".")[0] == "tools"]
+
+
+# Rows of rules: as long as there are layers.
+TABLES = {"channels.layers"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - TABLES))
+def test_modules_are_short(module):
+    assert len(MODULES[module].read_text().splitlines()) <= 330
+
+
+def lines_of_code(function):
+    """Returns the lines of a function, those of its docstring left out."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - TABLES))
+def test_functions_are_short(module):
+    tree = ast.parse(MODULES[module].read_text())
+    functions = [x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef)]
+    assert not [x.name for x in functions if lines_of_code(x) > 40]
+
+
+def functions_of(cls):
+    """Yields the public methods of a class, but for those of its base in Keras.
+
+    A hook such as `on_epoch_end(self, epoch, logs=None)` is written as there.
+    """
+    bases = [x for x in cls.__mro__ if PACKAGE.name not in x.__module__]
+    for name, method in vars(cls).items():
+        if isinstance(method, property):
+            method = method.fget
+        method = inspect.unwrap(getattr(method, "__func__", method))
+        is_keras = name != "__init__" and any(name in vars(x) for x in bases)
+        is_public = name == "__init__" or not name.startswith("_")
+        if inspect.isfunction(method) and is_public and not is_keras:
+            yield method
+
+
+def annotations(module):
+    """Yields where, and the annotations of each public function and record.
+
+    A missing one is `inspect.Signature.empty`.
+    """
+    found = importlib.import_module(f"{PACKAGE.name}.{module}".rstrip("."))
+    for name, value in vars(found).items():
+        value = inspect.unwrap(value) if callable(value) else value
+        is_own = getattr(value, "__module__", None) == found.__name__
+        if not is_own or name.startswith("_"):
+            continue
+        functions = [value]
+        if inspect.isclass(value):
+            functions = list(functions_of(value))
+            fields = inspect.get_annotations(value).values()
+            yield from ((name, field) for field in fields)
+        for function in filter(inspect.isfunction, functions):
+            where = function.__qualname__
+            signature = inspect.signature(function)
+            for parameter in signature.parameters.values():
+                if parameter.name not in ("self", "cls"):
+                    yield f"{where}({parameter.name})", parameter.annotation
+            if function.__name__ != "__init__":
+                yield where, signature.return_annotation
+
+
+def says_too_little(annotation):
+    """Whether an annotation is missing, or is a container of no one knows."""
+    if annotation in (inspect.Signature.empty, dict, list, tuple, set):
+        return True
+    return any(map(says_too_little, typing.get_args(annotation)))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_and_records_are_annotated(module):
+    assert not [x for x, y in annotations(module) if says_too_little(y)]
+
+
+def test_what_is_not_annotated_is_found():
+    found = dict(annotations("surgery.cut"))
+    assert {"sliced(keep)", "sliced", "Cut.shape", "Cut"} <= found.keys()
+    found = dict(annotations("callbacks.prune_train"))
+    assert "PruneTrainCallback.__init__(interval)" in found
+    assert "PruneTrainCallback.on_epoch_end(epoch)" not in found
+    assert says_too_little(inspect.Signature.empty)
+    assert says_too_little(dict | None) and says_too_little(list[tuple])
+    assert not says_too_little(dict[str, list[int]] | None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import weakref
 
 import keras
@@ -79,7 +80,7 @@ class DensityLog(keras.callbacks.Callback):
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), figure 12.
     """
 
-    def __init__(self, log_dir, threshold=1e-4):
+    def __init__(self, log_dir: str | os.PathLike, threshold: float = 1e-4):
         super().__init__()
         if not is_number(threshold) or not threshold > 0:
             raise ValueError(
@@ -91,7 +92,7 @@ class DensityLog(keras.callbacks.Callback):
         self._trained = None
         self._writer = None
 
-    def follow(self, pruning):
+    def follow(self, pruning: keras.callbacks.Callback) -> None:
         """Logs what a `ReconfiguringCallback` does in the next `fit`.
 
         To be called by `pruning` when `fit` begins, before its hooks are called
@@ -229,6 +230,7 @@ class DensityLog(keras.callbacks.Callback):
             self._write_end()
 
     def _write_end(self):
+        """Writes what is only known at the end: heat map and final figures."""
         numbering = self._look_at_model()
         self._run.note(self._counts, again=True)
         steps = len(self._run.densities)
@@ -279,6 +281,7 @@ class DensityLog(keras.callbacks.Callback):
         self._writer.values(points | curves.log_points(logs))
 
     def _write_reports(self, reports):
+        """Writes the reconfigurations after this epoch, and a new heat map."""
         # The first step after a reconfiguration is one of the next epoch.
         last, self._last_report = self._last_report, None
         if last is not None and last.first_step_seconds:

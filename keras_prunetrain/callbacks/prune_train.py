@@ -1,7 +1,11 @@
 """PruneTrain as one callback (paper, Algorithm 1)."""
 
 import logging
+import os
+from typing import Any
 
+from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.fit.arguments import check_schedule
 from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
@@ -110,15 +114,15 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def __init__(
         self,
-        penalty_ratio=0.25,
-        interval=10,
-        threshold=1e-4,
-        batch=None,
-        reconfigure=None,
+        penalty_ratio: float = 0.25,
+        interval: int = 10,
+        threshold: float = 1e-4,
+        batch: DynamicBatch | None = None,
+        reconfigure: dict[str, Any] | None = None,
         *,
-        finetune_epochs=0,
-        factor=None,
-        log_dir=None,
+        finetune_epochs: int = 0,
+        factor: float | None = None,
+        log_dir: str | os.PathLike | None = None,
     ):
         super().__init__(threshold, batch, reconfigure, log_dir)
         check_schedule(penalty_ratio, interval, finetune_epochs, factor)
@@ -130,23 +134,23 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._said_nothing_dead = False
 
     @property
-    def factor(self):
+    def factor(self) -> float | None:
         return self._lasso.factor
 
-    def is_due(self, epoch):
+    def is_due(self, epoch: int) -> bool:
         done, epochs = epoch + 1, self.params["epochs"]
         at_an_end = done in (epochs, epochs - self.finetune_epochs)
         return at_an_end or (self._lasso.acts and done % self.interval == 0)
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         names = ("penalty_ratio", "interval", "finetune_epochs")
         own = {name: getattr(self, name) for name in names}
         return super().settings() | own | {"factor": self._first_factor}
 
-    def penalty_share(self, loss):
+    def penalty_share(self, loss: float) -> float:
         return penalty_share(self.model, loss)
 
-    def check(self):
+    def check(self) -> None:
         if 0 < self.finetune_epochs >= self.params["epochs"]:
             raise ValueError(
                 "`finetune_epochs` must leave at least one epoch with lasso. "
@@ -155,7 +159,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             )
         warn_of_monitors(self, self._fit.siblings)
 
-    def begin(self, numbering):
+    def begin(self, numbering: Numbering) -> None:
         self.at_end(self._lasso.end, self.model)
         self._lasso.begin(self.model, numbering, self.options.skip)
         if not self._lasso.acts:
@@ -167,7 +171,7 @@ class PruneTrainCallback(ReconfiguringCallback):
                 self.model.name,
             )
 
-    def forget(self):
+    def forget(self) -> None:
         super().forget()
         self._lasso = CalibratedLasso(self._first_factor)
         self._said_nothing_dead = False

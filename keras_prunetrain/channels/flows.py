@@ -7,6 +7,7 @@ the layer's rule; and the `Channels` that an earlier call of the layer writes,
 writes, or raises `NotFollowed`.
 """
 
+import keras
 import numpy as np
 from keras import ops, tree
 
@@ -173,7 +174,7 @@ def _fits(sizes, shape):
     )
 
 
-def repeats(rule: layer_rule.LayerRule, layer) -> int:
+def repeats(rule: layer_rule.LayerRule, layer: keras.Operation) -> int:
     """Returns how many channels `layer` makes of each that it reads."""
     return rule.ask("repeats", layer) or 1
 

@@ -1,7 +1,7 @@
 """The channel numbers of a model, as they lie along its weights and tensors."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ class Label(NamedTuple):
     """
 
     layer: str
-    weight: Any
+    weight: keras.Variable
     axis: int
     numbers: np.ndarray
     side: Literal["in", "out"]

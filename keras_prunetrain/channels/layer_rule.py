@@ -5,6 +5,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
+from keras_prunetrain.channels.macs import Shapes
+from keras_prunetrain.channels.numbers import Channels
 from keras_prunetrain.checks import is_count, is_integer
 
 PRODUCES = "produces"  # Computes channels of its own: `Conv2D`.
@@ -13,6 +17,15 @@ JOINS = "joins"  # Carries several inputs, channel by channel: `Add`.
 CONCATENATES = "concatenates"  # Lines its inputs up: `Concatenate`.
 MOVES = "moves"  # Only puts values elsewhere: `Flatten`.
 REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
+
+# The values of the forward pass that a gradient needs.
+Saved = Literal["inputs", "outputs", "nothing"]
+# Of a layer, its config, its output's channels, and the positions that stay.
+Resize = Callable[
+    [Any, dict[str, Any], list[Channels], list[np.ndarray]], dict[str, Any]
+]
+# Of a layer, and the shapes that a call reads and writes.
+Macs = Callable[[Any, Shapes, Shapes], int]
 
 # Where `LayerRule.folds_into` puts what a layer without a bias computes.
 OUTPUT = "output"
@@ -99,8 +112,8 @@ class LayerRule:
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     channel_axis: Callable[[Any, int], int | None] | None = None
-    resize: Callable[[Any, dict, list, list], dict] | None = None
-    reindex: Callable[..., tuple] | None = None
+    resize: Resize | None = None
+    reindex: Callable[..., tuple[Any, ...]] | None = None
     repeats: Callable[[Any], int] | None = None
     groups: Callable[[Any], int] | None = None
     constants: Literal["pointwise", "pass", "zeros", "add"] | None = None
@@ -109,8 +122,8 @@ class LayerRule:
     freezes: Callable[[Any], str | None] | None = None
     refuses: Callable[[Any], str | None] | None = None
     variant: Callable[[Any], "LayerRule | None"] | None = None
-    macs: Callable[[Any, list, list], int] | None = None
-    saved: Literal["inputs", "outputs", "nothing"] | Callable | None = None
+    macs: Macs | None = None
+    saved: Saved | Callable[[Any], Saved] | None = None
 
     def __post_init__(self):
         for name, (fits, expected) in _FIELDS.items():

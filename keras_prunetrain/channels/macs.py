@@ -8,31 +8,36 @@ this call for one example, an integer.
 
 import math
 
+import keras
 
-def at_outputs(layer, read, written):
+# Of all tensors that a call reads, or writes; of one example each.
+Shapes = list[tuple[int, ...]]
+
+
+def at_outputs(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a convolution: its kernel is applied at every output position."""
     # A kernel is (..., in_channels / groups, out_channels): groups are in it.
     return math.prod(layer.kernel.shape) * _positions(layer, written[0])
 
 
-def at_inputs(layer, read, written):
+def at_inputs(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a transposed convolution: one kernel for every input position."""
     return math.prod(layer.kernel.shape) * _positions(layer, read[0])
 
 
-def separable(layer, read, written):
+def separable(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a depthwise and a pointwise kernel at every output position."""
     kernels = layer.depthwise_kernel, layer.pointwise_kernel
     weights = sum(math.prod(kernel.shape) for kernel in kernels)
     return weights * _positions(layer, written[0])
 
 
-def dense(layer, read, written):
+def dense(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a matrix that is applied at every position before the last."""
     return math.prod(layer.kernel.shape) * math.prod(read[0][:-1])
 
 
-def einsum(layer, read, written):
+def einsum(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a kernel that is repeated along the axes that it does not sum."""
     left, right = layer.equation.split("->")[0].split(",")
     sizes = dict(zip(right.strip(), layer.kernel.shape, strict=True))
@@ -41,13 +46,13 @@ def einsum(layer, read, written):
     return math.prod(layer.kernel.shape) * repeats
 
 
-def recurrent(layer, read, written):
+def recurrent(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts the two kernels of a recurrent cell in each of its time steps."""
     kernels = layer.cell.kernel, layer.cell.recurrent_kernel
     return read[0][0] * sum(math.prod(kernel.shape) for kernel in kernels)
 
 
-def none(layer, read, written):
+def none(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts nothing: the weights are looked up, or multiply elementwise."""
     return 0
 

@@ -43,7 +43,6 @@ _JOINING = """
 def operation_rules() -> dict[type, LayerRule]:
     """Returns a dict from the class of each operation to its `LayerRule`."""
     elementwise = LayerRule(CARRIES, constants="pointwise")
-    move = LayerRule(MOVES, constants="pass", saved="nothing")
     extreme = LayerRule(REDUCES, constants="pass", variant=_with_initial)
     pooling = LayerRule(CARRIES, channel_axis=by_data_format, constants="pass")
     rules = {
@@ -62,6 +61,23 @@ def operation_rules() -> dict[type, LayerRule]:
             "clip", dataclasses.replace(elementwise, refuses=_by_array), 0, 1
         ),
         **_of("cast", elementwise, "float16"),
+        **_moving_rules(),
+        **_rules_of_several_tensors(),
+    }
+    x = _tensor()
+    for activation in (ops.relu, ops.relu6, ops.sigmoid, ops.softmax, ops.tanh):
+        made = operation_class(activation(x))
+        rules[made] = dataclasses.replace(rules[made], saved="outputs")
+    return rules
+
+
+def _moving_rules():
+    """Returns the rules of what only puts the values of a tensor elsewhere."""
+    move = LayerRule(MOVES, constants="pass", saved="nothing")
+    return {
+        operation_class(_tensor()[0]): dataclasses.replace(
+            move, reindex=reindexed
+        ),
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
@@ -87,16 +103,10 @@ def operation_rules() -> dict[type, LayerRule]:
             [0],
         ),
     }
-    x = _tensor()
-    rules[operation_class(x[0])] = dataclasses.replace(move, reindex=reindexed)
-    rules |= _rules_of_several_tensors()
-    for activation in (ops.relu, ops.relu6, ops.sigmoid, ops.softmax, ops.tanh):
-        made = operation_class(activation(x))
-        rules[made] = dataclasses.replace(rules[made], saved="outputs")
-    return rules
 
 
 def _rules_of_several_tensors():
+    """Returns the rules of what computes one tensor of several."""
     x = _tensor()
     joining = [
         getattr(ops, name)(x, x)

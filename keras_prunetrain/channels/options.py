@@ -12,8 +12,16 @@ from keras_prunetrain.checks import is_count, is_number
 class CutOptions:
     """Which channels are dead, and which of these stay all the same.
 
-    The one list of these options: `reconfigure` describes them, and callbacks
-    take them by these names.
+    The one list of these options, whose meaning `reconfigure` describes:
+    callbacks take them by these names.
+
+    Attributes:
+        threshold: Float, at least 0. A channel that scores less is dead.
+        channel_multiple: Integer. Layers keep a multiple of so many channels.
+        min_channels: Integer. Layers keep at least so many channels.
+        skip: The layers whose channels all stay.
+        fold: Boolean. Whether channels also go that are only constants.
+        score: How much the channels of one label matter.
 
     Raises:
         ValueError: If one of them is out of its range.

@@ -6,17 +6,14 @@ the list of the positions that stay in each of these, sorted ints. It returns a
 dict of the arguments that change.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_prunetrain.channels.layer_rule import LayerRule
+from keras_prunetrain.channels.layer_rule import LayerRule, Resize
 from keras_prunetrain.channels.numbers import Channels
 from keras_prunetrain.checks import is_count
-
-Resize = Callable[[Any, dict, list[Channels], list[np.ndarray]], dict]
 
 
 def new_arguments(

@@ -7,7 +7,6 @@ never guessed at: the channels that it touches stay.
 import dataclasses
 import functools
 import logging
-from typing import Literal
 
 import keras
 from keras import layers
@@ -16,9 +15,11 @@ from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     PRODUCES,
     LayerRule,
+    Saved,
     refused,
 )
 from keras_prunetrain.channels.layers import LAYER_RULES
+from keras_prunetrain.channels.macs import Shapes
 from keras_prunetrain.channels.operations import operation_rules
 
 
@@ -126,9 +127,7 @@ def rule_for(operation: keras.Operation) -> LayerRule | None:
     return rule
 
 
-def macs_of(
-    operation: keras.Operation, read: list[tuple], written: list[tuple]
-) -> int:
+def macs_of(operation: keras.Operation, read: Shapes, written: Shapes) -> int:
     """Returns the multiply-accumulates of one call, for one example.
 
     A class whose rule has no `macs` counts like its base class. Where no base
@@ -152,9 +151,7 @@ def macs_of(
     return int(rule.ask("macs", operation, read, written))
 
 
-def saved_by(
-    operation: keras.Operation,
-) -> Literal["inputs", "outputs", "nothing"]:
+def saved_by(operation: keras.Operation) -> Saved:
     """Returns which values of a call its gradient needs.
 
     They are the inputs where neither the rule of the class nor that of a base

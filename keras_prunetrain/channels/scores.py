@@ -98,6 +98,15 @@ def _place(label):
 
 
 def _checked(values, label):
+    """Returns the scores of one label as an array, `None` if it has no say.
+
+    Args:
+        values: What the score function has returned for the label.
+        label: The `Label`.
+
+    Raises:
+        ValueError: If that is no array of a number of at least 0 per channel.
+    """
     if values is None:
         return None
     where = _place(label)

@@ -22,7 +22,7 @@ class Visit(NamedTuple):
 
     key: str
     call: keras_internals.Call
-    inputs: list
+    inputs: list[Any]
     around: tuple[keras_internals.Call, ...]
 
     @property
@@ -37,11 +37,11 @@ class Visit(NamedTuple):
 
 def run_graph(
     model: keras.Model,
-    inputs: list,
-    visit: Callable[[Visit], list | None],
+    inputs: list[Any],
+    visit: Callable[[Visit], list[Any] | None],
     prefix: str = "",
     around: tuple[keras_internals.Call, ...] = (),
-) -> list:
+) -> list[Any]:
     """Runs the graph of a functional model on stand-ins for its tensors.
 
     Args:

@@ -1,16 +1,27 @@
 """All that can be checked about a training before its first step."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import label_scores
 from keras_prunetrain.channels.selection import matching_layers
 from keras_prunetrain.distribution import check_agreement, prepare_strategy
 from keras_prunetrain.surgery.reconfigure import check_reconfigurable
 
 
-def admit(model, options, settings, params):
+def admit(
+    model: keras.Model,
+    options: CutOptions,
+    settings: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> tuple[Numbering, CutOptions]:
     """Checks that a model can be made smaller while it trains.
 
     Args:

@@ -11,7 +11,12 @@ from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
 
 
-def check_schedule(penalty_ratio, interval, finetune_epochs, factor):
+def check_schedule(
+    penalty_ratio: float,
+    interval: int,
+    finetune_epochs: int,
+    factor: float | None,
+) -> None:
     """Raises a `ValueError` if one of them is out of its range."""
     # It is kept in float32, in which 1e-320 would be 0, no lasso at all.
     kept = np.finfo("float32")
@@ -41,7 +46,7 @@ def check_schedule(penalty_ratio, interval, finetune_epochs, factor):
         )
 
 
-def check_batch(batch):
+def check_batch(batch: DynamicBatch | None) -> None:
     """Raises a `ValueError` if `batch` is neither `None` nor a batch."""
     if not isinstance(batch, DynamicBatch | None):
         raise ValueError(

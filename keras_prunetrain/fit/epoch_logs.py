@@ -2,9 +2,15 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
+import keras
+
+from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.cost import communication_bytes
 from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.memory import iteration_bytes
 from keras_prunetrain.variables import gradient_bytes
 
@@ -21,7 +27,7 @@ class EpochLogs:
     def __init__(self):
         self._taken = None
 
-    def note_metrics(self, logs):
+    def note_metrics(self, logs: Mapping[str, Any]) -> None:
         """Warns of metrics whose names are in use here, at the first step.
 
         Which metrics there are is not known before: the model's own
@@ -41,13 +47,15 @@ class EpochLogs:
                 ", ".join(map(repr, sorted(self._taken))),
             )
 
-    def add(self, logs, values):
+    def add(self, logs: dict[str, Any], values: Mapping[str, float]) -> None:
         """Adds a dict of `values` to `logs`, the dict of an epoch."""
         for name, value in values.items():
             if name not in (self._taken or ()):
                 logs[name] = value
 
-    def correct(self, history, name, value):
+    def correct(
+        self, history: Mapping[str, list[float]], name: str, value: float
+    ) -> None:
         """Puts another value in the place of the last one of `history`.
 
         Args:
@@ -59,7 +67,13 @@ class EpochLogs:
             history[name][-1] = value
 
 
-def values_of_epoch(model, meter, batch, learning_rate, steps):
+def values_of_epoch(
+    model: keras.Model,
+    meter: EpochMeter,
+    batch: DynamicBatch | None,
+    learning_rate: float | None,
+    steps: int | None,
+) -> dict[str, float]:
     """Returns what the epoch was trained with, a dict for the history.
 
     Args:

@@ -1,8 +1,12 @@
 """A `DynamicBatch` inside a running `fit`."""
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.growth import begin_growth
 
 # What `Model.stop_training` is at the end of an epoch that is shorter than the
@@ -23,7 +27,12 @@ class GrowingBatch(keras.callbacks.Callback):
         siblings: List of all callbacks of this `fit`.
     """
 
-    def __init__(self, batch, meter, siblings):
+    def __init__(
+        self,
+        batch: DynamicBatch,
+        meter: EpochMeter,
+        siblings: Sequence[keras.callbacks.Callback],
+    ):
         super().__init__()
         self._batch = batch
         self._meter = meter
@@ -33,7 +42,7 @@ class GrowingBatch(keras.callbacks.Callback):
         steps, shapes = self.params["steps"], self._meter.input_shapes
         begin_growth(self._batch, self.model, steps, shapes)
 
-    def begin(self):
+    def begin(self) -> None:
         """Lets the optimizer train with the rate for the current size."""
         keras_internals.scale_learning_rate(
             self.model.optimizer,
@@ -41,14 +50,14 @@ class GrowingBatch(keras.callbacks.Callback):
             self._batch.growth.initial_updates,
         )
 
-    def end(self):
+    def end(self) -> None:
         """Leaves model, optimizer and the other callbacks as they were."""
         keras_internals.restore_learning_rate(self.model.optimizer)
         if self.model.stop_training is _END_OF_EPOCH:
             self.model.stop_training = False
         self._announce(self._batch.announced_steps)
 
-    def grow(self):
+    def grow(self) -> int:
         """Enlarges the batch as far as the smaller model allows.
 
         Returns:

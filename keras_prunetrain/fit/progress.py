@@ -25,25 +25,25 @@ class Progress:
         """The kept share of the channels that the model had at first."""
         return self.size / self._first_size
 
-    def begin_fit(self, size: int):
+    def begin_fit(self, size: int) -> None:
         """Takes note of the model's channel numbers before a `fit`."""
         self.size = size
         self._first_size = self._first_size or size
         self._awaits_first_step = False
 
-    def end_step(self, seconds: float):
+    def end_step(self, seconds: float) -> None:
         """Takes note of a step, and of its seconds."""
         if self._awaits_first_step:
             self._awaits_first_step = False
             self.reports[-1].first_step_seconds = seconds
 
-    def end_epoch(self, seconds: float):
+    def end_epoch(self, seconds: float) -> None:
         """Takes note of an epoch's seconds, before its reconfiguration."""
         self._epoch_seconds = seconds
         if not self.reports:  # The shortest: the very first one is traced.
             self._first_seconds = min(self._first_seconds, seconds)
 
-    def add(self, report: Reconfiguration):
+    def add(self, report: Reconfiguration) -> None:
         """Adds the report of the reconfiguration that has just been done."""
         if self.reports:
             report.seconds_saved = self._first_seconds - self._epoch_seconds

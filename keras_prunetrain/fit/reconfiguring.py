@@ -5,13 +5,18 @@ import dataclasses
 import gc
 import logging
 import math
+import os
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.density_log import DensityLog
-from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.distribution import average_statistics
 from keras_prunetrain.fit.admission import admit
@@ -19,7 +24,7 @@ from keras_prunetrain.fit.arguments import check_batch, options_of
 from keras_prunetrain.fit.epoch_logs import EpochLogs, values_of_epoch
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.progress import Progress
-from keras_prunetrain.fit.record import record_of, totals
+from keras_prunetrain.fit.record import Reconfiguration, record_of, totals
 from keras_prunetrain.fit.running_fit import RunningFit
 from keras_prunetrain.fit.siblings import (
     check_outer_fits,
@@ -76,7 +81,11 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     """
 
     def __init__(
-        self, threshold=1e-4, batch=None, reconfigure=None, log_dir=None
+        self,
+        threshold: float = 1e-4,
+        batch: DynamicBatch | None = None,
+        reconfigure: dict[str, Any] | None = None,
+        log_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
         self._options = options_of(threshold, reconfigure)
@@ -92,7 +101,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._fit = None
 
     @property
-    def reports(self):
+    def reports(self) -> list[Reconfiguration]:
         return self._progress.reports
 
     @property
@@ -103,24 +112,24 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     # What a method says.
 
     @abc.abstractmethod
-    def is_due(self, epoch):
+    def is_due(self, epoch: int) -> bool:
         """Whether the model is to be reconfigured after `epoch`, from 0."""
 
-    def plan(self):
+    def plan(self) -> Plan:
         """Returns the `Plan` of a cut of the model as it is now."""
         return plan_cut(self.model, self.options)
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """Returns the settings of this method, a dict.
 
         Workers must agree on them, and TensorBoard shows them.
         """
         return {"threshold": self.threshold}
 
-    def check(self):
+    def check(self) -> None:
         """Raises a `ValueError` if this `fit` cannot work; changes nothing."""
 
-    def begin(self, numbering):
+    def begin(self, numbering: Numbering) -> None:
         """Prepares the model; the checks are over, the first step comes next.
 
         Args:
@@ -128,18 +137,18 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         """
         del numbering
 
-    def forget(self):
+    def forget(self) -> None:
         """Forgets what belongs to the model that was trained before."""
         self._progress = Progress()
 
-    def at_end(self, function, *arguments):
+    def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Has `function(*arguments)` called at the end of this `fit`.
 
         The last one first.
         """
         self._fit.at_end(function, *arguments)
 
-    def penalty_share(self, loss):
+    def penalty_share(self, loss: float) -> float:
         """Returns the share of this method's penalty in the loss, a fraction.
 
         Args:
@@ -249,7 +258,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     # What this callback does.
 
-    def reconfigure(self, logs):
+    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
         """Makes the model smaller now, at the end of an epoch, if it can be.
 
         Args:
@@ -278,7 +287,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         report.seconds = time.perf_counter() - started
         _LOG.info("%s", report)
 
-    def has_diverged(self, logs):
+    def has_diverged(self, logs: Mapping[str, float] | None) -> bool:
         """Whether the loss in `logs`, or a weight of the model, is not finite.
 
         Args:

@@ -2,11 +2,15 @@
 
 import contextlib
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.fit.growing_batch import GrowingBatch
+from keras_prunetrain.fit.meter import EpochMeter
 
 # Weak references to the `RunningFit`s of models.
 _RUNNING = weakref.WeakKeyDictionary()
@@ -32,7 +36,12 @@ class RunningFit:
         options: The `CutOptions`, checked against the model; `None` before.
     """
 
-    def __init__(self, meter, batch, log):
+    def __init__(
+        self,
+        meter: EpochMeter,
+        batch: DynamicBatch | None,
+        log: keras.callbacks.Callback | None,
+    ):
         callbacks = keras_internals.calling_list()
         self.siblings = [] if callbacks is None else list(callbacks.callbacks)
         before, after = [meter], [] if log is None else [log]
@@ -47,7 +56,7 @@ class RunningFit:
         if callbacks is not None:
             keras_internals.guard_hooks(callbacks, self.leave)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         earlier = _RUNNING.get(model, lambda: None)()
         if earlier is not None:
             earlier.leave()  # Its end was not seen.
@@ -55,14 +64,14 @@ class RunningFit:
         self.before.set_model(model)
         self.after.set_model(model)
 
-    def set_params(self, params):
+    def set_params(self, params: dict[str, Any]) -> None:
         self.before.set_params(params)
         self.after.set_params(params)
 
-    def at_end(self, function, *arguments):
+    def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Has `function(*arguments)` called by `leave`, the last one first."""
         self._undo.callback(function, *arguments)
 
-    def leave(self):
+    def leave(self) -> None:
         """Undoes what this `fit` has done to the model, once."""
         self._undo.close()

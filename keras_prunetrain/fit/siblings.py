@@ -1,8 +1,10 @@
 """Checks of the callbacks beside one that makes the model smaller."""
 
 import logging
+from collections.abc import Sequence
 
 import keras
+from keras.callbacks import Callback
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.density_log import DensityLog
@@ -10,7 +12,9 @@ from keras_prunetrain.callbacks.density_log import DensityLog
 _LOG = logging.getLogger("keras_prunetrain")
 
 
-def check_outer_fits(callback, model, kind):
+def check_outer_fits(
+    callback: Callback, model: keras.Model, kind: type[Callback]
+) -> None:
     """Raises a `ValueError` if `callback` gets into the way of an outer `fit`.
 
     To be called from `Callback.set_model`: another callback may have called
@@ -33,7 +37,9 @@ def check_outer_fits(callback, model, kind):
             )
 
 
-def check_siblings(callback, siblings, kind):
+def check_siblings(
+    callback: Callback, siblings: Sequence[Callback], kind: type[Callback]
+) -> None:
     """Raises a `ValueError` if one of `siblings` cannot work beside `callback`.
 
     Args:
@@ -87,7 +93,9 @@ def _check_restoring(sibling):
         )
 
 
-def logs_behind(callback, siblings):
+def logs_behind(
+    callback: Callback, siblings: Sequence[Callback]
+) -> list[DensityLog]:
     """Returns a list of each `DensityLog` among `siblings`.
 
     Raises:

@@ -34,6 +34,7 @@ from keras_prunetrain.keras_internals.identity import (
     successors,
 )
 from keras_prunetrain.keras_internals.layer import (
+    Part,
     attribute_of,
     base_attributes,
     blank_copy,
@@ -65,6 +66,7 @@ from keras_prunetrain.keras_internals.optimizer import (
     optimizer_variables,
 )
 from keras_prunetrain.keras_internals.step_hooks import (
+    StepHook,
     add_step_hook,
     remove_step_hook,
 )
@@ -84,15 +86,10 @@ from keras_prunetrain.keras_internals.variables import (
 )
 
 __all__ = [
-    "graph_of",
-    "broken_state",
-    "forget_calls",
-    "TRAINER_ATTRIBUTES",
-    "operations_in",
-    "optimizer_successors",
-    "set_states",
-    "successors",
     "Call",
+    "Part",
+    "StepHook",
+    "TRAINER_ATTRIBUTES",
     "Unfilled",
     "add_step_hook",
     "announce_steps",
@@ -101,6 +98,7 @@ __all__ = [
     "attribute_of",
     "base_attributes",
     "blank_copy",
+    "broken_state",
     "build_copy",
     "calling_list",
     "calls",
@@ -112,6 +110,8 @@ __all__ = [
     "example_count",
     "fill_copy",
     "fit_argument",
+    "forget_calls",
+    "graph_of",
     "guard_hooks",
     "guard_loop",
     "has_array_arguments",
@@ -121,7 +121,9 @@ __all__ = [
     "leaf_optimizers",
     "on_several_machines",
     "operation_class",
+    "operations_in",
     "optimizer_pairs",
+    "optimizer_successors",
     "optimizer_variables",
     "own_attributes",
     "parts",
@@ -136,10 +138,12 @@ __all__ = [
     "scale_learning_rate",
     "scheduled_rate",
     "set_attribute",
+    "set_states",
     "set_trainable",
     "shown_rate",
     "strategy_scope",
     "structures",
+    "successors",
     "track",
     "update_count",
     "values_of",

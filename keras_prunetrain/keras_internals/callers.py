@@ -6,13 +6,15 @@ it nor the arguments of `fit`. All of that stands in the frames of the callers.
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 
 _KERAS = os.path.dirname(keras.__file__) + os.sep
 
 
-def calling_list():
+def calling_list() -> keras.callbacks.CallbackList | None:
     """Returns the `CallbackList` that calls, `None` if there is none.
 
     To be called from a method of a callback, such as `set_model`.
@@ -23,7 +25,7 @@ def calling_list():
     return None
 
 
-def fit_argument(name):
+def fit_argument(name: str) -> Any:
     """Returns the value of an argument of the running `Model.fit`.
 
     To be called from a callback: `Callback.params` has only what `fit` made of
@@ -37,7 +39,7 @@ def fit_argument(name):
     return None
 
 
-def running_fits():
+def running_fits() -> list[tuple[keras.Model, keras.callbacks.CallbackList]]:
     """Returns `(model, CallbackList)` of each `fit` that is running.
 
     The innermost first: a callback may call `fit` in its turn. One that has not
@@ -52,7 +54,7 @@ def running_fits():
     return found
 
 
-def calling_methods():
+def calling_methods() -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yields `(name, self, local variables)` of the calling methods of Keras.
 
     The innermost first; `self` is `None` for a function.

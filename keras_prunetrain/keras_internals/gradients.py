@@ -9,13 +9,14 @@ it reads: a model can be deleted, and its weights stay.
 
 import importlib
 import weakref
+from collections.abc import Sequence
 
 import keras
 
 _COLLECTION = "keras_prunetrain/gradients"
 
 
-def release_gradients(variables):
+def release_gradients(variables: Sequence[keras.Variable]) -> None:
     """Lets the traced functions that read `variables` be freed once unused.
 
     The registry holds the gradients that were put there while these functions

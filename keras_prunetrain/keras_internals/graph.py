@@ -1,6 +1,7 @@
 """The private parts of Keras that describe a functional model's graph."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -16,18 +17,18 @@ class Call(NamedTuple):
         arguments: All arguments; see `arguments_with`.
     """
 
-    operation: Any
-    inputs: list
-    outputs: list
+    operation: keras.Operation
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
     arguments: Any
 
 
-def is_graph(operation):
+def is_graph(operation: Any) -> bool:
     """Whether `operation` is a model whose layers form a known graph."""
     return _function(operation) is not None
 
 
-def graph_of(model):
+def graph_of(model: keras.Operation) -> keras.Model | None:
     """Returns the functional model that holds the graph of `model`.
 
     That is `model` itself, or a model inside of a `Sequential`; `None` if
@@ -36,7 +37,7 @@ def graph_of(model):
     return _function(model)
 
 
-def calls(model):
+def calls(model: keras.Model) -> list[Call]:
     """Returns the `Call`s of a functional model, in an order that runs.
 
     `Model.operations` names the operations, but an operation that is called
@@ -52,7 +53,7 @@ def calls(model):
     ]
 
 
-def calls_of(operation):
+def calls_of(operation: keras.Operation) -> list[Call]:
     """Returns the `Call`s of one operation, in whatever models they are."""
     return [_call(x) for x in operation._inbound_nodes if not x.is_input]
 
@@ -63,7 +64,9 @@ def _call(node):
     )
 
 
-def arguments_with(call, values):
+def arguments_with(
+    call: Call, values: Mapping[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns `(args, kwargs)` of `call` with its tensors replaced.
 
     Args:
@@ -73,7 +76,7 @@ def arguments_with(call, values):
     return call.arguments.fill_in(values)
 
 
-def has_array_arguments(call):
+def has_array_arguments(call: Call) -> bool:
     """Whether `call` was made with an array or tensor that is not symbolic."""
     stand_ins = dict.fromkeys(map(id, call.inputs))
     return any(
@@ -82,7 +85,7 @@ def has_array_arguments(call):
     )
 
 
-def operation_class(tensors):
+def operation_class(tensors: Any) -> type[keras.Operation]:
     """Returns the class of the operation that `tensors` came out of.
 
     The functions of `keras.ops` are public, the classes that they put into a
@@ -94,7 +97,9 @@ def operation_class(tensors):
     return type(producer(keras.tree.flatten(tensors)[0]))
 
 
-def application_layer(module, name):
+def application_layer(
+    module: str, name: str
+) -> type[keras.layers.Layer] | None:
     """Returns a layer class of `keras.applications`, `None` if it is not there.
 
     Those that an architecture defines for itself are exported nowhere.
@@ -106,12 +111,12 @@ def application_layer(module, name):
         return None
 
 
-def producer(tensor):
+def producer(tensor: keras.KerasTensor) -> keras.Operation:
     """Returns the operation that a `KerasTensor` came out of."""
     return tensor._keras_history.operation
 
 
-def structures(model):
+def structures(model: keras.Model) -> tuple[Any, Any]:
     """Returns inputs and outputs of a functional model as they were nested."""
     function = _function(model)
     return function._inputs_struct, function._outputs_struct

@@ -14,13 +14,16 @@ They act when the exception's traceback goes, and with it the locals of `fit`.
 import contextlib
 import functools
 import weakref
+from collections.abc import Callable
 
 import keras
 
 from keras_prunetrain.keras_internals.callers import calling_methods
 
 
-def guard_hooks(callbacks, leave):
+def guard_hooks(
+    callbacks: keras.callbacks.CallbackList, leave: Callable[[], None]
+) -> None:
     """Has `leave()` called if a hook of a `CallbackList` raises.
 
     Args:
@@ -46,7 +49,7 @@ def _guarded_hook(callbacks, name, leave, *args, **kwargs):
         raise
 
 
-def guard_loop(leave):
+def guard_loop(leave: Callable[[], None]) -> None:
     """Has `leave()` called if the running `fit` or `evaluate` breaks off.
 
     To be called from `on_train_begin` and `on_test_begin`.

@@ -9,8 +9,11 @@ are those in which Keras's objects refer to each other.
 import collections
 import importlib
 import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
+from keras.optimizers import Optimizer
 
 from keras_prunetrain.keras_internals.graph import is_graph
 from keras_prunetrain.keras_internals.optimizer import (
@@ -46,7 +49,7 @@ TRAINER_ATTRIBUTES = frozenset(
 _CLOSURES = ("build", "quantize")
 
 
-def set_states(pairs):
+def set_states(pairs: Sequence[tuple[Any, dict[str, Any]]]) -> None:
     """Gives each object the `__dict__` that belongs to it: all, or none.
 
     Python raises a `KeyboardInterrupt` between two of its own instructions. The
@@ -72,7 +75,7 @@ def _set_all(pairs):
     collections.deque(setting, maxlen=0)
 
 
-def operations_in(model):
+def operations_in(model: keras.Operation) -> list[keras.Operation]:
     """Returns all operations in a functional model, itself too, each once.
 
     Those of nested models are among them, and layers inside of layers, which no
@@ -88,7 +91,7 @@ def operations_in(model):
     return list(found.values())
 
 
-def forget_calls(model):
+def forget_calls(model: keras.Model) -> None:
     """Makes all layers forget that they were called to make `model`."""
     for function in _functions(model):
         for node in itertools.chain(*function._nodes_by_depth.values()):
@@ -103,7 +106,7 @@ def _remove(nodes, node):
         nodes[:] = [x for x in nodes if x is not node]
 
 
-def broken_state(model, message):
+def broken_state(model: keras.Model, message: str) -> dict[str, Any]:
     """Returns a `__dict__` with which `model` raises when it is called."""
 
     def call(*args, **kwargs):
@@ -112,7 +115,10 @@ def broken_state(model, message):
     return {**vars(model), "call": call}
 
 
-def successors(pairs, others=()):
+def successors(
+    pairs: Sequence[tuple[keras.Operation, keras.Operation]],
+    others: Iterable[tuple[Any, Any]] = (),
+) -> list[tuple[keras.Operation, dict[str, Any]]]:
     """Returns what turns old layers and models into new ones, for `set_states`.
 
     The new ones are modified: they refer to the old objects in the place of
@@ -251,7 +257,9 @@ def _set_untracked(one, attributes):
         raise
 
 
-def optimizer_successors(optimizer, copy):
+def optimizer_successors(
+    optimizer: Optimizer, copy: Optimizer
+) -> list[tuple[Optimizer, dict[str, Any]]]:
     """Returns what turns `optimizer` into `copy`, for `set_states`.
 
     What users and callbacks hold stays the same object: the optimizers that it
@@ -267,7 +275,7 @@ def optimizer_successors(optimizer, copy):
         kept = {
             name: value
             for name, value in vars(old).items()
-            if isinstance(value, keras.optimizers.Optimizer)
+            if isinstance(value, Optimizer)
             # Of `MultiOptimizer`: its members, and which weight is whose.
             or name in ("_inner_optimizers", "_optimizer_map")
         }

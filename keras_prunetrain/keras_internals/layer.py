@@ -2,12 +2,17 @@
 
 import contextlib
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
 from keras_prunetrain.keras_internals.graph import is_graph
 from keras_prunetrain.keras_internals.identity import TRAINER_ATTRIBUTES
 from keras_prunetrain.keras_internals.variables import Unfilled, weight_name
+
+# What a layer is made of, and users train, save or nest.
+Part = keras.Variable | keras.random.SeedGenerator | keras.layers.Layer
 
 # What `Layer.__init__` sets and no config has, but for flags that have a
 # public setter. `RematScope` writes `_remat_mode`; a setter of the same name
@@ -34,7 +39,7 @@ _NOTES = (
 
 
 @functools.cache
-def base_attributes():
+def base_attributes() -> frozenset[str]:
     """Returns the names of the attributes that each layer has, a frozenset.
 
     Keras keeps its books in them: nodes, trackers, paths, losses.
@@ -49,7 +54,7 @@ def _model_attributes():
     return base_attributes() | TRAINER_ATTRIBUTES | frozenset(vars(bare))
 
 
-def own_attributes(layer):
+def own_attributes(layer: keras.Operation) -> dict[str, Any]:
     """Returns the attributes that the class of `layer`, or its user, added."""
     is_model = isinstance(layer, keras.Model)
     base = _model_attributes() if is_model else base_attributes()
@@ -61,19 +66,19 @@ def own_attributes(layer):
     }
 
 
-def carry_settings(layer, clone):
+def carry_settings(layer: keras.Operation, clone: keras.Operation) -> None:
     """Gives `clone` the settings of `layer` that no config has."""
     for name in _SETTINGS:
         if name in vars(layer):
             vars(clone)[name] = vars(layer)[name]
 
 
-def set_trainable(layer, trainable):
+def set_trainable(layer: keras.layers.Layer, trainable: bool) -> None:
     """Sets the flag of `layer` alone; the setter spreads it to its parts."""
     vars(layer)["_trainable"] = trainable
 
 
-def parts(layer):
+def parts(layer: keras.layers.Layer) -> dict[str, Part]:
     """Returns the variables, seed generators and layers that `layer` holds.
 
     Those of its inner layers are theirs. `Layer.variables` has all of them in
@@ -115,12 +120,9 @@ def _collect(path, value, found):
             _collect(f"{path}[{key!r}]", member, found)
 
 
-def is_part(value):
+def is_part(value: Any) -> bool:
     """Whether `value` is a variable, a seed generator or a layer."""
-    return isinstance(
-        value,
-        keras.Variable | keras.random.SeedGenerator | keras.layers.Layer,
-    )
+    return isinstance(value, Part)
 
 
 def _tracked(layer):
@@ -133,7 +135,7 @@ def _tracked(layer):
     ]
 
 
-def attribute_of(path):
+def attribute_of(path: str) -> str | None:
     """Returns the name of the attribute that a path of `parts` begins with.
 
     `None` if the part lies in no attribute.
@@ -141,19 +143,19 @@ def attribute_of(path):
     return None if path.startswith("<") else path.partition("[")[0]
 
 
-def set_attribute(layer, name, value):
+def set_attribute(layer: keras.layers.Layer, name: str, value: Any) -> None:
     """Sets an attribute of a built `layer`; `value` may hold further parts."""
     with _unlocked(layer):
         setattr(layer, name, value)
 
 
-def track(layer, part):
+def track(layer: keras.layers.Layer, part: Part) -> None:
     """Adds to a built `layer` a part that lies in no attribute of it."""
     with _unlocked(layer):
         layer._tracker.track(part)
 
 
-def replace_part(layer, old, new):
+def replace_part(layer: keras.layers.Layer, old: Part, new: Part) -> None:
     """Puts the part `new` wherever `layer` itself holds the part `old`."""
     for name, value in own_attributes(layer).items():
         vars(layer)[name] = _replaced(value, old, new)
@@ -170,6 +172,7 @@ def replace_part(layer, old, new):
 
 
 def _replaced(value, old, new):
+    """Returns `value` with `new` for `old`; lists and dicts are changed."""
     if value is old:
         return new
     if isinstance(value, list):
@@ -197,7 +200,9 @@ def _unlocked(layer):
             layer._tracker.lock()
 
 
-def variable_like(variable, shape=None):
+def variable_like(
+    variable: keras.Variable, shape: Sequence[int] | None = None
+) -> keras.Variable:
     """Returns a new variable with the name and settings of `variable`.
 
     Args:
@@ -217,7 +222,7 @@ def variable_like(variable, shape=None):
     return new
 
 
-def blank_copy(operation):
+def blank_copy(operation: keras.Operation) -> keras.Operation:
     """Returns an operation of the same class and name that has nothing else.
 
     `__init__` of the class is not called, as nobody knows its arguments. For a
@@ -243,7 +248,12 @@ def blank_copy(operation):
     return new
 
 
-def fill_copy(layer, copy, attributes, twins):
+def fill_copy(
+    layer: keras.Operation,
+    copy: keras.Operation,
+    attributes: Mapping[str, Any],
+    twins: Mapping[int, Any],
+) -> None:
     """Gives a blank copy of `layer` its parts and its class's attributes.
 
     Args:

@@ -1,6 +1,10 @@
 """The learning rate of a step: read from a schedule, and scaled."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+from keras.optimizers import Optimizer
 
 from keras_prunetrain.keras_internals.optimizer import leaf_optimizers
 from keras_prunetrain.keras_internals.step_hooks import (
@@ -11,7 +15,9 @@ from keras_prunetrain.keras_internals.step_hooks import (
 _NAME = "learning rate"
 
 
-def scale_learning_rate(optimizer, ratio, count):
+def scale_learning_rate(
+    optimizer: Optimizer, ratio: float, count: Callable[[Any], Any]
+) -> None:
     """Lets `optimizer` train with another learning rate than it shows.
 
     Schedules, callbacks and users read `Optimizer.learning_rate`, change it and
@@ -33,7 +39,7 @@ def scale_learning_rate(optimizer, ratio, count):
         vars(leaf)["_get_current_learning_rate"] = rate.current
 
 
-def restore_learning_rate(optimizer):
+def restore_learning_rate(optimizer: Optimizer) -> None:
     """Undoes `scale_learning_rate`; does nothing if it was not called."""
     for leaf in leaf_optimizers(optimizer):
         remove_step_hook(leaf, _NAME)
@@ -69,7 +75,7 @@ class _ScaledRate:
         return rate * self._ratio if self._steps else rate
 
 
-def update_count(optimizer):
+def update_count(optimizer: Optimizer) -> int:
     """Returns the step at which `optimizer` reads a schedule, an integer.
 
     `Optimizer.iterations` leaves out the steps that only accumulate gradients.
@@ -77,7 +83,7 @@ def update_count(optimizer):
     return int(keras.ops.convert_to_numpy(_first(optimizer)._iterations))
 
 
-def scheduled_rate(optimizer):
+def scheduled_rate(optimizer: Optimizer) -> float | None:
     """Returns what a schedule gives the next step; `None` if there is none.
 
     The schedule has moved on once the step is done, and `learning_rate` does
@@ -92,7 +98,7 @@ def scheduled_rate(optimizer):
     return float(rate(update_count(optimizer)))
 
 
-def shown_rate(optimizer):
+def shown_rate(optimizer: Optimizer) -> float | None:
     """Returns `Optimizer.learning_rate`, a float; `None` if there are several.
 
     A `MultiOptimizer` has none of its own.

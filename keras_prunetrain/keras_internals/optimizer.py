@@ -1,13 +1,15 @@
 """The private parts of Keras's optimizers: their state."""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
+from keras.optimizers import Optimizer
 
 from keras_prunetrain.keras_internals.variables import Unfilled
 
 
-def inner_optimizers(optimizer):
+def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Returns the optimizers that `optimizer` wraps, a dict.
 
     `LossScaleOptimizer` has an attribute of its own for it, `MultiOptimizer` a
@@ -17,12 +19,14 @@ def inner_optimizers(optimizer):
     for name, value in vars(optimizer).items():
         members = value if isinstance(value, list) else [value]
         for i, member in enumerate(members):
-            if isinstance(member, keras.optimizers.Optimizer):
+            if isinstance(member, Optimizer):
                 inner[f"{name}[{i}]"] = member
     return inner
 
 
-def optimizer_pairs(optimizer, copy):
+def optimizer_pairs(
+    optimizer: Optimizer, copy: Optimizer
+) -> Iterator[tuple[Optimizer, Optimizer]]:
     """Yields `(optimizer, copy)`, then those that they wrap, pair by pair.
 
     Args:
@@ -35,7 +39,7 @@ def optimizer_pairs(optimizer, copy):
         yield from optimizer_pairs(member, inner[name])
 
 
-def copy_optimizer(optimizer):
+def copy_optimizer(optimizer: Optimizer) -> Optimizer:
     """Returns a new optimizer with the settings of `optimizer`, no slots.
 
     The optimizers that it wraps are copied as well. A learning rate that is a
@@ -80,7 +84,7 @@ def _with_plain_rate(optimizer):
     """
     plain = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
-        if isinstance(value, keras.optimizers.Optimizer):
+        if isinstance(value, Optimizer):
             value = _with_plain_rate(value)
         vars(plain)[name] = value
     if _rate_is_object(optimizer):
@@ -112,7 +116,11 @@ def _copy_multi_optimizer(optimizer):
     return copy
 
 
-def build_copy(optimizer, copy, pairs):
+def build_copy(
+    optimizer: Optimizer,
+    copy: Optimizer,
+    pairs: Sequence[tuple[keras.Variable, keras.Variable]],
+) -> None:
     """Makes the slots of `copy`, without values.
 
     Each weight stays with the member of a `MultiOptimizer` that has trained it.
@@ -164,7 +172,7 @@ def _without_initializer(add_variable):
     return add_unfilled
 
 
-def leaf_optimizers(optimizer):
+def leaf_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     """Returns the optimizers that update variables, a list.
 
     That is `optimizer` itself, or those that it wraps, however deep.
@@ -175,7 +183,11 @@ def leaf_optimizers(optimizer):
     return [leaf for x in inner.values() for leaf in leaf_optimizers(x)]
 
 
-def carry_exclusions(optimizer, smaller, pairs):
+def carry_exclusions(
+    optimizer: Optimizer,
+    smaller: Optimizer,
+    pairs: Iterable[tuple[keras.Variable, keras.Variable]],
+) -> None:
     """Excludes from weight decay what `exclude_from_weight_decay` excluded.
 
     That is in no config. The variables are kept by a key of their own.
@@ -197,7 +209,13 @@ def carry_exclusions(optimizer, smaller, pairs):
         smaller._exclude_from_weight_decay_cache = {}
 
 
-def optimizer_variables(optimizer):
+def optimizer_variables(
+    optimizer: Optimizer,
+) -> tuple[
+    list[keras.Variable],
+    dict[str, list[keras.Variable | None]],
+    dict[str, keras.Variable],
+]:
     """Returns what an optimizer holds, by attribute name.
 
     Names of slots differ from class to class (`momentums`, `_velocities`), and

@@ -6,9 +6,18 @@ runs an ordered list of hooks around the `apply` of its class.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.optimizers import Optimizer
+
+# Takes the gradients and the variables, and does the rest of the step.
+Step = Callable[[list[Any], list[keras.Variable]], Any]
+StepHook = Callable[[Step, list[Any], list[keras.Variable]], Any]
 
 
-def add_step_hook(optimizer, name, hook):
+def add_step_hook(optimizer: Optimizer, name: str, hook: StepHook) -> None:
     """Lets `hook` act around every step of `optimizer`, traced or eager.
 
     A step that is traced already does not change: make the train function anew.
@@ -29,7 +38,7 @@ def add_step_hook(optimizer, name, hook):
     hooked.hooks[name] = hook
 
 
-def remove_step_hook(optimizer, name):
+def remove_step_hook(optimizer: Optimizer, name: str) -> None:
     """Takes the hook `name` off again; does nothing if there is none."""
     hooked = vars(optimizer).get("apply")
     if hooked is not None:

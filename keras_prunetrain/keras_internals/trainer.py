@@ -2,13 +2,17 @@
 
 import contextlib
 import importlib
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from keras_prunetrain.keras_internals.gradients import release_gradients
 
 
-def strategy_scope(model):
+def strategy_scope(
+    model: keras.Model,
+) -> contextlib.AbstractContextManager[Any]:
     """Returns the scope in which variables for `model` must be made.
 
     Outside of it they would silently not be distributed. Only the TensorFlow
@@ -19,7 +23,7 @@ def strategy_scope(model):
     return contextlib.nullcontext()
 
 
-def repair_distributed_fit():
+def repair_distributed_fit() -> None:
     """Lets `fit` work on several machines, and on uneven first batches.
 
     Two private functions of Keras's TensorFlow trainer fail there (Keras 3.8 to
@@ -82,7 +86,7 @@ def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         self._symbolic_build(data_batch=data_batch)
 
 
-def on_several_machines(strategy):
+def on_several_machines(strategy: Any) -> bool:
     """Whether `strategy` has replicas in other processes.
 
     What Keras asks as well; `cluster_resolver` has no answer for one worker.
@@ -90,7 +94,11 @@ def on_several_machines(strategy):
     return getattr(strategy.extended, "_in_multi_worker_mode", bool)()
 
 
-def compile_like(model, smaller, optimizer):
+def compile_like(
+    model: keras.Model,
+    smaller: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+) -> None:
     """Compiles `smaller` with the very objects `model` was compiled with.
 
     `get_compile_config` is public, but it serializes: lambdas, unregistered
@@ -111,7 +119,7 @@ def compile_like(model, smaller, optimizer):
     )
 
 
-def example_count(model, steps):
+def example_count(model: keras.Model, steps: int) -> int | None:
     """Returns how many examples the epoch's training steps have seen so far.
 
     `fit` weighs the mean of the loss by the examples of each step, so the
@@ -131,7 +139,9 @@ def example_count(model, steps):
     return None if own_step and count <= steps else count
 
 
-def announce_steps(callbacks, steps):
+def announce_steps(
+    callbacks: Iterable[keras.callbacks.Callback], steps: int
+) -> None:
     """Tells the progress bars among `callbacks` how long an epoch is.
 
     They read `params["steps"]` once, when `fit` begins, and pass it on when an
@@ -144,7 +154,7 @@ def announce_steps(callbacks, steps):
                 callback.progbar.target = steps
 
 
-def renew_steps(model):
+def renew_steps(model: keras.Model) -> None:
     """Lets `model` trace its steps anew when they are called."""
     release_gradients(model.variables)
     model.make_train_function(force=True)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 
-def weight_name(weight):
+def weight_name(weight: keras.Variable) -> str:
     """Returns the name that a layer gave to `weight`; "variable" if none.
 
     Keras tells those without a name apart by a number, in all layers of a
@@ -15,7 +15,7 @@ def weight_name(weight):
     return re.sub(r"^variable_\d+$", "variable", weight.name)
 
 
-def values_of(variable):
+def values_of(variable: keras.Variable) -> np.ndarray:
     """Returns the values of `variable` as an array.
 
     `convert_to_numpy` copies a tensor of TensorFlow twice and a variable three

@@ -1,13 +1,19 @@
 """The lasso on a model: where it goes, and how strong it is (paper, 4.1)."""
 
+from collections.abc import Collection
+
+import keras
 import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.lasso.group_lasso import BesideLasso, GroupLasso
 
 
-def attach_lasso(model, numbering, skip=()):
+def attach_lasso(
+    model: keras.Model, numbering: Numbering, skip: Collection[str] = ()
+) -> list[keras.Variable]:
     """Puts a `GroupLasso`, of factor 0, on each kernel with channels to lose.
 
     On both sides of a kernel, but not on a side whose channels all have to
@@ -44,14 +50,14 @@ def attach_lasso(model, numbering, skip=()):
     return [kernel for kernel, _ in axes.values()]
 
 
-def detach_lasso(model):
+def detach_lasso(model: keras.Model) -> None:
     """Takes off what `attach_lasso` put on, on all weights of `model`."""
     for weight in model.weights:
         if isinstance(weight.regularizer, BesideLasso):
             weight.regularizer = weight.regularizer.own
 
 
-def lassos_of(model):
+def lassos_of(model: keras.Model) -> list[tuple[GroupLasso, keras.Variable]]:
     """Returns a list of `(GroupLasso, kernel)`, attached or the user's own."""
     found = []
     for weight in model.trainable_weights:
@@ -63,7 +69,7 @@ def lassos_of(model):
     return found
 
 
-def weight_penalties(model):
+def weight_penalties(model: keras.Model) -> float:
     """Returns the sum of all penalties on weights, lasso included, a float."""
     return _number(
         sum(
@@ -74,19 +80,19 @@ def weight_penalties(model):
     )
 
 
-def lasso_penalty(model):
+def lasso_penalty(model: keras.Model) -> float:
     """Returns the lasso's share of `weight_penalties`, a float."""
     return _number(sum(lasso(kernel) for lasso, kernel in lassos_of(model)))
 
 
-def lasso_norms(model):
+def lasso_norms(model: keras.Model) -> float:
     """Returns what `lasso_penalty` is at factor 1: the sum of all norms."""
     return _number(
         sum(lasso.unscaled(kernel) for lasso, kernel in lassos_of(model))
     )
 
 
-def all_finite(model):
+def all_finite(model: keras.Model) -> bool:
     """Whether no weight of `model` is infinite or NaN."""
     return all(
         np.isfinite(ops.convert_to_numpy(weight)).all()

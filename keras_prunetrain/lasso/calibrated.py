@@ -2,7 +2,11 @@
 
 import logging
 import math
+from collections.abc import Collection, Mapping
 
+import keras
+
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.lasso import attach
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -31,7 +35,9 @@ class CalibratedLasso:
         self._awaits_gradient = False
         self._is_in_val_loss = False
 
-    def begin(self, model, numbering, skipped):
+    def begin(
+        self, model: keras.Model, numbering: Numbering, skipped: Collection[str]
+    ) -> None:
         """Puts the lasso on, with the factor that it has so far.
 
         Args:
@@ -55,7 +61,7 @@ class CalibratedLasso:
             lasso.was_differentiated = False
         _trace_anew(model)
 
-    def before_first_batch(self, model):
+    def before_first_batch(self, model: keras.Model) -> None:
         """Measures the weights with which the first batch is computed."""
         if self.factor is None and self.acts:
             self._first_batch = (
@@ -63,7 +69,12 @@ class CalibratedLasso:
                 attach.lasso_norms(model),
             )
 
-    def after_first_batch(self, model, logs, penalty_ratio):
+    def after_first_batch(
+        self,
+        model: keras.Model,
+        logs: Mapping[str, float],
+        penalty_ratio: float,
+    ) -> None:
         """Computes the factor, if there is none yet.
 
         Args:
@@ -119,12 +130,12 @@ class CalibratedLasso:
                 "`self.compute_loss(x, y, y_pred)` of `keras.Model` does so."
             )
 
-    def before_validation(self, model):
+    def before_validation(self, model: keras.Model) -> None:
         """Prepares to see whether the validation loss has the penalties."""
         for lasso, _ in attach.lassos_of(model):
             lasso.was_called = False
 
-    def after_validation(self, model):
+    def after_validation(self, model: keras.Model) -> None:
         """Notes whether the validation loss has the penalties.
 
         A traced step asks for them when it is traced, and never again.
@@ -132,7 +143,7 @@ class CalibratedLasso:
         if any(lasso.was_called for lasso, _ in attach.lassos_of(model)):
             self._is_in_val_loss = True
 
-    def add_task_loss(self, model, logs):
+    def add_task_loss(self, model: keras.Model, logs: dict[str, float]) -> None:
         """Puts `val_task_loss` into the `logs` of an epoch with validation.
 
         That is `val_loss` without the penalties on weights, the lasso's and
@@ -146,7 +157,7 @@ class CalibratedLasso:
             penalties = attach.weight_penalties(model)
             logs.setdefault("val_task_loss", logs["val_loss"] - penalties)
 
-    def pause(self, model):
+    def pause(self, model: keras.Model) -> None:
         """Lets the rest of this `fit` train without it."""
         self.acts = False
         attach.detach_lasso(model)
@@ -154,7 +165,7 @@ class CalibratedLasso:
             lasso.factor = 0.0
         _trace_anew(model)
 
-    def end(self, model):
+    def end(self, model: keras.Model) -> None:
         """Leaves the model as an ordinary one, the user's own lassos on it."""
         self.acts = False
         attach.detach_lasso(model)
@@ -168,7 +179,9 @@ class CalibratedLasso:
             )
 
 
-def calibrated_factor(norms, task_loss, penalty_ratio):
+def calibrated_factor(
+    norms: float, task_loss: float, penalty_ratio: float
+) -> float:
     """Returns the lasso's factor for a wanted share of the loss (Eq. 3).
 
         penalty_ratio = factor * norms / (task_loss + factor * norms)

@@ -1,5 +1,6 @@
 """The penalty that makes channels removable."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -59,7 +60,7 @@ class GroupLasso(keras.regularizers.Regularizer):
           the group lasso.
     """
 
-    def __init__(self, factor=0.0, axes=(-2, -1)):
+    def __init__(self, factor: float = 0.0, axes: Sequence[int] = (-2, -1)):
         self.axes = _checked_axes(axes)
         # Whether anything asked for the penalty, and whether a gradient went
         # through it. The training that carries the lasso resets and reads both.
@@ -73,12 +74,12 @@ class GroupLasso(keras.regularizers.Regularizer):
         )
 
     @property
-    def factor(self):
+    def factor(self) -> float:
         # Not `float(self._factor)`, which fails for tf.distribute's variables.
         return float(ops.convert_to_numpy(self._factor))
 
     @factor.setter
-    def factor(self, value):
+    def factor(self, value: float) -> None:
         self._factor.assign(_checked_factor(value))
 
     def __call__(self, kernel):
@@ -86,7 +87,7 @@ class GroupLasso(keras.regularizers.Regularizer):
         penalty = self.unscaled(kernel)
         return ops.cast(self._factor, penalty.dtype) * penalty
 
-    def unscaled(self, kernel):
+    def unscaled(self, kernel: Any) -> Any:
         """Returns the penalty at `factor=1`: the sum of all group norms."""
         axes = _axes_of(kernel, self.axes)
         if keras.backend.standardize_dtype(kernel.dtype) != "float64":
@@ -114,7 +115,7 @@ class BesideLasso(keras.regularizers.Regularizer):
         lasso: A `GroupLasso`.
     """
 
-    def __init__(self, own, lasso):
+    def __init__(self, own: Callable[[Any], Any] | None, lasso: GroupLasso):
         self.own = own
         self.lasso = lasso
 
@@ -179,6 +180,7 @@ def _checked_factor(factor: Any) -> float:
 
 
 def _checked_axes(axes: Any) -> tuple[int, ...]:
+    """Returns `axes` as ints; raises a `ValueError` if they are no axes."""
     try:
         found = tuple(axes)
     except TypeError:

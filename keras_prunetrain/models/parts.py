@@ -5,7 +5,12 @@ import keras
 from keras_prunetrain.checks import is_count, is_number
 
 
-def check_arguments(input_shape, classes, weight_decay, width=1):
+def check_arguments(
+    input_shape: tuple[int | None, ...],
+    classes: int,
+    weight_decay: float,
+    width: int = 1,
+) -> None:
     """Checks the arguments that all networks here have.
 
     Raises:
@@ -30,7 +35,16 @@ def check_arguments(input_shape, classes, weight_decay, width=1):
         )
 
 
-def conv_bn(x, channels, size, name, *, stride=1, relu=True, weight_decay=0.0):
+def conv_bn(
+    x: keras.KerasTensor,
+    channels: int,
+    size: int,
+    name: str,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+    weight_decay: float = 0.0,
+) -> keras.KerasTensor:
     """Applies a convolution without bias, BN and, unless told not to, ReLU.
 
     Args:
@@ -66,7 +80,9 @@ def conv_bn(x, channels, size, name, *, stride=1, relu=True, weight_decay=0.0):
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
-def classifier(x, classes, weight_decay):
+def classifier(
+    x: keras.KerasTensor, classes: int, weight_decay: float
+) -> keras.KerasTensor:
     """Averages over the pixels and maps to logits `(batch, classes)`."""
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.layers.Dense(
@@ -78,7 +94,7 @@ def classifier(x, classes, weight_decay):
     )(x)
 
 
-def he_normal():
+def he_normal() -> keras.initializers.Initializer:
     """Returns a new fan-out He initializer, as in the authors' code.
 
     New for each layer: a Keras initializer draws the same values again each
@@ -89,14 +105,14 @@ def he_normal():
     )
 
 
-def small_uniform():
+def small_uniform() -> keras.initializers.Initializer:
     """Returns PyTorch's dense initializer: uniform in +-1/sqrt(inputs)."""
     return keras.initializers.VarianceScaling(
         1 / 3, mode="fan_in", distribution="uniform"
     )
 
 
-def l2(weight_decay):
+def l2(weight_decay: float) -> keras.regularizers.Regularizer | None:
     """Returns the penalty whose gradient is `weight_decay * weight`.
 
     This is the papers' weight decay: part of the loss, so that it passes

@@ -9,7 +9,12 @@ import keras
 from keras_prunetrain.models.parts import check_arguments, classifier, conv_bn
 
 
-def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
+def resnet8(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+    width: int = 16,
+) -> keras.Model:
     """Builds the smallest one, for quick starts: basic blocks 1/1/1.
 
     Args:
@@ -31,21 +36,36 @@ def resnet8(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
     )
 
 
-def resnet20(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
+def resnet20(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+    width: int = 16,
+) -> keras.Model:
     """Builds ResNet20: basic blocks 3/3/3. Arguments as for `resnet8`."""
     return _resnet(
         "resnet20", _basic, 3, input_shape, classes, weight_decay, width
     )
 
 
-def resnet32(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
+def resnet32(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+    width: int = 16,
+) -> keras.Model:
     """Builds ResNet32: basic blocks 5/5/5. Arguments as for `resnet8`."""
     return _resnet(
         "resnet32", _basic, 5, input_shape, classes, weight_decay, width
     )
 
 
-def resnet56(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
+def resnet56(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+    width: int = 16,
+) -> keras.Model:
     """Builds ResNet56: basic blocks 9/9/9. Arguments as for `resnet8`."""
     return _resnet(
         "resnet56", _basic, 9, input_shape, classes, weight_decay, width
@@ -53,8 +73,11 @@ def resnet56(input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16):
 
 
 def resnet50_cifar(
-    input_shape=(32, 32, 3), classes=10, weight_decay=0.0, width=16
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+    width: int = 16,
+) -> keras.Model:
     """Builds what PruneTrain calls ResNet50 on CIFAR: bottlenecks 8/8/8.
 
     It is not the ImageNet network: 76 convolutions, widths 16/32/64 with an

@@ -7,7 +7,11 @@ from keras_prunetrain.models.parts import check_arguments, classifier, conv_bn
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def vgg11(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def vgg11(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+) -> keras.Model:
     """Builds VGG11: 3x3 convolutions 1/1/2/2/2, a max pool after each stage.
 
     Args:
@@ -26,7 +30,11 @@ def vgg11(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
     return _vgg("vgg11", (1, 1, 2, 2, 2), input_shape, classes, weight_decay)
 
 
-def vgg13(input_shape=(32, 32, 3), classes=10, weight_decay=0.0):
+def vgg13(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 10,
+    weight_decay: float = 0.0,
+) -> keras.Model:
     """Builds VGG13: convolutions 2/2/2/2/2. Arguments as for `vgg11`."""
     return _vgg("vgg13", (2, 2, 2, 2, 2), input_shape, classes, weight_decay)
 

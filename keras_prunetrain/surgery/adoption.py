@@ -4,19 +4,23 @@
 symbolic tensor, a model) to its counterpart.
 """
 
+from typing import Any
+
 import keras
 from keras import tree
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.rules import rule_for
-from keras_prunetrain.surgery.copying import references
+from keras_prunetrain.surgery.copying import Twins, references
 
 
 class CannotFollow(Exception):
     """Why a model cannot be made anew on smaller layers, in words."""
 
 
-def adopt_class(smaller, model, twins):
+def adopt_class(
+    smaller: keras.Model, model: keras.Model, twins: Twins
+) -> list[str]:
     """Makes `smaller` an object of `model`'s class, with what that one holds.
 
     A user's subclass has methods (`train_step`) and attributes of its own; its
@@ -48,6 +52,14 @@ def adopt_class(smaller, model, twins):
 
 
 def _check_attribute(value, where, model, twins):
+    """Makes a model among the attributes anew; refuses a weight out of sight.
+
+    Args:
+        value: An attribute of the user's subclass, or a member of one.
+        where: Its name, for the error.
+        model: The original.
+        twins: The `twins` that are known; a model that is made is added.
+    """
     if keras_internals.is_graph(value) and shares_layers(value, twins):
         try:
             follow(value, twins)
@@ -71,19 +83,21 @@ def _check_attribute(value, where, model, twins):
             )
 
 
-def with_twins(value, twins):
+def with_twins(value: Any, twins: Twins) -> Any:
     """Returns `value`, or a copy of a list, tuple or dict that holds twins."""
     if isinstance(value, list | tuple | dict):
         return tree.map_structure(lambda x: twins.get(id(x), x), value)
     return twins.get(id(value), value)
 
 
-def shares_layers(model, twins):
+def shares_layers(model: keras.Operation, twins: Twins) -> bool:
     """Whether `model` has layers that have a twin."""
     return any(id(x) in twins for x in keras_internals.operations_in(model))
 
 
-def follow(model, twins, with_own_weights=False):
+def follow(
+    model: keras.Model, twins: Twins, with_own_weights: bool = False
+) -> keras.Model:
     """Returns a model like the functional `model` on the smaller layers.
 
     Where its tensors are those of the original, it takes their counterparts;
@@ -119,6 +133,7 @@ class _Again:
         self._same = {}
 
     def graph(self, model):
+        """Returns a functional model like `model` on the smaller layers."""
         self._start(model, model.inputs)
         for call in _needed(model, self._twins):
             operation = self._operation(call)
@@ -131,6 +146,7 @@ class _Again:
         return keras.Model(inputs, outputs, name=model.name)
 
     def sequential(self, model):
+        """Returns a `Sequential` like `model` on the smaller layers."""
         (x,) = model.inputs
         x = keras.Input(batch_shape=x.shape, dtype=x.dtype, sparse=x.sparse)
         self._start(model, [x])

@@ -17,11 +17,13 @@ import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.surgery.copying import (
+    Twins,
     contents_of,
     copied,
     is_backend_variable,
     rebound,
 )
+from keras_prunetrain.surgery.cut import Cut
 
 _FUNCTIONS = (
     types.BuiltinFunctionType
@@ -52,22 +54,22 @@ class LayerPair(NamedTuple):
     resized: Set[str]
     born: Mapping[str, Any] | None
     born_uncut: Callable[[], Mapping[str, Any]]
-    twins: dict[int, Any]
+    twins: Twins
 
 
-def carry_unbuilt(layer, clone):
+def carry_unbuilt(layer: keras.Operation, clone: keras.Operation) -> None:
     """Gives `clone`, which is not built, all that it carries until then."""
     for carry in _UNBUILT:
         carry(layer, clone)
 
 
-def carry_built(pair):
+def carry_built(pair: LayerPair) -> None:
     """Gives the clone of a `LayerPair` all that it carries in the end."""
     for carry in _BUILT:
         carry(pair)
 
 
-def carry_variable(cut, twins):
+def carry_variable(cut: Cut, twins: Twins) -> None:
     """Gives the new variable of a `Cut` what was set on the old one.
 
     Args:

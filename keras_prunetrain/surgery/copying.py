@@ -4,11 +4,18 @@ import copy
 import functools
 import inspect
 import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
+
+# From the `id` of an old object to its counterpart.
+Twins = dict[int, Any]
+# Returns a copy of a functional model.
+CopyModel = Callable[[keras.Model], keras.Model]
 
 # Objects of these packages hold no layer of the user's.
 _LIBRARIES = {
@@ -17,7 +24,9 @@ _LIBRARIES = {
 }
 
 
-def copy_operation(operation, twins, copy_model):
+def copy_operation(
+    operation: keras.Operation, twins: Twins, copy_model: CopyModel
+) -> keras.Operation:
     """Returns `operation` once more, without its `__init__` and its config.
 
     All attributes are carried. The variables, seed generators and inner layers
@@ -43,7 +52,12 @@ def copy_operation(operation, twins, copy_model):
     return new
 
 
-def copy_part(part, twins, copy_model, shape=None):
+def copy_part(
+    part: keras_internals.Part,
+    twins: Twins,
+    copy_model: CopyModel,
+    shape: Sequence[int] | None = None,
+) -> keras_internals.Part:
     """Returns a new variable, seed generator or layer like `part`.
 
     Args:
@@ -62,7 +76,7 @@ def copy_part(part, twins, copy_model, shape=None):
     return copy_operation(part, twins, copy_model)
 
 
-def copied(value, twins):
+def copied(value: Any, twins: Twins) -> Any:
     """Returns `value` for another layer; what can be changed is a copy.
 
     Args:
@@ -79,12 +93,12 @@ def copied(value, twins):
     return value
 
 
-def is_backend_variable(value):
+def is_backend_variable(value: Any) -> bool:
     """Whether `value` is a variable that Keras does not know as one."""
     return hasattr(value, "read_value") and not keras_internals.is_part(value)
 
 
-def rebound(value, twins):
+def rebound(value: Any, twins: Twins) -> Any:
     """Returns `value` with counterparts in the place of old objects.
 
     A function that was defined inside a layer, or that uses a layer or a
@@ -118,7 +132,7 @@ def rebound(value, twins):
     return new
 
 
-def rebind(operation, twins):
+def rebind(operation: keras.Operation, twins: Twins) -> None:
     """Lets the functions that `operation` holds refer to counterparts.
 
     Args:
@@ -132,6 +146,11 @@ def rebind(operation, twins):
 
 
 def _rebound_function(function, twins):
+    """Returns a copy of a function that holds the counterparts.
+
+    The code is the same; its closure, its defaults, its attributes, and the
+    layers and variables that it reads by a global name are the counterparts.
+    """
     cells = function.__closure__ or ()
     names = {
         name: twins[id(value)]
@@ -156,7 +175,7 @@ def _rebound_function(function, twins):
     return new
 
 
-def references(value, twins):
+def references(value: Any, twins: Twins) -> Iterator[Any]:
     """Yields the old objects that `value` holds, at whatever depth.
 
     Args:
@@ -195,7 +214,7 @@ def _members(value):
     return getattr(value, "__dict__", {}).values()
 
 
-def contents_of(function):
+def contents_of(function: Any) -> list[Any]:
     """Returns the values that a function keeps: closure and defaults."""
     cells = getattr(function, "__closure__", None) or ()
     return [

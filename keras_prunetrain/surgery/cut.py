@@ -7,6 +7,9 @@ import numpy as np
 
 from keras_prunetrain import keras_internals
 
+# From an axis of a variable to the positions that stay, sorted ints.
+Keep = dict[int, np.ndarray]
+
 
 class Cut(NamedTuple):
     """A variable of the smaller model and where its value comes from.
@@ -19,10 +22,10 @@ class Cut(NamedTuple):
 
     old: keras.Variable
     new: keras.Variable
-    keep: dict[int, np.ndarray]
+    keep: Keep
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """The shape that `old` has at the positions that stay, a tuple."""
         shape = list(self.old.shape)
         for axis, positions in self.keep.items():
@@ -30,7 +33,9 @@ class Cut(NamedTuple):
         return tuple(shape)
 
 
-def sliced(variable, keep):
+def sliced(
+    variable: keras.Variable | np.ndarray, keep: Keep
+) -> keras.Variable | np.ndarray:
     """Returns the value of `variable` at the positions `keep`, per axis."""
     if not keep:
         return variable

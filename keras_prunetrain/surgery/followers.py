@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import keras
@@ -13,6 +14,7 @@ from keras_prunetrain.surgery.adoption import (
     follow,
     shares_layers,
 )
+from keras_prunetrain.surgery.copying import Twins
 
 
 class Follower(NamedTuple):
@@ -30,7 +32,7 @@ class Follower(NamedTuple):
     reason: str | None = None
 
 
-def followers_of(model, twins):
+def followers_of(model: keras.Model, twins: Twins) -> list[Follower]:
     """Returns a `Follower` for each live model on layers of `model`, a list.
 
     Args:
@@ -70,7 +72,7 @@ def _search(model, twins):
     ]
 
 
-def note_made(models):
+def note_made(models: Iterable[keras.Model]) -> None:
     """Notes models that a takeover has made, and that nobody is to use.
 
     One that is interrupted may leave them behind, say in a traceback.
@@ -92,7 +94,7 @@ def _follower(model, twins):
         return Follower(model, reason=f"Keras says: {error}")
 
 
-def check_followers(model, twins):
+def check_followers(model: keras.Model, twins: Twins) -> list[Follower]:
     """Returns what `followers_of` returns, and leaves no trace in any layer.
 
     Args:

@@ -1,8 +1,12 @@
 """The clones of a graph's layers, and of all that is in them."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.resizing import new_arguments
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.surgery.carried import (
@@ -10,7 +14,8 @@ from keras_prunetrain.surgery.carried import (
     carry_built,
     carry_unbuilt,
 )
-from keras_prunetrain.surgery.copying import copy_operation
+from keras_prunetrain.surgery.copying import Twins, copy_operation
+from keras_prunetrain.surgery.cut import Cut
 from keras_prunetrain.surgery.pairing import Pairing
 from keras_prunetrain.surgery.remaking import config_of, make
 from keras_prunetrain.surgery.uses import refuse_use
@@ -31,7 +36,12 @@ class Leaves:
             its key, and the shapes of its inputs.
     """
 
-    def __init__(self, plan, twins, copy_graph):
+    def __init__(
+        self,
+        plan: Plan,
+        twins: Twins,
+        copy_graph: Callable[[keras.Model, str, list[Any]], keras.Model],
+    ):
         self._plan = plan
         self._twins = twins
         self._copy_graph = copy_graph
@@ -42,7 +52,7 @@ class Leaves:
         self._born = {}  # id of a layer -> attributes of its new clone.
         self._initializers = []  # Their owner, name, and they themselves.
 
-    def clone(self, layer, key):
+    def clone(self, layer: keras.Operation, key: str) -> keras.Operation:
         """Returns a new layer, not yet built, of the sizes that are left.
 
         Args:
@@ -74,7 +84,7 @@ class Leaves:
             self.pairs.append((layer, clone))
         return clone
 
-    def counterpart(self, value):
+    def counterpart(self, value: Any) -> Any:
         """Returns the counterpart of a weight that the graph itself uses.
 
         `x * layer.scale` is a call of `multiply` with a variable. Other
@@ -108,7 +118,9 @@ class Leaves:
         pairing.add(layer, clone)
         return pairing.twins[id(value)]
 
-    def pair(self, graphs):
+    def pair(
+        self, graphs: Sequence[tuple[keras.Model, keras.Model]]
+    ) -> list[Cut]:
         """Returns the `Cut`s of all variables, once all clones are built.
 
         Args:
@@ -123,7 +135,7 @@ class Leaves:
         self._all_pairs = [*graphs, *pairing.layers]
         return cuts
 
-    def carry(self):
+    def carry(self) -> None:
         """Gives the clones, whose variables have their values, the rest."""
         for layer, clone in self._all_pairs:
             born, born_uncut = self._born.get(id(layer), (None, dict))
@@ -140,6 +152,7 @@ class Leaves:
             )
 
     def _carry_unbuilt(self, layer, clone):
+        """Carries what `clone` and the layers in it need before the build."""
         carry_unbuilt(layer, clone)
         if not isinstance(layer, keras.layers.Layer):
             return

@@ -1,10 +1,12 @@
 """Which variable, and which inner layer, is the counterpart of which one."""
 
+from collections.abc import Mapping
+
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.surgery.copying import copied, copy_part
-from keras_prunetrain.surgery.cut import Cut
+from keras_prunetrain.surgery.copying import CopyModel, Twins, copied, copy_part
+from keras_prunetrain.surgery.cut import Cut, Keep
 
 
 class Pairing:
@@ -26,7 +28,9 @@ class Pairing:
         copy_model: Function that returns a copy of a functional model.
     """
 
-    def __init__(self, twins, keep, copy_model):
+    def __init__(
+        self, twins: Twins, keep: Mapping[int, Keep], copy_model: CopyModel
+    ):
         self.layers = []
         self.twins = twins
         self._keep = keep
@@ -35,7 +39,7 @@ class Pairing:
         self._missing = []
         self._added = set()
 
-    def add(self, layer, clone):
+    def add(self, layer: keras.layers.Layer, clone: keras.layers.Layer) -> None:
         """Pairs the built `layer` and `clone`, and all that is in them."""
         if id(layer) in self._added:
             return
@@ -61,7 +65,7 @@ class Pairing:
                 keras_internals.replace_part(clone, counterpart, known)
             self._pair(part, known)
 
-    def cuts(self):
+    def cuts(self) -> list[Cut]:
         """Returns the `Cut`s of all variables, when all layers are added.
 
         Raises:

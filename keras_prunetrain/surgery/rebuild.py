@@ -5,9 +5,11 @@ from keras import ops, tree
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.branches import needed_calls
+from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.surgery.adoption import adopt_class
 from keras_prunetrain.surgery.carried import carry_variable
+from keras_prunetrain.surgery.copying import Twins
 from keras_prunetrain.surgery.cut import Cut, sliced
 from keras_prunetrain.surgery.leaves import Leaves
 from keras_prunetrain.surgery.uses import check_takes, check_uses
@@ -15,7 +17,9 @@ from keras_prunetrain.surgery.uses import check_takes, check_uses
 __all__ = ["Cut", "rebuild", "sliced"]
 
 
-def rebuild(model, plan):
+def rebuild(
+    model: keras.Model, plan: Plan
+) -> tuple[keras.Model, list[Cut], Twins]:
     """Returns the smaller model, uncompiled, and how each variable was cut.
 
     Args:
@@ -151,6 +155,14 @@ class _Builder:
         return self._clone(call.operation, prefix, inputs)(*args, **kwargs)
 
     def _without_branch(self, call, prefix, inputs, addition):
+        """Returns what an addition computes once a branch of it has left.
+
+        Args:
+            call: The `Call` of the addition.
+            prefix: String that the keys of this graph's layers begin with.
+            inputs: List of the tensors that are still added.
+            addition: The `Addition`, with the constant of the branch.
+        """
         layer = call.operation
         x = inputs[0]
         if len(inputs) > 1:

@@ -6,9 +6,10 @@ import keras
 from keras import tree
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.liveness import plan_cut, trial_plan
+from keras_prunetrain.channels.liveness import Plan, plan_cut, trial_plan
 from keras_prunetrain.channels.options import CutOptions
-from keras_prunetrain.channels.scores import magnitude
+from keras_prunetrain.channels.scores import Score, magnitude
+from keras_prunetrain.channels.selection import Skip
 from keras_prunetrain.garbage import no_garbage_collection
 from keras_prunetrain.surgery.adoption import adopt_class, with_twins
 from keras_prunetrain.surgery.cut import Cut
@@ -18,14 +19,14 @@ from keras_prunetrain.surgery.takeover import Smaller, check_take_over
 
 
 def reconfigure(
-    model,
-    threshold=1e-4,
-    channel_multiple=1,
-    min_channels=1,
-    skip=(),
-    fold=False,
-    score=magnitude,
-):
+    model: keras.Model,
+    threshold: float = 1e-4,
+    channel_multiple: int = 1,
+    min_channels: int = 1,
+    skip: Skip = (),
+    fold: bool = False,
+    score: Score = magnitude,
+) -> keras.Model:
     """Returns `model` without the channels that training has driven to zero.
 
     A channel is dead if no weight that computes it and no weight that reads it
@@ -103,7 +104,7 @@ def reconfigure(
     return smaller.model
 
 
-def prepare_cut(model, plan):
+def prepare_cut(model: keras.Model, plan: Plan) -> Smaller:
     """Returns the smaller model and its optimizers, beside the old ones.
 
     Args:
@@ -121,7 +122,7 @@ def prepare_cut(model, plan):
     return _smaller(model, plan, model.optimizer if model.compiled else None)
 
 
-def check_reconfigurable(model, skip=()):
+def check_reconfigurable(model: keras.Model, skip: Skip = ()) -> None:
     """Raises what `reconfigure` would raise over `model`, by a trial.
 
     A layer that cannot be made anew or an optimizer that cannot be cut would
@@ -139,6 +140,14 @@ def check_reconfigurable(model, skip=()):
 
 
 def _smaller(model, plan, optimizer):
+    """Returns the `Smaller` of `model` by `plan`.
+
+    Args:
+        model: A functional model.
+        plan: A `Plan` for it.
+        optimizer: The optimizer to carry over, `None` for a model without one.
+            Those among the attributes of the model are carried over as well.
+    """
     with keras_internals.strategy_scope(model), no_garbage_collection():
         smaller, cuts, twins = rebuild(model, plan)
         names = adopt_class(smaller, model, twins)

@@ -3,6 +3,8 @@
 import contextlib
 import inspect
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -18,7 +20,7 @@ _OBJECTS = (
 _OF_EVERY_LAYER = {"activity_regularizer", "dtype", "name", "trainable"}
 
 
-def config_of(layer):
+def config_of(layer: keras.Operation) -> dict[str, Any]:
     """Returns the config of `layer`, with its functions as objects.
 
     Serialized, an activation, an initializer or a lambda would have to be
@@ -69,7 +71,11 @@ def _config(layer):
         return dict(layer.get_config())
 
 
-def make(layer, config, changes):
+def make(
+    layer: keras.Operation,
+    config: Mapping[str, Any],
+    changes: Mapping[str, Any],
+) -> keras.Operation:
     """Returns a new layer of the class of `layer`.
 
     Args:

@@ -1,10 +1,17 @@
 """The optimizer's state, cut like the weights that it belongs to."""
 
+from collections.abc import Sequence
+
+import keras
+from keras.optimizers import Optimizer
+
 from keras_prunetrain import keras_internals
-from keras_prunetrain.surgery.cut import sliced
+from keras_prunetrain.surgery.cut import Cut, sliced
 
 
-def carry_optimizer(optimizer, cuts, order):
+def carry_optimizer(
+    optimizer: Optimizer, cuts: Sequence[Cut], order: Sequence[keras.Variable]
+) -> Optimizer:
     """Returns `optimizer` for the smaller model, where it was in its training.
 
     Its slots stand in the order of the smaller model's weights, which a branch
@@ -92,6 +99,11 @@ def _carry_slots(old, new, cuts):
 
 
 def _cut_slot(slot, cut, optimizer):
+    """Returns the value of a slot at the positions that its weight keeps.
+
+    Raises:
+        ValueError: If the slot has another shape than its weight.
+    """
     keep = cut.keep
     if slot.shape != cut.old.shape:
         keep = {}  # A scalar, or a summary of the whole weight.

@@ -1,12 +1,12 @@
 """Lets the objects that a caller holds go on as parts of a smaller model."""
 
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.surgery.copying import rebind
+from keras_prunetrain.surgery.copying import Twins, rebind
 from keras_prunetrain.surgery.cut import Cut
 from keras_prunetrain.surgery.followers import (
     check_followers,
@@ -35,10 +35,10 @@ class Smaller(NamedTuple):
         tuple[keras.optimizers.Optimizer, keras.optimizers.Optimizer]
     ]
     cuts: list[Cut]
-    twins: dict[int, Any]
+    twins: Twins
 
 
-def take_over(model, smaller):
+def take_over(model: keras.Model, smaller: Smaller) -> None:
     """Lets the object `model` go on as a smaller one, inside a running `fit`.
 
     So do all objects that the user, `fit` and the callbacks may hold: models
@@ -62,7 +62,7 @@ def take_over(model, smaller):
             _LOG.warning(_LOST, *_names(follower, model))
 
 
-def check_take_over(model, smaller):
+def check_take_over(model: keras.Model, smaller: Smaller) -> None:
     """Raises what `take_over` would raise; changes nothing but `smaller`.
 
     Names, in a warning, live models on the same layers that cannot follow.

@@ -1,15 +1,20 @@
 """Refuses what uses a smaller weight and does not know that it is smaller."""
 
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.surgery.copying import references
+from keras_prunetrain.surgery.cut import Cut, Keep
 
 # Their regularizers and constraints take any number of channels.
 _OF_ANY_SIZE = {"keras", "keras_prunetrain"}
 
 
-def check_uses(numbering, keep):
+def check_uses(numbering: Numbering, keep: Mapping[int, Keep]) -> None:
     """Checks that no function uses a weight that is cut from outside.
 
     A `Lambda` may close over another layer, to tie its weights. The numbering
@@ -40,7 +45,7 @@ def check_uses(numbering, keep):
             refuse_use(f"Layer '{key}'", weight, owners[id(weight)])
 
 
-def refuse_use(user, weight, owner):
+def refuse_use(user: str, weight: keras.Variable, owner: str) -> NoReturn:
     """Raises that `user`, in words, uses a `weight` of layer `owner`."""
     raise ValueError(
         f"{user} uses '{weight.path}' of layer '{owner}' in a way that is not "
@@ -66,7 +71,10 @@ def _is_inside(part, layer):
     )
 
 
-def check_takes(cuts, layers):
+def check_takes(
+    cuts: Iterable[Cut],
+    layers: Iterable[tuple[keras.layers.Layer, keras.layers.Layer]],
+) -> None:
     """Checks that regularizers and constraints take what is smaller.
 
     One that holds an entry for each channel does not; without this check, the

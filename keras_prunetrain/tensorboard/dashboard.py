@@ -2,8 +2,16 @@
 
 import itertools
 import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from keras_prunetrain.channels.labels import Numbering
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from tensorboard.plugins.custom_scalar import layout_pb2
 
 # More lines in one chart cannot be told apart.
 _LINES = 6
@@ -11,7 +19,7 @@ _LINES = 6
 ZERO = "reference/zero"
 
 
-def stages(numbering):
+def stages(numbering: Numbering) -> dict[str, list[str]]:
     """Groups the layers with a kernel by the size of what they compute.
 
     Args:
@@ -47,7 +55,7 @@ def _size(channels):
     return "x".join(str(size or "any") for size in places) or "vectors"
 
 
-def layout(groups):
+def layout(groups: Mapping[str, Sequence[str]]) -> "layout_pb2.Layout":
     """Returns the layout of TensorBoard's custom-scalars tab.
 
     Args:
@@ -93,7 +101,9 @@ def layout(groups):
     )
 
 
-def heat_map(densities, names):
+def heat_map(
+    densities: Sequence[Sequence[float]], names: Sequence[str]
+) -> np.ndarray:
     """Returns `heat_map_figure` as `uint8`, shape `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -102,7 +112,9 @@ def heat_map(densities, names):
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def heat_map_figure(densities, names):
+def heat_map_figure(
+    densities: Sequence[Sequence[float]], names: Sequence[str]
+) -> "Figure":
     """Draws how many channels each layer has left, epoch by epoch.
 
     Args:

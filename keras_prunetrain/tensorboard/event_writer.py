@@ -3,10 +3,14 @@
 import contextlib
 import logging
 import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_prunetrain.channels.labels import Label
+from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.tensorboard import dashboard
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -55,14 +59,14 @@ class EventWriter:
         folder: Path of a local folder.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         import tensorflow as tf
 
         self._writer = tf.summary.create_file_writer(str(folder))
         self._said_no_heat_map = False
 
     @contextlib.contextmanager
-    def at(self, step):
+    def at(self, step: int) -> Iterator[None]:
         """Lets what is written inside belong to `step`, and be in the file."""
         import tensorflow as tf
 
@@ -71,7 +75,7 @@ class EventWriter:
             yield
         self._writer.flush()
 
-    def values(self, values):
+    def values(self, values: Mapping[str, Any]) -> None:
         """Writes those of a dict of values that are a `curve_value`."""
         import tensorflow as tf
 
@@ -80,7 +84,7 @@ class EventWriter:
             if point is not None:
                 tf.summary.scalar(tag, point)
 
-    def layout(self, stages):
+    def layout(self, stages: Mapping[str, Sequence[str]]) -> None:
         """Writes which curves the *Custom Scalars* tab shows together.
 
         Args:
@@ -92,7 +96,9 @@ class EventWriter:
         layout = summary.pb(dashboard.layout(stages))
         tf.summary.experimental.write_raw_pb(layout.SerializeToString())
 
-    def settings(self, values, results, run):
+    def settings(
+        self, values: Mapping[str, Any], results: Sequence[str], run: str
+    ) -> None:
         """Writes the settings, and which curves are results beside them.
 
         Args:
@@ -111,7 +117,7 @@ class EventWriter:
             metrics=[api.Metric(tag) for tag in results],
         )
 
-    def magnitudes(self, labels, threshold):
+    def magnitudes(self, labels: Iterable[Label], threshold: float) -> None:
         """Writes a histogram of the channels of each layer.
 
         Args:
@@ -138,13 +144,15 @@ class EventWriter:
             )
             tf.summary.experimental.write_raw_pb(histogram.SerializeToString())
 
-    def reconfiguration(self, report):
+    def reconfiguration(self, report: Reconfiguration) -> None:
         """Writes a `Reconfiguration` as a table."""
         import tensorflow as tf
 
         tf.summary.text("reconfigurations", _markdown(report))
 
-    def heat_map(self, densities, layers):
+    def heat_map(
+        self, densities: Sequence[Sequence[float]], layers: Sequence[str]
+    ) -> None:
         """Writes `dashboard.heat_map`, if matplotlib is there to draw it."""
         import tensorflow as tf
 
@@ -164,6 +172,7 @@ class EventWriter:
 
 
 def _markdown(report):
+    """Returns a `Reconfiguration` as a table in Markdown."""
     lines = [
         str(report),
         "",

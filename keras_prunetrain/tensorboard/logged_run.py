@@ -20,7 +20,7 @@ class LoggedRun:
         ValueError: If `folder` lies elsewhere.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         if not _is_path(folder):
             raise ValueError(
                 "`log_dir` must be the path of a folder, a string or a path "
@@ -36,26 +36,28 @@ class LoggedRun:
         self._resumes = False
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """Integer, the channels that the model had at first."""
         return self._record["channels"]
 
     @property
-    def training_flops(self):
+    def training_flops(self) -> int | None:
         """Integer, per example, of the model at first; `None` if unknown."""
         return self._record["training_flops"]
 
     @property
-    def layers(self):
+    def layers(self) -> list[str]:
         """List of the names of the layers that the model had at first."""
         return list(self._record["layers"])
 
     @property
-    def densities(self):
+    def densities(self) -> list[list[float]]:
         """For each epoch a list of the share of its channels in each layer."""
         return self._record["densities"]
 
-    def begin(self, channels, counts, training_flops):
+    def begin(
+        self, channels: int, counts: dict[str, int], training_flops: int | None
+    ) -> None:
         """Begins the run, or goes on with the one in the folder.
 
         Args:
@@ -81,6 +83,10 @@ class LoggedRun:
             }
 
     def _read(self):
+        """Returns the record in the folder, `None` if there is none yet.
+
+        Makes the folder, and tries whether a file can be written there.
+        """
         record = self.folder / _RECORD
         scratch = record.with_suffix(".new")
         try:
@@ -104,7 +110,7 @@ class LoggedRun:
             self._refuse(f"its record, {_RECORD}, cannot be read")
         return run
 
-    def offset(self, epoch, counts):
+    def offset(self, epoch: int, counts: dict[str, int]) -> int:
         """Returns the offset from the epochs of a `fit` to TensorBoard's steps.
 
         Args:
@@ -153,7 +159,7 @@ class LoggedRun:
             "`fit`."
         )
 
-    def note(self, counts, *, again=False):
+    def note(self, counts: dict[str, int], *, again: bool = False) -> None:
         """Notes the channels after an epoch, or once more after the last."""
         row = [
             counts.get(layer, 0) / count
@@ -164,7 +170,7 @@ class LoggedRun:
         else:
             self.densities.append(row)
 
-    def save(self):
+    def save(self) -> None:
         """Writes the record; whoever reads it finds the old or the new one."""
         path = self.folder / _RECORD
         scratch = path.with_suffix(".new")
