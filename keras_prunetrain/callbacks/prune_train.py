@@ -20,8 +20,13 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     A group lasso drives whole channels to zero; every few epochs the model is
     rebuilt without those that have arrived there, and `fit` goes on with the
-    smaller one, weights and optimizer slots carried over. The caller's model
-    and optimizer objects stay the same objects throughout.
+    smaller one, weights and optimizer slots carried over.
+
+    What the caller holds stays the same object: the model, its layers, models
+    nested in it, and its optimizer. Other live models on these layers go on
+    with the smaller ones, or a warning names them. The variables of weights
+    (`layer.kernel`) are new ones after a reconfiguration, so ask the layer for
+    them each time.
 
     The lasso's factor is computed from the first batch and never changes
     afterwards: the penalty is then `penalty_ratio` of the whole loss, the loss
@@ -44,8 +49,7 @@ class PruneTrainCallback(ReconfiguringCallback):
     before and after a reconfiguration are not comparable; let `EarlyStopping`,
     `ReduceLROnPlateau` and `ModelCheckpoint` monitor `val_task_loss`, with
     `mode="min"` and behind this callback in the list. A model with a
-    `train_step` of its own must add
-    `self.losses` to its loss.
+    `train_step` of its own must add `self.losses` to its loss.
 
     The history also gains two values per epoch: `density`, the kept share
     of the channels that the model had when it was first trained with this
@@ -61,17 +65,16 @@ class PruneTrainCallback(ReconfiguringCallback):
     one.) A metric of the model that has one of these names is kept, with a
     warning.
 
-    Models nested in the caller's are rebuilt: `model.get_layer("encoder")` is
-    another object after a reconfiguration.
-
     Layers that carry a `GroupLasso` already keep it, with its factor, and no
-    other gets one; only if all of these factors are 0 is one computed. Without
-    any, one is put beside the regularizer of each kernel. A second `fit` with
-    the same callback goes on with the factor of the first.
+    other gets one; only if all of these factors are 0 is one computed, and
+    kept. Without any, one is put beside the regularizer of each kernel whose
+    channels may go. A second `fit` of the model with the same callback goes on
+    with the factor of the first.
 
     Whatever ends `fit`, an exception or Ctrl-C included, the model is an
-    ordinary one afterwards: the lasso is off, or has the factor back with which
-    it came, and the optimizer trains with the learning rate that it shows.
+    ordinary one afterwards: a lasso that was put on is off, the layers' own
+    have their factors back, and the optimizer trains with the learning rate
+    that it shows.
 
     Args:
         penalty_ratio: Float in (0, 1). The lasso's share of the loss of the
@@ -96,17 +99,23 @@ class PruneTrainCallback(ReconfiguringCallback):
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
         factor: Float, the lasso's factor, the largest if layers came with
-            theirs; `None` before the first batch.
+            theirs; `None` until it is computed from the first batch.
+        epoch: Integer, the epoch that is trained or was last; `None` before
+            the first one of a `fit`.
+        meter: The `EpochMeter` of the `fit`.
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
-            first step, if the model has no known graph, if a layer or the
-            optimizer cannot be rebuilt, if `skip` matches no layer, if
+            first step, if the model has no known graph or was not built under
+            the strategy that trains it, if a layer or the optimizer cannot be
+            rebuilt, if `skip` matches no layer or `score` fails, if
             `finetune_epochs` leaves no epoch with lasso, if a second callback
             that makes the model smaller, a `BackupAndRestore` or an
             `EarlyStopping(restore_best_weights=True)` is among the callbacks,
-            or if an outer `fit` makes the model smaller; after it, if the loss
-            is negative or the logs have none.
+            if an outer `fit` makes the model smaller, if `fit` does not read
+            the data set of `batch`, or if the workers are not started alike;
+            after it, if the loss is negative, the logs have none, or the
+            `train_step` leaves the penalties out.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), Algorithm 1.

@@ -73,11 +73,9 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
-            first step, if the model has no known graph, if a layer or the
-            optimizer cannot be rebuilt, if `skip` matches no layer, if a second
-            callback of this kind, a `BackupAndRestore` or an
-            `EarlyStopping(restore_best_weights=True)` is among the callbacks,
-            or if an outer `fit` makes the model smaller.
+            first step, if the model, its optimizer, its strategy or the
+            callbacks beside this one do not allow it. `docs/limits.md` has the
+            list.
     """
 
     def __init__(

@@ -17,11 +17,13 @@ class Reconfiguration:
     Attributes:
         epoch: The epoch after which it took place, from 0.
         channels_before: Dict from each layer with a kernel to the number of
-            channels that it computed.
+            channels that it computed. Layers of a nested model are named
+            `"model/layer"`, here and below.
         channels_after: The same afterwards; 0 for layers that are gone.
-        keep: Dict from each layer to the sorted positions, among the channels
-            before, of those that stayed.
-        removed_layers: Names of the layers that left, with their branch.
+        keep: Dict from each of these layers to the sorted positions, among the
+            channels before, of those that stayed; none for layers that are
+            gone.
+        removed_layers: Names of the layers that left with a branch, sorted.
         constants_kept: Names of the additions that go on adding the constant
             of a branch that left; it is not trained any further.
         held: Dict from each layer that kept channels that are dead in it, or
@@ -34,11 +36,13 @@ class Reconfiguration:
         learning_rate: What the optimizer trained with last, scaled to the
             batch; `None` if it has several.
         penalty_ratio: Share of the lasso in (task loss + lasso): its value
-            after the epoch, and the mean loss over it.
-        seconds_saved: Seconds that the preceding epoch saved against the
-            fastest one of the first architecture, validation apart; 0 in the
-            first report.
-        seconds: Seconds that the surgery took.
+            after the epoch, and the mean loss over it; 0 for a method without
+            a penalty.
+        seconds_saved: Seconds by which this epoch was shorter than the fastest
+            one of the first architecture, validation apart; 0 in the first
+            report, and negative if it was longer.
+        seconds: Seconds that the surgery took, from the choice of the channels
+            to the memory that is free again.
         first_step_seconds: Seconds that the next training step took, which is
             traced anew; 0 until that step is done, and if there is none.
     """

@@ -24,7 +24,7 @@ def strategy_scope(
 
 
 def repair_distributed_fit() -> None:
-    """Lets `fit` work on several machines, and on uneven first batches.
+    """Lets `fit` work on several machines, `evaluate` on an uneven batch.
 
     Two private functions of Keras's TensorFlow trainer fail there (Keras 3.8 to
     3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
