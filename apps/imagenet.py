@@ -10,6 +10,8 @@ which is most of the speed.
 import dataclasses
 import os
 import pathlib
+import re
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +26,16 @@ _STD = (58.395, 57.12, 57.375)
 _AREA = (0.08, 1.0)
 _ASPECT_RATIO = (3 / 4, 4 / 3)
 _CENTRAL = 0.875  # 224 of 256 pixels.
+
+
+# What reading and decoding an image may raise.
+ERRORS_OF_IMAGES = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,  # A folder.
+    tf.errors.DataLossError,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +83,7 @@ class Images:
         return tf.data.Dataset.zip(self.train, dice).map(
             lambda example, dice: (
                 self._normalized(
-                    random_part(self._read(example[0]), dice, self.image_size)
+                    random_part(self.encoded(example[0]), dice, self.image_size)
                 ),
                 example[1],
             ),
@@ -88,7 +100,7 @@ class Images:
         examples = self.validation.map(
             lambda image, label: (
                 self._normalized(
-                    central_part(self._read(image), self.image_size)
+                    central_part(self.encoded(image), self.image_size)
                 ),
                 label,
             ),
@@ -96,8 +108,20 @@ class Images:
         )
         return _without_tuner(examples.batch(batch_size).prefetch(2))
 
-    def _read(self, image):
+    def encoded(self, image):
+        """Returns the bytes of an image of `train` or `validation`."""
         return tf.io.read_file(image) if self.are_paths else image
+
+    def problem(self, image):
+        """Returns why an image cannot be read, a sentence, or `None`."""
+        try:
+            _decoded(self.encoded(image))
+        except ERRORS_OF_IMAGES as error:
+            name = os.fsdecode(image) if self.are_paths else "An image"
+            # Without the names of TensorFlow's operations.
+            why = re.sub(r"^{{.*?}} *| *\[Op:.*$", "", error.message)
+            return f"{name} cannot be read as an image: {why.rstrip('.')}."
+        return None
 
     def _normalized(self, image):
         return (tf.cast(image, tf.float32) - _MEAN) / _STD
@@ -177,6 +201,28 @@ def _decoded_part(encoded, box):
 
 def _decoded(encoded):
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def broken_image(images):
+    """Looks for an image that cannot be read.
+
+    The error that ends a training does not name the image. To look at all of
+    them takes about as long as an epoch of a small network.
+
+    Args:
+        images: An `Images`.
+
+    Returns:
+        A sentence that names the first one; `None` if all can be read.
+    """
+    print("An image may be broken. Looking at all of them ...", flush=True)
+    with futures.ThreadPoolExecutor(_cores()) as executor:
+        for split in (images.validation, images.train):
+            for some, _ in split.batch(256):
+                found = executor.map(images.problem, some.numpy())
+                for sentence in filter(None, found):
+                    return sentence
+    return None
 
 
 def load(name, image_size=224, data_dir=None, seed=0):

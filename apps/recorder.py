@@ -9,7 +9,6 @@ import numpy as np
 
 import keras_prunetrain as kpt
 from apps.environment import environment
-from apps.workdir import scratch_name
 
 
 class Recorder(keras.callbacks.Callback):
@@ -40,7 +39,7 @@ class Recorder(keras.callbacks.Callback):
         self._seconds = 0.0  # Of the run, at the end of the last epoch.
 
     def on_train_begin(self, logs=None):
-        self._files.path("metrics.jsonl").write_text("")
+        self._files.write_text("metrics.jsonl", "")
         for name, magnitudes in self._channel_magnitudes().items():
             shape = self._recipe.epochs, len(magnitudes)
             self._positions[name] = np.arange(len(magnitudes))
@@ -78,8 +77,7 @@ class Recorder(keras.callbacks.Callback):
         # In this order: an epoch with metrics has all its other records.
         self._write_reports()
         self._record_channels(epoch)
-        with self._files.path("metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._files.append("metrics.jsonl", json.dumps(row) + "\n")
         self._writing_seconds += time.perf_counter() - started
 
     def _run_seconds(self):
@@ -94,9 +92,8 @@ class Recorder(keras.callbacks.Callback):
         self._known_reports = len(reports)
         for name, magnitudes in self._channel_magnitudes().items():
             self._magnitudes[name][epoch, self._positions[name]] = magnitudes
-        scratch = self._files.path(scratch_name("channels.npz"))
-        np.savez_compressed(scratch, **self._magnitudes)
-        scratch.replace(self._files.path("channels.npz"))
+        with self._files.replacing("channels.npz") as path:
+            np.savez_compressed(path, **self._magnitudes)
 
     def _channel_magnitudes(self):
         """Returns the largest magnitude of each output channel, per layer."""
@@ -123,8 +120,9 @@ class Recorder(keras.callbacks.Callback):
         # All of them each time: the last one gets its first step's seconds
         # an epoch later.
         reports = self._reports()
-        self._files.path("reconfigurations.jsonl").write_text(
-            "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in reports)
+        self._files.write_text(
+            "reconfigurations.jsonl",
+            "".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in reports),
         )
 
     def result(self, model):

@@ -30,7 +30,7 @@ from apps import (  # noqa: E402
     records,
     training,
 )
-from apps.refusal import RefusedError  # noqa: E402
+from apps.refusal import RefusedError, StoppedError  # noqa: E402
 from keras_prunetrain import models  # noqa: E402
 
 
@@ -85,7 +85,7 @@ def main(argv, values=flags.FLAGS):
         result = training.train(
             recipe_flags.recipe(values), examples, folder(values.workdir)
         )
-    except RefusedError as error:
+    except (RefusedError, StoppedError) as error:
         sys.exit(str(error))
     if dense:
         print(compare.table([dense, result]))

@@ -34,7 +34,7 @@ from apps import (  # noqa: E402
     records,
     training,
 )
-from apps.refusal import RefusedError  # noqa: E402
+from apps.refusal import RefusedError, StoppedError  # noqa: E402
 from keras_prunetrain import models  # noqa: E402
 
 
@@ -99,8 +99,16 @@ def main(argv, values=flags.FLAGS):
             folder(values.workdir),
             strategy,
         )
-    except RefusedError as error:
+    except (RefusedError, StoppedError) as error:
         sys.exit(str(error))
+    except imagenet.ERRORS_OF_IMAGES:
+        broken = imagenet.broken_image(images)
+        if broken is None:
+            raise
+        sys.exit(
+            f"{broken} Replace it or take it away, and start again. What was "
+            f"recorded until then is in {folder(values.workdir)}."
+        )
     if dense:
         print(compare.table([dense, result]))
 

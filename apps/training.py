@@ -10,7 +10,7 @@ import keras
 import keras_prunetrain as kpt
 from apps import networks
 from apps.recorder import Recorder
-from apps.refusal import RefusedError
+from apps.refusal import RefusedError, StoppedError
 from apps.workdir import LOGS, Workdir
 
 
@@ -81,6 +81,7 @@ def train(recipe, data, workdir, strategy=None):
 
     Raises:
         RefusedError: If the run cannot begin; nothing has been replaced then.
+        StoppedError: If a record cannot be written.
     """
     _check_batch_size(recipe, data, strategy)
     keras.config.set_dtype_policy(recipe.dtype_policy)
@@ -90,13 +91,21 @@ def train(recipe, data, workdir, strategy=None):
     with Workdir(pathlib.Path(workdir) / _own_folder(strategy)) as files:
         try:
             recorder = _fit(model, recipe, data, files, strategy)
+            with files.replacing("model.keras") as path:
+                model.save(path)
+            result = recorder.result(model)
+            files.write_json("result.json", result)
         except ValueError as error:
             if files.begun:
                 raise
             raise RefusedError(f"This run cannot begin: {error}") from error
-        model.save(files.path("model.keras"))
-        result = recorder.result(model)
-        files.write_json("result.json", result)
+        except OSError as error:
+            raise StoppedError(
+                "The training has ended, because its records cannot be written "
+                f"into {files.folder}: {error}. Those that were written before "
+                "are kept. Free some space or choose another --workdir, and "
+                "start again."
+            ) from error
     return result
 
 

@@ -159,11 +159,40 @@ class Workdir:
         self.write_json(RECIPE, recipe)
         self.begun = True
 
-    def write_json(self, name, content):
-        """Writes a record that others find whole, or not at all."""
+    @contextlib.contextmanager
+    def replacing(self, name):
+        """Gives the path to write a record to, which then takes its place.
+
+        Others find the old record or the new one, and never a part: if the
+        writing fails, the old one stays.
+        """
         scratch = self.path(scratch_name(name))
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
-        scratch.replace(self.path(name))
+        try:
+            yield scratch
+            scratch.replace(self.path(name))
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def write_text(self, name, text):
+        """Writes a record that is a text."""
+        with self.replacing(name) as scratch:
+            scratch.write_text(text)
+
+    def write_json(self, name, content):
+        """Writes a record that is JSON."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def append(self, name, line):
+        """Adds a line to a record: the whole line, or nothing of it."""
+        path = self.path(name)
+        size = path.stat().st_size
+        try:
+            with path.open("a") as file:
+                file.write(line)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 class _Lock:

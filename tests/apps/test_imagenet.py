@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from apps import imagenet
+from apps import imagenet, train_imagenet
 from tests import workers
+from tests.apps.programs import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -132,6 +133,50 @@ def test_a_folder_that_is_none_is_refused(folder):
     (folder / "val" / "cow" / "0.JPEG").write_bytes(b"")
     with pytest.raises(ValueError, match="classes cow, not in 'train'"):
         imagenet.load("folder", 32, str(folder))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("how", ["cut off", "empty", "no image"])
+def test_an_image_that_cannot_be_decoded_is_named(folder, split, how):
+    path = folder / split / "dog" / "0.JPEG"
+    whole = path.read_bytes()
+    damaged = {
+        "cut off": whole[: len(whole) // 2],
+        "empty": b"",
+        "no image": b"<html>404</html>",
+    }
+    path.write_bytes(damaged[how])
+    sentence = imagenet.broken_image(imagenet.load("folder", 32, folder))
+    assert sentence.startswith(f"{path} cannot be read as an image: ")
+    assert len(sentence.splitlines()) == 1
+    assert "{{" not in sentence and "[Op" not in sentence
+
+
+def test_a_broken_image_ends_a_run_with_a_message(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    # A random part of it may be whole; its middle is not.
+    path = folder / "val" / "dog" / "0.JPEG"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as caught:
+        run(
+            *(train_imagenet, "--dataset=folder", f"--data_dir={folder}"),
+            *("--network=resnet8", "--method=dense", "--image_size=32"),
+            *("--epochs=1", "--batch_size=4", f"--workdir={workdir}"),
+        )
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read as an image: ")
+    assert message.endswith(
+        "Replace it or take it away, and start again. What was recorded until "
+        f"then is in {workdir}."
+    )
+    # The lock is off, and the recipe is there.
+    assert (workdir / "recipe.json").exists()
+    assert not (workdir / ".prunetrain.lock").exists()
+
+
+def test_what_is_no_fault_of_an_image_is_not_taken_for_one(folder):
+    assert imagenet.broken_image(imagenet.load("folder", 32, folder)) is None
+    assert imagenet.broken_image(imagenet.load("fake", 32)) is None
 
 
 def test_imagenet_that_is_not_there_is_refused(tmp_path):

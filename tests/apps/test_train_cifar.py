@@ -1,9 +1,11 @@
 """The training program, and the files that it leaves."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +15,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from apps import compare, data, quickstart, recipe_flags, train_cifar, training
+from apps import (
+    compare,
+    data,
+    quickstart,
+    recipe_flags,
+    train_cifar,
+    training,
+    workdir,
+)
 from apps.refusal import RefusedError
 from tests.apps.programs import files, parsed, run
 
@@ -152,6 +162,57 @@ def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
     assert recipe["method"] == "prunetrain"
     assert recipe["epochs"] == 1000
     assert not (tmp_path / "result.json").exists()
+
+
+@contextlib.contextmanager
+def no_file_is_longer_than(size):
+    """A disk that is full, for the whole process."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs"),
+    [
+        pytest.param(1_500, 0, id="channels"),
+        pytest.param(20_000, 2, id="model", marks=pytest.mark.long),
+    ],
+)
+def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
+    folder = tmp_path / "run"
+    with (
+        no_file_is_longer_than(size),
+        pytest.raises(SystemExit) as caught,
+    ):
+        run(
+            *(train_cifar, *SMALL, "--width=2", "--epochs=2"),
+            *(
+                "--method=dense",
+                "--image_size=4",
+                "--batch_size=512",
+                f"--workdir={folder}",
+            ),
+        )
+    assert str(caught.value).startswith(
+        f"The training has ended, because its records cannot be written into "
+        f"{folder}: [Errno 27] File too large"
+    )
+    # What was written until then is whole.
+    assert not list(folder.glob("*.new*"))
+    names = {path.name for path in folder.iterdir()}
+    records = {"recipe.json", "reconfigurations.jsonl", "metrics.jsonl"}
+    if epochs:
+        records.add("channels.npz")
+    assert names - {"tensorboard"} == records
+    assert len(lines(folder / "metrics.jsonl")) == epochs
+    assert lines(folder / "reconfigurations.jsonl") == []
+    assert json.loads((folder / "recipe.json").read_text())["epochs"] == 2
+    # Once there is space again, the folder can be used.
+    workdir.check(folder)
 
 
 def test_comparison_shows_ratios(finished, capsys):

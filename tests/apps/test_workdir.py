@@ -260,6 +260,17 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     )
 
 
+def test_a_line_is_whole_or_not_there(folder):
+    with Workdir(folder) as run:
+        run.path("metrics.jsonl").write_text("first\n")
+        with pytest.raises(UnicodeEncodeError):
+            run.append("metrics.jsonl", "half \ud800\n")
+        assert run.path("metrics.jsonl").read_text() == "first\n"
+        run.append("metrics.jsonl", "second\n")
+    text = (folder / "metrics.jsonl").read_text()
+    assert text == "first\nsecond\n"
+
+
 def test_a_record_is_whole_or_not_there(folder):
     with Workdir(folder) as run:
         with pytest.raises(TypeError):
