@@ -12,7 +12,16 @@ from keras_prunetrain import model_cost, reconfigure
 from keras_prunetrain.channels import rules
 from tests.networks import kill, outputs, shake
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [x for x in local if not (page.parent / x).exists()] == []
 
 
 def examples(name):
