@@ -298,6 +298,17 @@ def test_a_dense_training_is_logged_as_well(tmp_path):
     assert "reconfigurations" not in found
 
 
+def test_a_dense_training_shows_the_share_of_its_own_lasso(tmp_path):
+    model = network(regularizers={"inner": kpt.GroupLasso(0.01)})
+    model.optimizer.learning_rate = 0.0  # So that the penalty stays.
+    history = fit(model, kpt.DensityLog(tmp_path), epochs=1)
+    (share,) = curve(events(tmp_path), "training/penalty_ratio")
+    (loss,) = history["loss"]
+    assert share == pytest.approx(float(sum(model.losses)) / loss, rel=1e-4)
+    assert share > 0.01
+    assert session(tmp_path).hparams["algorithm"].string_value == "dense"
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_images_of_any_size_are_logged(tmp_path, known):
     image = keras.Input((None, None, 3))

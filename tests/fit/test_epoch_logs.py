@@ -44,6 +44,18 @@ def test_a_metric_of_the_same_name_is_kept_and_warned_of(caplog, stopped):
     assert "Rename the metrics" in record.getMessage()
 
 
+def test_a_metric_is_in_the_way_in_its_own_fit_only():
+    pruning = kpt.PruneTrainCallback()
+    first, second = (
+        network(compiled={"metrics": metrics})
+        .fit(*examples(16), verbose=0, callbacks=[pruning])
+        .history
+        for metrics in ([metric("density")], [])
+    )
+    assert first["density"] != [1.0]
+    assert second["density"] == [1.0]
+
+
 def test_a_callback_that_logs_the_rate_is_no_metric():
     batch = kpt.DynamicBatch(8)
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25)

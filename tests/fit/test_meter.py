@@ -125,3 +125,42 @@ def test_the_learning_rate_is_that_of_the_last_step():
     )
     # The third step is still of the first rate.
     np.testing.assert_allclose(note.rows, [[0.5], [0.1]])
+
+
+def test_the_learning_rate_of_an_epoch_without_a_last_step_is_the_present_one():
+    class Lower(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+            self.model.optimizer.learning_rate = 0.5 / (1 + epoch)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.epoch == 1
+
+    meter = kpt.EpochMeter()
+    note = Note(meter, "learning_rate")
+    network().fit(
+        *examples(40),
+        batch_size=16,
+        epochs=2,
+        verbose=0,
+        callbacks=[Lower(), meter, note],
+    )
+    np.testing.assert_allclose(note.rows, [[0.5], [0.25]])
+
+
+def test_a_second_fit_counts_images_of_another_size_anew():
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(2, 3)(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+    model.compile("sgd", "mse", run_eagerly=True)
+    meter = kpt.EpochMeter()
+    found = []
+    for size in (8, 12):
+        note = Note(meter, "training_flops")
+        data = np.ones((4, size, size, 3)), np.ones((4, 3))
+        model.fit(*data, verbose=0, callbacks=[meter, note])
+        flops = 4 * kpt.model_cost(model, (size, size, 3)).training_flops
+        assert note.rows == [[flops]]
+        found.append(flops)
+    assert found[0] < found[1]
