@@ -9,6 +9,7 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.scores import scores_of_layers
 from keras_prunetrain.checks import is_number
 from keras_prunetrain.distribution import is_first_worker
 from keras_prunetrain.fit.dense import DenseTraining
@@ -38,7 +39,8 @@ class DensityLog(keras.callbacks.Callback):
     * *Images*: a heat map of layers and epochs (needs matplotlib), new after
       each reconfiguration and at the end;
     * *Histograms*: the largest magnitude in each channel of each layer, over
-      the threshold, as a decimal logarithm: what lies below 0 is dead;
+      the threshold, as a decimal logarithm: what lies below 0 is dead. Where
+      another `score` chooses the channels, it is shown instead;
     * *Text*: each reconfiguration, with what held the channels that stayed;
     * *HParams*: the settings, beside the last figures (`final/`).
 
@@ -200,10 +202,18 @@ class DensityLog(keras.callbacks.Callback):
                 self._writer.layout(self._stages)
                 self._write_settings()
             self._write_scalars(self._last_logs)
-            threshold = self._training.threshold or self._threshold
-            self._writer.magnitudes(numbering.kernels("out"), threshold)
+            self._write_histograms(numbering)
             self._write_reports(reports)
         self._run.save()
+
+    def _write_histograms(self, numbering):
+        options = self._training.options
+        try:
+            scores = scores_of_layers(numbering, options.score)
+        except ValueError:  # Of weights that are not finite.
+            return
+        threshold = options.threshold or self._threshold
+        self._writer.histograms(scores, options.score, threshold)
 
     @contextlib.contextmanager
     def _unless_it_fails(self):

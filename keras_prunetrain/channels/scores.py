@@ -72,6 +72,28 @@ def channel_scores(
     return scores
 
 
+def scores_of_layers(
+    numbering: Numbering, score: Score
+) -> dict[str, np.ndarray]:
+    """Returns the scores of the channels that each layer's kernel writes.
+
+    Those by `magnitude` are the layer's own; a channel of one layer may be
+    alive because of its weights in another. Another score may come from any
+    weight: each channel has the score that decides whether it stays.
+
+    Returns:
+        Dict from the key of a layer to a float array, `(channels,)`.
+
+    Raises:
+        ValueError: As `label_scores`, unless `score` is `magnitude`.
+    """
+    kernels = numbering.kernels("out")
+    if score is magnitude:
+        return {x.layer: x.magnitudes() for x in kernels}
+    scores = channel_scores(numbering, label_scores(numbering, score))
+    return {x.layer: scores[x.numbers] for x in kernels}
+
+
 def unscored(
     numbering: Numbering, by_label: list[np.ndarray | None]
 ) -> np.ndarray:

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.record import Reconfiguration, penalty_share
 
@@ -17,13 +18,13 @@ class DenseTraining:
     Attributes:
         meter: An `EpochMeter`; the log forwards its hooks.
         reports: Empty: nothing is reconfigured.
-        threshold: 0: no channel is dead.
+        options: The `CutOptions`: no channel is dead.
     """
 
     def __init__(self, model: keras.Model):
         self.meter = EpochMeter()
         self.reports: list[Reconfiguration] = []
-        self.threshold = 0.0
+        self.options = CutOptions(threshold=0.0)
         self._model = model
 
     def settings(self) -> dict[str, Any]:

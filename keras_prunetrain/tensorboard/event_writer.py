@@ -4,12 +4,12 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_prunetrain.channels.labels import Label
+from keras_prunetrain.channels.scores import Score, magnitude
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.tensorboard import dashboard
 
@@ -17,6 +17,7 @@ _LOG = logging.getLogger("keras_prunetrain")
 _SMALLEST = 1e-12  # Of which a logarithm is shown.
 # The tags of the histograms.
 MAGNITUDES = "log10_of_magnitude_over_threshold"
+SCORES = "log10_of_score_over_threshold"
 
 
 def check_installed() -> None:
@@ -117,29 +118,34 @@ class EventWriter:
             metrics=[api.Metric(tag) for tag in results],
         )
 
-    def magnitudes(self, labels: Iterable[Label], threshold: float) -> None:
+    def histograms(
+        self, scores: Mapping[str, np.ndarray], score: Score, threshold: float
+    ) -> None:
         """Writes a histogram of the channels of each layer.
 
         Args:
-            labels: The labels of the kernels' output axes.
+            scores: As `scores_of_layers` returns them.
+            score: The function that gave them.
             threshold: Float above 0. What is shown as 0.
         """
         import tensorflow as tf
         from tensorboard.plugins.histogram import summary
 
+        tag, what = MAGNITUDES, "the largest |w| in each channel"
+        if score is not magnitude:
+            name = getattr(score, "__qualname__", type(score).__name__)
+            tag, what = SCORES, f"the score of each channel ({name})"
         text = (
-            "Decimal logarithm of the largest |w| in each channel, over "
-            f"{threshold:g}. With this threshold, what is below 0 is dead."
+            f"Decimal logarithm of {what}, over {threshold:g}. With this "
+            "threshold, what is below 0 is dead."
         )
-        for label in labels:
-            magnitudes = label.magnitudes()
+        for layer, values in scores.items():
             # Of a training that has diverged, what is left.
-            magnitudes = magnitudes[np.isfinite(magnitudes)]
-            magnitudes = np.maximum(magnitudes, _SMALLEST)
+            shown = np.maximum(values[np.isfinite(values)], _SMALLEST)
             # `tf.summary.histogram` takes many times as long.
             histogram = summary.histogram_pb(
-                f"{MAGNITUDES}/{label.layer}",
-                np.log10(magnitudes / threshold),
+                f"{tag}/{layer}",
+                np.log10(shown / threshold),
                 description=text,
             )
             tf.summary.experimental.write_raw_pb(histogram.SerializeToString())

@@ -22,7 +22,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.tensorboard import dashboard
-from keras_prunetrain.tensorboard.event_writer import MAGNITUDES
+from keras_prunetrain.tensorboard.event_writer import MAGNITUDES, SCORES
 from tests.callbacks.fits import Kill, examples, network, widths
 
 PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}
@@ -138,6 +138,48 @@ def check_histogram(found, model, layer, step, threshold):
     assert buckets[:, 2].sum() == len(largest)
     np.testing.assert_allclose(full[0, 0], above.min(), atol=1e-5)
     np.testing.assert_allclose(full[-1, 1], above.max(), atol=1e-5)
+
+
+def by_bias(label):
+    """Scores channels by the bias that the layer adds to them."""
+    bias = label.weight.name == "bias"
+    return np.abs(keras.ops.convert_to_numpy(label.weight)) if bias else None
+
+
+def test_histograms_show_the_score_that_chooses_the_channels(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.get_layer("conv").bias.assign([0.01, 0.1, 1.0, 10.0])
+    pruning = kpt.PruneTrainCallback(
+        threshold=1e-3, reconfigure={"score": by_bias}, log_dir=tmp_path
+    )
+    images, _ = examples(8)
+    model.fit(images, np.ones((8, 3)), verbose=0, callbacks=[pruning])
+    found = events(tmp_path)
+    assert not [tag for tag in found if tag.startswith(MAGNITUDES)]
+    buckets = found[f"{SCORES}/conv"][0]
+    full = buckets[buckets[:, 2] > 0]
+    assert buckets[:, 2].sum() == 4
+    np.testing.assert_allclose([full[0, 0], full[-1, 1]], [1, 4], atol=1e-5)
+
+
+def test_a_score_of_weights_that_are_not_finite_has_no_histogram(tmp_path):
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            for weight in self.model.trainable_weights:
+                weight.assign(np.full(weight.shape, np.nan))
+
+    pruning = kpt.PruneTrainCallback(
+        reconfigure={"score": by_bias}, log_dir=tmp_path
+    )
+    history = fit(network(), Diverge(), pruning, epochs=2)
+    assert len(history["loss"]) == 2
+    found = events(tmp_path)
+    assert not [tag for tag in found if tag.startswith((MAGNITUDES, SCORES))]
+    assert len(curve(found, "density/model")) == 2
 
 
 def test_an_epoch_can_be_looked_at_as_soon_as_it_is_over(tmp_path):
