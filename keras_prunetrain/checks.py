@@ -1,8 +1,12 @@
 """Checks of single values that the caller hands in, one place for all."""
 
+import inspect
 import math
 import numbers
+import os
 from typing import Any
+
+import keras
 
 
 def is_integer(value: Any) -> bool:
@@ -27,3 +31,18 @@ def is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def check_model(model: Any) -> None:
+    """Raises a `ValueError` if `model` is no `keras.Model`."""
+    if isinstance(model, keras.Model):
+        return
+    advice = ""
+    if isinstance(model, str | os.PathLike):
+        path = os.fspath(model)
+        advice = f" Load the file first, `keras.saving.load_model({path!r})`."
+    elif isinstance(model, type) or inspect.isroutine(model):
+        advice = " Pass the result of its call."
+    raise ValueError(
+        f"`model` must be a `keras.Model`.{advice} Received: model={model!r}"
+    )

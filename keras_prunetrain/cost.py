@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import keras
 
 from keras_prunetrain.channels.rules import macs_of, saved_by
-from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.checks import check_model, is_count, is_number
 from keras_prunetrain.example_shapes import InputShapes, layer_calls
 from keras_prunetrain.keras_internals import is_graph
 
@@ -81,10 +81,11 @@ def model_cost(model: keras.Model, input_shapes: InputShapes = None) -> Cost:
         flops, and a warning is logged.
 
     Raises:
-        ValueError: If `model` has no graph, if `input_shapes` does not fit its
-            inputs, if a size is not known, or if a `LayerRule` returns no
-            number.
+        ValueError: If `model` is no model or has no graph, if `input_shapes`
+            does not fit its inputs, if a size is not known, or if a
+            `LayerRule` returns no number.
     """
+    check_model(model)
     if not is_graph(model):
         raise ValueError(
             "`model_cost` follows a model's graph, which only functional and "

@@ -7,7 +7,7 @@ import pathlib
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.checks import is_count
+from keras_prunetrain.checks import check_model, is_count
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.example_shapes import InputShapes
 from keras_prunetrain.variables import gradient_bytes, variable_bytes
@@ -34,8 +34,8 @@ def training_bytes(
             `None`, the shapes of the model's inputs.
 
     Raises:
-        ValueError: If `model` is not compiled, if `batch_size` is out of its
-            range, and as `model_cost`.
+        ValueError: If `model` is no model or not compiled, if `batch_size` is
+            out of its range, and as `model_cost`.
     """
     if not is_count(batch_size):
         raise ValueError(
@@ -62,11 +62,12 @@ def iteration_bytes(
         The bytes of weights, gradients and slots, and those of the activations
         of one example.
     """
+    check_model(model)
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "The slots of the optimizer take memory as well: call "
             "`model.compile(...)` first. Received: model="
-            f"'{getattr(model, 'name', model)}', which has no optimizer"
+            f"'{model.name}', which has no optimizer"
         )
     cost = cost or model_cost(model, input_shapes)
     fixed = gradient_bytes(model) + variable_bytes(model.variables)

@@ -5,6 +5,8 @@ import re
 
 import keras
 
+from keras_prunetrain.checks import check_model
+
 
 def gradient_bytes(model: keras.Model) -> int:
     """Returns the bytes of all gradients of `model`, one per trainable weight.
@@ -17,7 +19,8 @@ def gradient_bytes(model: keras.Model) -> int:
     Raises:
         ValueError: If `model` is no model, or has no weights yet.
     """
-    if not isinstance(model, keras.Model) or not model.built:
+    check_model(model)
+    if not model.built:
         raise ValueError(
             "`gradient_bytes` needs a model with weights. Build a Sequential "
             "by giving it an `Input`, a subclass of `keras.Model` by calling "

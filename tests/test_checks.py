@@ -1,10 +1,14 @@
-"""Which values count as an integer, and which as a number."""
+"""Which values count as an integer, as a number, and as a model."""
 
 import fractions
+import inspect
+import pathlib
 
+import keras
 import numpy as np
 import pytest
 
+import keras_prunetrain as kpt
 from keras_prunetrain.checks import is_count, is_integer, is_number
 
 
@@ -44,3 +48,40 @@ def test_bools_strings_and_what_is_not_finite_are_neither(value):
 
 def test_an_integer_beyond_every_float_is_no_number():
     assert not is_number(10**400)
+
+
+def of_a_model():
+    """Returns the public functions that take a model, with a call of each."""
+    found = {}
+    for name in kpt.__all__:
+        function = getattr(kpt, name)
+        if inspect.isfunction(function):
+            (first, *others) = inspect.signature(function).parameters.values()
+            needed = [1 for x in others if x.default is x.empty]
+            if first.annotation is keras.Model:
+                found[name] = lambda x, f=function, n=needed: f(x, *n)
+    return found
+
+
+def test_the_functions_of_a_model_are_found():
+    assert {"reconfigure", "training_bytes"} <= of_a_model().keys()
+
+
+@pytest.mark.parametrize("function", of_a_model().values(), ids=of_a_model())
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (
+            "small.keras",
+            r"load_model\('small.keras'\)`. Received: model='small",
+        ),
+        (pathlib.Path("a/b.keras"), r"load_model\('a/b.keras'\)`. Received"),
+        (keras.Model, "the result of its call. Received: model=<class"),
+        (None, "must be a `keras.Model`. Received: model=None"),
+        ([1], r"must be a `keras.Model`. Received: model=\[1\]"),
+    ],
+    ids=["name", "path", "class", "None", "list"],
+)
+def test_what_is_no_model_is_named(function, value, match):
+    with pytest.raises(ValueError, match=match):
+        function(value)

@@ -26,6 +26,7 @@ from keras_prunetrain.channels.layer_rule import (
 from keras_prunetrain.channels.numbers import Channels, Numbers
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
+from keras_prunetrain.checks import check_model
 
 
 def number_channels(model: keras.Model) -> Numbering:
@@ -34,11 +35,7 @@ def number_channels(model: keras.Model) -> Numbering:
     Raises:
         ValueError: If `model` is no model, or its layers form no known graph.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Channels can be followed through a `keras.Model`. Received: "
-            f"model={model!r}"
-        )
+    check_model(model)
     if not keras_internals.is_graph(model):
         raise ValueError(
             f"Cannot follow the channels of '{model.name}', a "

@@ -71,9 +71,9 @@ def reconfigure(
         `model` itself if nothing is dead.
 
     Raises:
-        ValueError: If `model` has no known graph, if an argument is out of its
-            range, if `skip` matches no layer, if a weight is not finite, or if
-            the state of the optimizer cannot be carried over.
+        ValueError: If `model` is no model or has no known graph, if an argument
+            is out of its range, if `skip` matches no layer, if a weight is not
+            finite, or if the state of the optimizer cannot be carried over.
 
     Example:
 
