@@ -88,6 +88,9 @@ def test_a_growing_batch_and_its_losses_are_those_of_one_device(mirrored):
     gradients = [w.numpy() for w in mirrored.model.trainable_variables]
     sent = 3 * sum(gradient.nbytes for gradient in gradients)
     assert mirrored.history["communication_bytes"][-1] == sent
+    # That of each replica, with half of the batch.
+    memory = training_bytes(mirrored.model, 8)
+    assert mirrored.history["memory_bytes"][-1] == memory
 
 
 def test_after_a_reconfiguration_everything_is_still_mirrored(
