@@ -249,6 +249,20 @@ def test_an_unknown_kernel_is_named_once(own_rules, caplog):
     )
 
 
+def test_a_model_in_a_wrapper_is_said_to_count_nothing(own_rules, caplog):
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model = keras.Sequential(
+        [keras.Input((5, 3)), layers.TimeDistributed(inner)]
+    )
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        assert model_cost(model).forward_flops == 0
+        model_cost(model)
+    (record,) = caplog.records
+    assert (
+        "not look into a model that stands in a wrapper" in record.getMessage()
+    )
+
+
 def count_bilinear(layer, read, written):
     assert read == written == [(7, 3)]  # Without the batch.
     return layer.kernel.shape[0] ** 2 * read[0][0]

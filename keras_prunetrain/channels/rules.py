@@ -181,7 +181,14 @@ def _that_says(field, operation):
 @functools.cache
 def _warn_unknown(layer_class):
     # Cached, so that a run that counts at every interval warns only once.
-    logging.getLogger("keras_prunetrain").warning(
+    log = logging.getLogger("keras_prunetrain")
+    if issubclass(layer_class, keras.Model):
+        log.warning(
+            "`model_cost` does not look into a model that stands in a wrapper, "
+            "such as `TimeDistributed`, and counts 0 flops for it."
+        )
+        return
+    log.warning(
         "`model_cost` does not know how many flops a `%s` takes and counts 0. "
         "A `LayerRule` with `macs` tells, see `register_rule`.",
         layer_class.__name__,
