@@ -20,7 +20,8 @@ def split_grouped_convolutions():
     @functools.wraps(whole)
     def conv(inputs, kernel, *args, **kwargs):
         groups = inputs.shape[-1] // kernel.shape[-2]
-        if groups == 1 or not tf.executing_eagerly():
+        is_last = "channels_first" not in (*args, *kwargs.values())
+        if groups == 1 or not is_last or not tf.executing_eagerly():
             return whole(inputs, kernel, *args, **kwargs)
         kernel = keras.ops.convert_to_tensor(kernel)
         groups = zip(
