@@ -67,20 +67,29 @@ def test_examples_and_flops_are_those_of_the_epoch():
     assert note.rows == [[40, 16, flops]] * 2
 
 
-@pytest.mark.parametrize("validated", [False, True])
-def test_an_epoch_that_a_callback_ends_is_counted_to_its_last_step(validated):
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = batch == 1
+class StopAtSecond(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 1
 
+
+@pytest.mark.parametrize(
+    ("strategy", "validated"),
+    [("default", False), ("default", True), ("mirrored", True)],
+    indirect=["strategy"],
+)
+def test_an_epoch_that_a_callback_ends_is_counted_to_its_last_step(
+    strategy, validated
+):
     meter = kpt.EpochMeter()
     note = Note(meter, "examples")
-    network().fit(
+    with strategy.scope():
+        model = network()
+    model.fit(
         *examples(40),
         batch_size=16,
         verbose=0,
         validation_data=examples(8) if validated else None,
-        callbacks=[Stop(), meter, note],
+        callbacks=[StopAtSecond(), meter, note],
     )
     assert note.rows == [[32]]
 
