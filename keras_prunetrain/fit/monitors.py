@@ -22,6 +22,7 @@ def warn_of_monitors(
         siblings: All callbacks of the same `fit`, in their order.
     """
     name = type(callback).__name__
+    # Another callback may hold it, and pass the hooks on: see `logs_behind`.
     place = siblings.index(callback) if callback in siblings else 0
     for i, sibling in enumerate(siblings):
         monitored = getattr(sibling, "monitor", None)

@@ -51,10 +51,12 @@ def test_seconds_are_those_of_the_epoch_without_validation(monkeypatch):
     assert note.rows == [[3.0, 3.0], [3.0, 16.0]]
 
 
-def test_examples_and_flops_are_those_of_the_epoch():
+@pytest.mark.parametrize("strategy", ["default", "mirrored"], indirect=True)
+def test_examples_and_flops_are_those_of_the_epoch(strategy):
     meter = kpt.EpochMeter()
     note = Note(meter, "examples", "batch_size", "training_flops")
-    model = network()
+    with strategy.scope():
+        model = network()
     model.fit(
         *examples(40),
         batch_size=16,
