@@ -136,7 +136,16 @@ class DynamicBatch:
 
     @property
     def steps(self) -> int:
-        """Updates in an epoch of the current size."""
+        """Updates in an epoch of the current size.
+
+        Raises:
+            ValueError: If there has been no data set yet.
+        """
+        if self.examples is None:
+            raise ValueError(
+                "The number of steps depends on the number of examples. Call "
+                "the DynamicBatch on the data set first."
+            )
         return math.ceil(self.examples / self.size)
 
     def __call__(self, examples: "tf.data.Dataset") -> "tf.data.Dataset":

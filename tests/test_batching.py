@@ -36,6 +36,14 @@ def test_a_size_that_is_set_is_that_of_the_next_pass():
     assert [len(rows) for rows in data.take(batch.steps)] == [10, 10]
 
 
+def test_steps_are_known_with_the_examples():
+    batch = DynamicBatch(4)
+    with pytest.raises(ValueError, match="Call the DynamicBatch on the data"):
+        batch.steps  # noqa: B018
+    batch(tf.data.Dataset.range(10))
+    assert batch.steps == 3
+
+
 def test_numpys_integers_are_as_good_as_pythons():
     batch = DynamicBatch(np.int32(4), np.uint8(2), np.float32(1e6), np.int64(8))
     assert repr(batch) == repr(DynamicBatch(4, 2, 1_000_000, 8))

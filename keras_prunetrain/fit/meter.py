@@ -79,17 +79,19 @@ class EpochMeter(keras.callbacks.Callback):
         """The rate that the optimizer showed at the last step of the epoch.
 
         Callbacks change it at the end of an epoch, and a schedule moves on with
-        each step. `None` if the optimizer has several.
+        each step. `None` if the optimizer has several, and before `fit`.
         """
-        if self._rate is not None:
+        if self._rate is not None or self.model is None:
             return self._rate
         return keras_internals.shown_rate(self.model.optimizer)
 
     def current_cost(self) -> Cost | None:
         """Returns the `Cost` of the model as it is now, `None` if not known.
 
-        Each architecture is counted once.
+        Each architecture is counted once. Before `fit` there is none.
         """
+        if self.model is None:
+            return None
         return self._counted.of(self.model, self.input_shapes)
 
     def on_train_begin(self, logs=None):

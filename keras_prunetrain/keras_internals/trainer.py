@@ -97,7 +97,7 @@ def on_several_machines(strategy: Any) -> bool:
 def compile_like(
     model: keras.Model,
     smaller: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | None,
 ) -> None:
     """Compiles `smaller` with the very objects `model` was compiled with.
 

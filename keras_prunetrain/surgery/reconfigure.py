@@ -99,7 +99,8 @@ def reconfigure(
         return model
     smaller = prepare_cut(model, plan)
     if model.compiled:
-        ((_, optimizer), *_) = smaller.optimizers
+        copies = {id(old): new for old, new in smaller.optimizers}
+        optimizer = copies.get(id(model.optimizer))  # `None` if there is none.
         keras_internals.compile_like(model, smaller.model, optimizer)
     return smaller.model
 
@@ -130,6 +131,12 @@ def check_reconfigurable(model: keras.Model, skip: Skip = ()) -> None:
     go do so in the trial, be they dead or not.
     """
     optimizer = model.optimizer
+    if optimizer is None:
+        raise ValueError(
+            f"'{model.name}' was compiled with `optimizer=None`. Pass the "
+            "optimizer that trains it to `compile`; further ones may be "
+            "attributes of the model."
+        )
     if not optimizer.built:
         optimizer = keras_internals.copy_optimizer(optimizer)
         optimizer.build(model.trainable_variables)

@@ -209,6 +209,14 @@ def test_a_score_that_fails_is_refused_before_the_first_step(score, match):
     refuses(network(), pruning, match)
 
 
+def test_a_model_without_an_optimizer_is_refused():
+    model = network()
+    model.compile(optimizer=None, loss="mse")
+    with pytest.raises(ValueError, match="was compiled with `optimizer=None`"):
+        model.fit(*examples(), callbacks=[PruneTrainCallback()], verbose=0)
+    assert not any(weight.regularizer for weight in model.weights)
+
+
 def test_some_epoch_must_have_lasso():
     pruning = PruneTrainCallback(finetune_epochs=2)
     refuses(network(), pruning, "finetune_epochs=2, and epochs=2 in `fit`")

@@ -175,3 +175,10 @@ def test_a_second_fit_counts_images_of_another_size_anew():
         assert note.rows == [[flops]]
         found.append(flops)
     assert found[0] < found[1]
+
+
+def test_before_fit_nothing_is_known():
+    meter = kpt.EpochMeter()
+    assert meter.current_cost() is meter.cost is meter.learning_rate is None
+    assert np.isnan(meter.training_flops)
+    assert meter.seconds == meter.fit_seconds == 0.0

@@ -560,6 +560,16 @@ def test_a_sequential_model_without_input_is_refused_until_it_has_one():
     assert_refused(model, r"begins with `keras.Input\(shape\)`")
 
 
+def test_a_model_that_is_compiled_without_an_optimizer_has_none_afterwards():
+    network = networks.nested()
+    shake(network.model)
+    kill_all(network)
+    network.model.compile(optimizer=None, loss="mse")
+    smaller = reconfigure(network.model)
+    assert smaller.compiled and smaller.optimizer is None
+    assert networks.find(smaller, "inner/a").filters == 4
+
+
 def test_a_model_that_is_not_compiled_is_not_afterwards():
     network = networks.nested()
     shake(network.model)
