@@ -2,6 +2,7 @@
 
 from keras_prunetrain import models
 from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.callbacks.backup_and_restore import BackupAndRestore
 from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.channels.layer_rule import LayerRule
@@ -22,6 +23,7 @@ from keras_prunetrain.surgery.reconfigure import reconfigure
 from keras_prunetrain.variables import gradient_bytes
 
 __all__ = [
+    "BackupAndRestore",
     "Cost",
     "DensityLog",
     "DynamicBatch",

@@ -148,6 +148,17 @@ class DynamicBatch:
             )
         return math.ceil(self.examples / self.size)
 
+    def get_state(self) -> dict[str, Any]:
+        """Returns how far the batch has grown, for a backup."""
+        growth = self.growth and self.growth.get_state()
+        return {"size": self.size, "growth": growth}
+
+    def set_state(self, state: dict[str, Any]):
+        """Goes on where `get_state` was called, in a `fit` that has begun."""
+        self.size = state["size"]
+        if self.growth is not None and state["growth"] is not None:
+            self.growth.set_state(state["growth"])
+
     def __call__(self, examples: "tf.data.Dataset") -> "tf.data.Dataset":
         """Returns `examples` in batches of the current size.
 

@@ -128,6 +128,15 @@ class BatchGrowth:
         if keras_internals.update_count(model.optimizer) < self._since[0]:
             self._since = (0, 0)
 
+    def get_state(self) -> dict[str, Any]:
+        """Returns what the first architecture and the last growth decided."""
+        return {"budget": self.budget, "since": self._since}
+
+    def set_state(self, state: dict[str, Any]):
+        """Goes on where `get_state` was called."""
+        self.budget = state["budget"]
+        self._since = tuple(state["since"])
+
     def initial_updates(self, iterations: Any) -> Any:
         """Converts `iterations` to updates of the initial size.
 

@@ -113,6 +113,21 @@ class DensityLog(keras.callbacks.Callback):
         super().set_params(params)
         self._measures.set_params(params)
 
+    def get_state(self):
+        """Returns what the folder's own record does not have, for a backup."""
+        return {
+            "reports": self._reports,
+            "awaits_first_step": self._last_report is not None,
+            "heat_map_step": self._heat_map_step,
+        }
+
+    def set_state(self, state):
+        """Goes on where `get_state` was called; after `on_train_begin`."""
+        self._reports = state["reports"]
+        self._heat_map_step = state["heat_map_step"]
+        if state["awaits_first_step"]:
+            self._last_report = self._training.reports[-1]
+
     # The life of a run.
 
     def on_train_begin(self, logs=None):

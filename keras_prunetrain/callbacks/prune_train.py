@@ -185,6 +185,15 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._lasso = CalibratedLasso(self._first_factor)
         self._said_nothing_dead = False
 
+    def get_state(self):
+        own = {"factor": self.factor, "said": self._said_nothing_dead}
+        return super().get_state() | own
+
+    def set_state(self, state):
+        super().set_state(state)
+        self._lasso.set_factor(self.model, state["factor"])
+        self._said_nothing_dead = state["said"]
+
     def on_epoch_begin(self, epoch, logs=None):
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
         if finetuning and self._lasso.acts:

@@ -3,6 +3,7 @@
 import math
 import time
 import weakref
+from typing import Any
 
 import keras
 
@@ -84,6 +85,22 @@ class EpochMeter(keras.callbacks.Callback):
         if self._rate is not None or self.model is None:
             return self._rate
         return keras_internals.shown_rate(self.model.optimizer)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what has been measured so far, for a backup."""
+        return {
+            "fit_seconds": self.fit_seconds,
+            "seconds": self.seconds,
+            "batch_size": self.batch_size,
+            "examples": self.examples,
+        }
+
+    def set_state(self, state: dict[str, Any]):
+        """Goes on where `get_state` was called, in a `fit` that has begun."""
+        self._fit_clock.restart(state["fit_seconds"])
+        self._clock.restart(state["seconds"])
+        self.batch_size = state["batch_size"]
+        self.examples = state["examples"]
 
     def current_cost(self) -> Cost | None:
         """Returns the `Cost` of the model as it is now, `None` if not known.
@@ -167,8 +184,8 @@ class _Clock:
             running = time.perf_counter() - self._since
         return self._before + running
 
-    def restart(self):
-        self._before, self._since = 0.0, time.perf_counter()
+    def restart(self, before=0.0):
+        self._before, self._since = before, time.perf_counter()
 
     def pause(self):
         self._before, self._since = self.seconds, None

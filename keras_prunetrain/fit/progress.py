@@ -1,7 +1,10 @@
 """How far a model has shrunk, and what it was at first."""
 
+import dataclasses
 import math
+from typing import Any
 
+from keras_prunetrain.cost import Cost
 from keras_prunetrain.fit.record import Reconfiguration
 
 
@@ -43,9 +46,43 @@ class Progress:
         if not self.reports:  # The shortest: the very first one is traced.
             self._first_seconds = min(self._first_seconds, seconds)
 
+    def get_state(self) -> dict[str, Any]:
+        """Returns all of it, as numbers, strings, lists and dicts."""
+        return {
+            "reports": [dataclasses.asdict(report) for report in self.reports],
+            "size": self.size,
+            "first_size": self._first_size,
+            "first_seconds": self._first_seconds,
+            "epoch_seconds": self._epoch_seconds,
+            "awaits_first_step": self._awaits_first_step,
+        }
+
+    def set_state(self, state: dict[str, Any]):
+        """Goes on where `get_state` was called."""
+        self.reports = [_report(values) for values in state["reports"]]
+        self.size = state["size"]
+        self._first_size = state["first_size"]
+        self._first_seconds = state["first_seconds"]
+        self._epoch_seconds = state["epoch_seconds"]
+        self._awaits_first_step = state["awaits_first_step"]
+
     def add(self, report: Reconfiguration) -> None:
         """Adds the report of the reconfiguration that has just been done."""
         if self.reports:
             report.seconds_saved = self._first_seconds - self._epoch_seconds
         self.reports.append(report)
         self._awaits_first_step = True
+
+
+def _report(values):
+    costs = {
+        name: values[name] and _cost(values[name])
+        for name in ("cost_before", "cost_after")
+    }
+    return Reconfiguration(**values | costs)
+
+
+def _cost(values):
+    # The others are computed.
+    names = [field.name for field in dataclasses.fields(Cost) if field.init]
+    return Cost(**{name: values[name] for name in names})

@@ -33,6 +33,7 @@ from keras_prunetrain.fit.siblings import (
 )
 from keras_prunetrain.lasso.attach import all_finite
 from keras_prunetrain.surgery.reconfigure import prepare_cut
+from keras_prunetrain.surgery.redoing import plan_again, record_of_cut
 from keras_prunetrain.surgery.takeover import take_over
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -97,6 +98,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._log = None if log_dir is None else DensityLog(log_dir)
         self._epoch_logs = EpochLogs()
         self._fit = None
+        self._cuts = []  # Of this `fit`, to be done again by a further process.
 
     @property
     def reports(self) -> list[Reconfiguration]:
@@ -155,6 +157,44 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         del loss
         return 0.0
 
+    # How a further process goes on: see `BackupAndRestore`.
+
+    def get_state(self):
+        """Returns what outlasts an epoch, for a backup, a dict."""
+        return {
+            "cuts": self._cuts,
+            "epoch": self.epoch,
+            "progress": self._progress.get_state(),
+            "meter": self.meter.get_state(),
+            "batch": self.batch and self.batch.get_state(),
+            "log": self._log and self._log.get_state(),
+        }
+
+    def repeat_cuts(self, state):
+        """Makes the model as small as it was; its values come afterwards.
+
+        Called before `on_train_begin`, on the model that the user has built.
+
+        Args:
+            state: As of `get_state`.
+        """
+        for record in state["cuts"]:
+            plan = plan_again(self.model, record)
+            take_over(self.model, prepare_cut(self.model, plan))
+            self._cuts.append(record)
+        gc.collect()
+
+    def set_state(self, state):
+        """Goes on where `get_state` was called; after `on_train_begin`."""
+        self.epoch = state["epoch"]
+        self._progress.set_state(state["progress"])
+        self.meter.set_state(state["meter"])
+        if self.batch is not None:
+            self.batch.set_state(state["batch"])
+            self._fit.growing.begin()
+        if self._log is not None:
+            self._log.set_state(state["log"])
+
     # What `fit` tells.
 
     def set_model(self, model):
@@ -165,6 +205,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             self.forget()
         super().set_model(model)
         self._fit = RunningFit(self.meter, self.batch, self._log)
+        self._cuts = []
         self._fit.set_model(model)
 
     def set_params(self, params):
@@ -307,6 +348,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             penalty_ratio=self.penalty_share(loss),
         )
         report.cost_before = totals(self.meter.current_cost())
+        self._cuts.append(record_of_cut(plan))
         take_over(self.model, smaller)
         report.cost_after = totals(self.meter.current_cost())
         self._progress.size = int(plan.alive.sum())

@@ -56,6 +56,7 @@ from keras_prunetrain.keras_internals.learning_rate import (
     shown_rate,
     update_count,
 )
+from keras_prunetrain.keras_internals.list_hooks import wrap_hook
 from keras_prunetrain.keras_internals.optimizer import (
     build_copy,
     carry_exclusions,
@@ -65,6 +66,11 @@ from keras_prunetrain.keras_internals.optimizer import (
     optimizer_pairs,
     optimizer_variables,
 )
+from keras_prunetrain.keras_internals.random_state import (
+    random_state,
+    set_random_state,
+)
+from keras_prunetrain.keras_internals.skipping import skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
     add_step_hook,
@@ -128,6 +134,7 @@ __all__ = [
     "own_attributes",
     "parts",
     "producer",
+    "random_state",
     "release_gradients",
     "remove_step_hook",
     "renew_steps",
@@ -138,9 +145,11 @@ __all__ = [
     "scale_learning_rate",
     "scheduled_rate",
     "set_attribute",
+    "set_random_state",
     "set_states",
     "set_trainable",
     "shown_rate",
+    "skip_steps",
     "strategy_scope",
     "structures",
     "successors",
@@ -149,4 +158,5 @@ __all__ = [
     "values_of",
     "variable_like",
     "weight_name",
+    "wrap_hook",
 ]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import keras
 
 from keras_prunetrain.keras_internals.callers import calling_methods
+from keras_prunetrain.keras_internals.list_hooks import wrap_hook
 
 
 def guard_hooks(
@@ -32,18 +33,13 @@ def guard_hooks(
     """
     for name in dir(callbacks):
         if name.startswith("on_"):
-            # Without a reference of the list to itself, which would keep the
-            # model alive.
-            vars(callbacks)[name] = functools.partial(
-                _guarded_hook, weakref.ref(callbacks), name, leave
-            )
+            wrap_hook(callbacks, name, functools.partial(_guarded, leave))
     weakref.finalize(callbacks, _leave_outside, leave).atexit = False
 
 
-def _guarded_hook(callbacks, name, leave, *args, **kwargs):
-    callbacks = callbacks()
+def _guarded(leave, hook):
     try:
-        getattr(type(callbacks), name)(callbacks, *args, **kwargs)
+        hook()
     except BaseException:
         leave()
         raise

@@ -157,6 +157,12 @@ class CalibratedLasso:
             penalties = attach.weight_penalties(model)
             logs.setdefault("val_task_loss", logs["val_loss"] - penalties)
 
+    def set_factor(self, model, factor):
+        """Goes on with the factor that an earlier process has computed."""
+        self.factor = factor
+        self._first_batch = None
+        self._set_factors(model)
+
     def pause(self, model: keras.Model) -> None:
         """Lets the rest of this `fit` train without it."""
         self.acts = False

@@ -1,0 +1,337 @@
+"""A training that is interrupted goes on, whatever its model has become."""
+
+import functools
+import logging
+import os
+from typing import Any, Literal
+
+import keras
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.checks import is_count
+from keras_prunetrain.distribution import (
+    check_agreement,
+    is_first_worker,
+    replica_count,
+)
+from keras_prunetrain.fit.backup_files import BackupFolder
+from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.fit.signals import Signals
+from keras_prunetrain.fit.training_state import (
+    callback_state,
+    metric_state,
+    model_state,
+    set_callback_state,
+    set_metric_state,
+    set_model_state,
+)
+
+_LOG = logging.getLogger("keras_prunetrain")
+_FORMAT = 1
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Lets a training that was interrupted go on where it was.
+
+    Keras's callback of this name brings weights back into a model of the same
+    shape. This one also knows models that have been made smaller: the program
+    is started again as it was, builds and compiles its first model, and `fit`
+    makes the model as small as it had become, brings back weights, optimizer,
+    random generators, history and the state of the callbacks, and goes on with
+    the next epoch. The training then computes what it would have computed
+    without the interruption, bit for bit if the program is deterministic
+    (`keras.utils.set_random_seed`, `tf.config.experimental.
+    enable_op_determinism`) and its data depend on nothing but the epoch.
+
+    Example:
+
+    ```python
+    model.fit(
+        images,
+        labels,
+        epochs=90,
+        callbacks=[PruneTrainCallback(), BackupAndRestore("backups")],
+    )
+    ```
+
+    A backup is written when all callbacks have done what they do at the end of
+    an epoch, or of a step, wherever this one stands in the list. A process that
+    is told to end (SIGTERM, Ctrl-C) finishes its step, writes a backup, and
+    ends with status 143 or 130. To go on in the middle of an epoch, the data of
+    the steps that are done are read once more and dropped.
+
+    What a callback of the user's remembers is part of the backup if it has two
+    methods: `get_state()`, which returns dicts, lists, tuples, numbers, strings
+    and arrays, and `set_state(state)`, which is called once every callback has
+    seen `on_train_begin`, and again behind `on_epoch_begin` if the training
+    goes on in the middle of that epoch.
+
+    The files are deleted when `fit` ends as it should. Of several workers, the
+    first writes, and all read: they must see the same folder.
+
+    Args:
+        backup_dir: Path of a local folder for the backups of this training,
+            which belongs to one process at a time.
+        save_freq: `"epoch"` (the default) for a backup at the end of each
+            epoch, or an integer for one after so many steps.
+        keep: Integer, at least 1. So many backups stay. Where the last one is
+            damaged, the one before it is taken. Defaults to `2`.
+        delete_checkpoint: Boolean. Whether the backups are deleted when `fit`
+            has ended as it should. Defaults to `True`.
+
+    Raises:
+        ValueError: If an argument is out of its range; in `fit`, before the
+            first step, if the folder cannot be used or another process has it,
+            if no backup in it is whole, or if the backup is one of another
+            training.
+    """
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike,
+        save_freq: int | Literal["epoch"] = "epoch",
+        keep: int = 2,
+        delete_checkpoint: bool = True,
+    ):
+        super().__init__()
+        if not isinstance(backup_dir, str | os.PathLike) or not str(backup_dir):
+            raise ValueError(
+                "`backup_dir` must be the path of a local folder. Received: "
+                f"backup_dir={backup_dir!r}"
+            )
+        if save_freq != "epoch" and not is_count(save_freq, 1):
+            raise ValueError(
+                "`save_freq` must be 'epoch', or an integer of at least 1, a "
+                f"number of steps. Received: save_freq={save_freq!r}"
+            )
+        if not is_count(keep, 1):
+            raise ValueError(
+                "`keep` must be an integer of at least 1, the number of "
+                f"backups that stay. Received: keep={keep!r}"
+            )
+        if not isinstance(delete_checkpoint, bool):
+            raise ValueError(
+                "`delete_checkpoint` must be True or False. Received: "
+                f"delete_checkpoint={delete_checkpoint!r}"
+            )
+        self.backup_dir = os.fspath(backup_dir)
+        self.save_freq = save_freq
+        self.delete_checkpoint = delete_checkpoint
+        self._folder = BackupFolder(backup_dir, int(keep))
+        self._signals = Signals()
+        self._siblings: list[keras.callbacks.Callback] = []
+        self._description: dict[str, Any] = {}
+        self._restored: dict[str, Any] | None = None
+        # The epoch to go on with, the steps of it that are done, and the steps
+        # since the last backup.
+        self._epoch = self._step = self._unsaved_steps = 0
+
+    def set_model(self, model):
+        super().set_model(model)
+        callbacks = keras_internals.calling_list()
+        if callbacks is None:
+            raise ValueError(
+                "BackupAndRestore works inside of `fit`: pass it to "
+                "`model.fit(..., callbacks=[...])`."
+            )
+        self._leave()  # The end of another `fit` was not seen.
+        self._siblings = list(callbacks.callbacks)
+        for name, around in (
+            ("on_train_begin", self._begin),
+            ("on_epoch_begin", self._begin_epoch),
+            ("on_train_batch_end", self._end_step),
+            ("on_epoch_end", self._end_epoch),
+        ):
+            keras_internals.wrap_hook(callbacks, name, around)
+        keras_internals.guard_hooks(callbacks, self._leave)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._step = epoch, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._unsaved_steps += batch + 1 - self._step
+        self._step = batch + 1
+
+    def on_test_begin(self, logs=None):
+        keras_internals.guard_loop(self._leave)
+
+    def on_train_end(self, logs=None):
+        self.model._initial_epoch = None  # It would hold for the next `fit`.
+        if self.delete_checkpoint and is_first_worker(self.model):
+            self._folder.delete()
+        self._leave()
+
+    def _leave(self):
+        """Lets go of the folder and of the signals, however `fit` ends."""
+        self._signals.release()
+        self._folder.release()
+
+    # Around what all callbacks do.
+
+    def _begin(self, hook):
+        """Brings the model back before `hook`, and the callbacks after it."""
+        self._epoch = self._step = self._unsaved_steps = 0
+        self._description = self._describe()
+        if is_first_worker(self.model):
+            self._folder.take()
+        self._restored = self._read()
+        if self._restored is not None:
+            self._restore_model(self._restored)
+        hook()
+        keras_internals.guard_loop(self._leave)
+        if self._restored is not None:
+            self._restore_callbacks(self._restored)
+        check_agreement(self.model, f"backup={self._epoch, self._step}")
+        self._signals.catch()
+
+    def _begin_epoch(self, hook):
+        hook()
+        state, self._restored = self._restored, None
+        if state is None or not state["step"]:
+            return
+        # The middle of this epoch, which the callbacks have begun once more.
+        self._step = state["step"]
+        keras_internals.skip_steps(
+            self._step, functools.partial(self._restore_middle, state)
+        )
+
+    def _restore_middle(self, state):
+        set_model_state(self.model, state["model"])
+        set_metric_state(self.model, state["metrics"])
+        self._restore_callbacks(state)
+
+    def _end_step(self, hook):
+        hook()
+        steps = self.params.get("steps")
+        # `fit` cannot go on behind the last step, without another one.
+        if steps is None or self._step < steps:
+            self._save()
+
+    def _end_epoch(self, hook):
+        hook()
+        self._epoch, self._step = self._epoch + 1, 0
+        self._save()
+
+    # What a backup holds.
+
+    def _save(self):
+        """Writes a backup if it is due; ends the process if it was told so."""
+        if self.save_freq == "epoch":
+            is_due = self._step == 0
+        else:
+            is_due = self._unsaved_steps >= self.save_freq
+        if is_due or self._signals.received:
+            self._back_up()
+        if self._signals.received:
+            self._signals.end(self.backup_dir)
+
+    def _back_up(self):
+        self._unsaved_steps = 0
+        if not is_first_worker(self.model):
+            return
+        try:
+            self._folder.write((self._epoch, self._step), self._state())
+        # TypeError: a callback's state has something that is no data.
+        except (OSError, TypeError, ValueError) as error:
+            _LOG.warning(
+                "No backup after step %d of epoch %d: %s. The training goes "
+                "on, and the last backup stays in '%s'.",
+                self._step,
+                self._epoch + 1,
+                error,
+                self.backup_dir,
+            )
+
+    def _state(self):
+        return {
+            "format": _FORMAT,
+            "description": self._description,
+            "epoch": self._epoch,
+            "step": self._step,
+            "model": model_state(self.model),
+            "metrics": metric_state(self.model) if self._step else [],
+            "random": keras_internals.random_state(),
+            "callbacks": [
+                [type(x).__name__, callback_state(x)] for x in self._siblings
+            ],
+        }
+
+    def _describe(self):
+        """Returns what must be as it was for a training to go on, a dict."""
+        optimizer = self.model.optimizer
+        loss = self.model.loss
+        found = {
+            "weights": [list(x.shape) for x in self.model.weights],
+            "optimizer": type(optimizer).__name__,
+            "learning_rate": keras_internals.shown_rate(optimizer),
+            "loss": str(getattr(loss, "name", loss)),
+            "steps": self.params.get("steps"),
+            "replicas": replica_count(self.model),
+        }
+        for callback in self._siblings:
+            if isinstance(callback, ReconfiguringCallback):
+                batch = callback.batch and callback.batch.initial
+                found |= {**callback.settings(), "batch": batch}
+        return found
+
+    def _read(self):
+        """Returns the state of the last backup, `None` if there is none."""
+        found = self._folder.read()
+        if found is None:
+            return None
+        path, state = found
+        stored, here = state["description"], self._description
+        differing = [
+            f"{name} was {_short(stored.get(name))} and is "
+            f"{_short(here.get(name))}"
+            for name in {**stored, **here}
+            if stored.get(name) != here.get(name)
+        ]
+        if state["format"] != _FORMAT:
+            differing = [f"it has the format {state['format']}"]
+        if differing:
+            raise ValueError(
+                f"The backup '{path}' is one of another training: "
+                f"{'; '.join(differing)}. Give each training a folder of its "
+                "own, or delete this one to begin anew."
+            )
+        return state
+
+    def _restore_model(self, state):
+        for callback, kept in self._kept(state):
+            if isinstance(callback, ReconfiguringCallback):
+                callback.repeat_cuts(kept)
+        set_model_state(self.model, state["model"])
+        self._epoch, self._step = state["epoch"], state["step"]
+        # By this attribute Keras's own callback of this name tells `fit`.
+        self.model._initial_epoch = self._epoch
+        _LOG.info(
+            "'%s' goes on in epoch %d, behind step %d, from '%s'.",
+            self.model.name,
+            self._epoch + 1,
+            self._step,
+            self.backup_dir,
+        )
+
+    def _restore_callbacks(self, state):
+        for callback, kept in self._kept(state):
+            if kept is not None:
+                set_callback_state(callback, kept)
+        keras_internals.set_random_state(state["random"])
+
+    def _kept(self, state):
+        """Returns pairs of a callback and its state, `None` for new ones."""
+        left = list(state["callbacks"])
+        pairs = []
+        for callback in self._siblings:
+            name = type(callback).__name__
+            kept = next((entry for entry in left if entry[0] == name), None)
+            if kept is not None:
+                left.remove(kept)
+            pairs.append((callback, kept and kept[1]))
+        return pairs
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."

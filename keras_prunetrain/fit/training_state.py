@@ -1,0 +1,162 @@
+"""The state of a training: what a further process needs to go on with it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+
+# The attributes of Keras's callbacks that an epoch changes and no file has.
+_STATE_OF_KERAS = {
+    keras.callbacks.EarlyStopping: (
+        *("wait", "best", "stopped_epoch", "best_epoch", "best_weights"),
+    ),
+    keras.callbacks.History: ("epoch", "history"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: (
+        *("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+        "_current_epoch",
+    ),
+}
+
+
+def model_state(model: keras.Model) -> dict[str, Any]:
+    """Returns the values of all variables of a model and of its optimizers."""
+    return {
+        "variables": [_values(model, v) for v in _variables(model)],
+        "optimizers": [
+            {
+                "name": type(optimizer).__name__,
+                "built": optimizer.built,
+                "variables": [_values(model, v) for v in optimizer.variables],
+            }
+            for optimizer in _optimizers(model)
+        ],
+    }
+
+
+def set_model_state(model: keras.Model, state: dict[str, Any]):
+    """Brings a `model_state` back into a model of the same architecture.
+
+    Raises:
+        ValueError: If the model or an optimizer has other variables. Nothing
+            has been changed then.
+    """
+    optimizers = _optimizers(model)
+    names = [type(optimizer).__name__ for optimizer in optimizers]
+    stored = [x["name"] for x in state["optimizers"]]
+    if names != stored:
+        raise ValueError(f"optimizers: {stored} there, {names} here")
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        if kept["built"] and not optimizer.built:
+            with keras_internals.strategy_scope(model):
+                optimizer.build(model.trainable_variables)
+    pairs = _pairs("weights", _variables(model), state["variables"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        if kept["built"]:
+            what = f"variables of {type(optimizer).__name__}"
+            pairs += _pairs(what, optimizer.variables, kept["variables"])
+    for variable, values in pairs:
+        _assign(model, variable, values)
+
+
+def metric_state(model: keras.Model) -> list:
+    """Returns the values of the metrics of an epoch that is not over."""
+    return [_values(model, v) for v in model.metrics_variables]
+
+
+def set_metric_state(model: keras.Model, state: list):
+    """Brings a `metric_state` back.
+
+    Raises:
+        ValueError: If the model has other metrics.
+    """
+    for variable, values in _pairs("metrics", model.metrics_variables, state):
+        _assign(model, variable, values)
+
+
+def _variables(model):
+    """Returns weights and random seeds, without metrics, in their order.
+
+    Some metrics have variables only after the first step.
+    """
+    metrics = set(map(id, model.metrics_variables))
+    return [v for v in model.variables if id(v) not in metrics]
+
+
+def _pairs(what, variables, values):
+    """Returns pairs of a variable and its value, compared by their shapes."""
+    here = [tuple(x.shape) for x in variables]
+    there = [tuple(x[0].shape) for x in values]
+    if here != there:
+        raise ValueError(
+            f"{what}: {len(there)} there and {len(here)} here, or of other "
+            f"shapes: {there} there, {here} here"
+        )
+    return list(zip(variables, values, strict=True))
+
+
+def _optimizers(model):
+    """Returns the optimizer of a model, and those among its attributes."""
+    found = [model.optimizer]
+    for value in vars(model).values():
+        if isinstance(value, dict):
+            value = list(value.values())
+        found += value if isinstance(value, list | tuple) else [value]
+    optimizers = [x for x in found if isinstance(x, keras.optimizers.Optimizer)]
+    return list({id(x): x for x in optimizers}.values())
+
+
+def _values(model, variable):
+    """Returns the values of a variable on all replicas, one if all are equal.
+
+    A batch normalization has other statistics on each replica.
+    """
+    rows = [np.asarray(x) for x in _on_replicas(model, variable)]
+    same = all(row.tobytes() == rows[0].tobytes() for row in rows[1:])
+    return rows[:1] if same else rows
+
+
+def _on_replicas(model, variable):
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return [ops.convert_to_numpy(variable)]
+    return strategy.experimental_local_results(variable.value)
+
+
+def _assign(model, variable, values):
+    if len(values) == 1:
+        variable.assign(values[0])
+        return
+    replicas = _on_replicas(model, variable)
+    if len(replicas) != len(values):
+        raise ValueError(f"replicas: {len(values)} there, {len(replicas)} here")
+    for replica, value in zip(replicas, values, strict=True):
+        replica.assign(value)
+
+
+def callback_state(callback: keras.callbacks.Callback) -> Any:
+    """Returns what `callback` needs to go on; `None` if it says nothing.
+
+    That is what its method `get_state` returns: nested dicts, lists and tuples
+    of numbers, strings and arrays. Keras's callbacks have none; what they
+    remember is known here.
+    """
+    if hasattr(callback, "get_state"):
+        return callback.get_state()
+    for kind, names in _STATE_OF_KERAS.items():
+        if isinstance(callback, kind):
+            found = {name: getattr(callback, name, None) for name in names}
+            return {k: v for k, v in found.items() if v is not None}
+    return None
+
+
+def set_callback_state(callback: keras.callbacks.Callback, state: Any):
+    """Brings a `callback_state` back, by the callback's method `set_state`."""
+    if hasattr(callback, "set_state"):
+        callback.set_state(state)
+        return
+    for name, value in state.items():
+        setattr(callback, name, value)
