@@ -153,7 +153,7 @@ class DynamicBatch:
         growth = self.growth and self.growth.get_state()
         return {"size": self.size, "growth": growth}
 
-    def set_state(self, state: dict[str, Any]):
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called, in a `fit` that has begun."""
         self.size = state["size"]
         if self.growth is not None and state["growth"] is not None:

@@ -132,7 +132,7 @@ class BatchGrowth:
         """Returns what the first architecture and the last growth decided."""
         return {"budget": self.budget, "since": self._since}
 
-    def set_state(self, state: dict[str, Any]):
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called."""
         self.budget = state["budget"]
         self._since = tuple(state["since"])

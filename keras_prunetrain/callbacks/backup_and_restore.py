@@ -9,22 +9,21 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_count
-from keras_prunetrain.distribution import (
-    check_agreement,
-    is_first_worker,
-    replica_count,
-)
+from keras_prunetrain.distribution import check_agreement, is_first_worker
 from keras_prunetrain.fit.backup_files import BackupFolder
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.signals import Signals
 from keras_prunetrain.fit.training_state import (
     callback_state,
+    description_of,
+    differences,
     metric_state,
     model_state,
     set_callback_state,
     set_metric_state,
     set_model_state,
 )
+from keras_prunetrain.surgery.redoing import repeat_cuts
 
 _LOG = logging.getLogger("keras_prunetrain")
 _FORMAT = 1
@@ -171,7 +170,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _begin(self, hook):
         """Brings the model back before `hook`, and the callbacks after it."""
         self._epoch = self._step = self._unsaved_steps = 0
-        self._description = self._describe()
+        self._description = description_of(
+            self.model, self._siblings, self.params.get("steps")
+        )
         if is_first_worker(self.model):
             self._folder.take()
         self._restored = self._read()
@@ -256,37 +257,13 @@ class BackupAndRestore(keras.callbacks.Callback):
             ],
         }
 
-    def _describe(self):
-        """Returns what must be as it was for a training to go on, a dict."""
-        optimizer = self.model.optimizer
-        loss = self.model.loss
-        found = {
-            "weights": [list(x.shape) for x in self.model.weights],
-            "optimizer": type(optimizer).__name__,
-            "learning_rate": keras_internals.shown_rate(optimizer),
-            "loss": str(getattr(loss, "name", loss)),
-            "steps": self.params.get("steps"),
-            "replicas": replica_count(self.model),
-        }
-        for callback in self._siblings:
-            if isinstance(callback, ReconfiguringCallback):
-                batch = callback.batch and callback.batch.initial
-                found |= {**callback.settings(), "batch": batch}
-        return found
-
     def _read(self):
         """Returns the state of the last backup, `None` if there is none."""
         found = self._folder.read()
         if found is None:
             return None
         path, state = found
-        stored, here = state["description"], self._description
-        differing = [
-            f"{name} was {_short(stored.get(name))} and is "
-            f"{_short(here.get(name))}"
-            for name in {**stored, **here}
-            if stored.get(name) != here.get(name)
-        ]
+        differing = differences(state["description"], self._description)
         if state["format"] != _FORMAT:
             differing = [f"it has the format {state['format']}"]
         if differing:
@@ -300,7 +277,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _restore_model(self, state):
         for callback, kept in self._kept(state):
             if isinstance(callback, ReconfiguringCallback):
-                callback.repeat_cuts(kept)
+                repeat_cuts(self.model, kept["cuts"])
         set_model_state(self.model, state["model"])
         self._epoch, self._step = state["epoch"], state["step"]
         # By this attribute Keras's own callback of this name tells `fit`.
@@ -330,8 +307,3 @@ class BackupAndRestore(keras.callbacks.Callback):
                 left.remove(kept)
             pairs.append((callback, kept and kept[1]))
         return pairs
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."

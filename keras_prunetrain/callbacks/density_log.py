@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
+from typing import Any
 
 import keras
 
@@ -113,7 +114,7 @@ class DensityLog(keras.callbacks.Callback):
         super().set_params(params)
         self._measures.set_params(params)
 
-    def get_state(self):
+    def get_state(self) -> dict[str, Any]:
         """Returns what the folder's own record does not have, for a backup."""
         return {
             "reports": self._reports,
@@ -121,7 +122,7 @@ class DensityLog(keras.callbacks.Callback):
             "heat_map_step": self._heat_map_step,
         }
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called; after `on_train_begin`."""
         self._reports = state["reports"]
         self._heat_map_step = state["heat_map_step"]

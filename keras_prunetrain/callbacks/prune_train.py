@@ -7,6 +7,7 @@ from typing import Any
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.fit.arguments import check_schedule
+from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.record import penalty_share
@@ -185,11 +186,11 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._lasso = CalibratedLasso(self._first_factor)
         self._said_nothing_dead = False
 
-    def get_state(self):
+    def get_state(self) -> dict[str, Any]:
         own = {"factor": self.factor, "said": self._said_nothing_dead}
         return super().get_state() | own
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self._lasso.set_factor(self.model, state["factor"])
         self._said_nothing_dead = state["said"]
@@ -233,7 +234,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         if (
             found_nothing
             and not self._said_nothing_dead
-            and not self.has_diverged(logs)
+            and not has_diverged(self.model, logs)
         ):
             self._said_nothing_dead = True
             _LOG.warning(

@@ -40,7 +40,7 @@ class BackupFolder:
         self._keep = keep
         self._lock = None
 
-    def take(self):
+    def take(self) -> None:
         """Keeps the folder for this process, until `release` or its end.
 
         Raises:
@@ -67,13 +67,13 @@ class BackupFolder:
             ) from error
         self._lock = lock
 
-    def release(self):
+    def release(self) -> None:
         """Lets go of the folder; does nothing if it was not taken."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def write(self, place: tuple[int, int], state: dict[str, Any]):
+    def write(self, place: tuple[int, int], state: dict[str, Any]) -> None:
         """Writes a backup, and deletes those that need not stay.
 
         Whatever happens meanwhile, the file is there as a whole, or not at all.
@@ -135,7 +135,7 @@ class BackupFolder:
             )
         return None
 
-    def delete(self):
+    def delete(self) -> None:
         """Deletes all backups, and the folder if nothing else is in it."""
         if not self.path.is_dir():
             return

@@ -10,7 +10,8 @@ import keras
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.cost import communication_bytes
 from keras_prunetrain.distribution import replica_count
-from keras_prunetrain.fit.meter import EpochMeter
+from keras_prunetrain.fit.meter import EpochMeter, trained_rate
+from keras_prunetrain.lasso.attach import all_finite
 from keras_prunetrain.memory import iteration_bytes
 from keras_prunetrain.variables import gradient_bytes
 
@@ -71,7 +72,6 @@ def values_of_epoch(
     model: keras.Model,
     meter: EpochMeter,
     batch: DynamicBatch | None,
-    learning_rate: float | None,
     steps: int | None,
 ) -> dict[str, float]:
     """Returns what the epoch was trained with, a dict for the history.
@@ -80,7 +80,6 @@ def values_of_epoch(
         model: The model that was trained, before its reconfiguration.
         meter: The `EpochMeter`.
         batch: A `DynamicBatch`, or `None`.
-        learning_rate: Float; `None` if there are several.
         steps: Integer, the steps of an epoch; `None` if nobody knows.
     """
     values = {"training_flops": meter.training_flops}
@@ -90,9 +89,25 @@ def values_of_epoch(
         fixed, per_example = iteration_bytes(model, cost=cost)
         values["batch_size"] = batch.size
         values["memory_bytes"] = fixed + batch.size // replicas * per_example
+        learning_rate = trained_rate(meter, batch)
         if learning_rate is not None:
             values["learning_rate"] = learning_rate
     if replicas > 1:
         sent = communication_bytes(gradient_bytes(model), replicas)
         values["communication_bytes"] = sent * (steps or math.nan)
     return values
+
+
+def has_diverged(model: keras.Model, logs: Mapping[str, float] | None) -> bool:
+    """Whether the loss in `logs`, or a weight of `model`, is not finite.
+
+    Args:
+        model: The model.
+        logs: Dict of an epoch, or `None`.
+    """
+    return not (math.isfinite(loss_in(logs)) and all_finite(model))
+
+
+def loss_in(logs: Mapping[str, float] | None) -> float:
+    """Returns the `loss` in the `logs` of an epoch; 0 if there is none."""
+    return (logs or {}).get("loss", 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.cost import Cost, cost_if_known
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.example_shapes import shapes_in
@@ -95,7 +96,7 @@ class EpochMeter(keras.callbacks.Callback):
             "examples": self.examples,
         }
 
-    def set_state(self, state: dict[str, Any]):
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called, in a `fit` that has begun."""
         self._fit_clock.restart(state["fit_seconds"])
         self._clock.restart(state["seconds"])
@@ -168,6 +169,19 @@ class EpochMeter(keras.callbacks.Callback):
         self.examples = keras_internals.example_count(self.model, steps)
         if self.batch_size is None and self.examples is not None:
             self.batch_size = math.ceil(self.examples / steps)
+
+
+def trained_rate(meter: EpochMeter, batch: DynamicBatch | None) -> float | None:
+    """Returns the learning rate of the last step; `None` if several.
+
+    Args:
+        meter: The `EpochMeter` of the `fit`.
+        batch: The batch that scales the rate, or `None`.
+    """
+    rate = meter.learning_rate
+    if rate is None or batch is None:
+        return rate
+    return rate * batch.learning_rate_ratio
 
 
 class _Clock:

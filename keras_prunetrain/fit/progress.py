@@ -57,7 +57,7 @@ class Progress:
             "awaits_first_step": self._awaits_first_step,
         }
 
-    def set_state(self, state: dict[str, Any]):
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called."""
         self.reports = [_report(values) for values in state["reports"]]
         self.size = state["size"]

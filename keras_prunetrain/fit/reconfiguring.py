@@ -4,7 +4,6 @@ import abc
 import dataclasses
 import gc
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,12 @@ from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.distribution import average_statistics
 from keras_prunetrain.fit.admission import admit
 from keras_prunetrain.fit.arguments import check_batch, options_of
-from keras_prunetrain.fit.epoch_logs import EpochLogs, values_of_epoch
+from keras_prunetrain.fit.epoch_logs import (
+    EpochLogs,
+    has_diverged,
+    loss_in,
+    values_of_epoch,
+)
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.progress import Progress
 from keras_prunetrain.fit.record import Reconfiguration, record_of, totals
@@ -31,9 +35,8 @@ from keras_prunetrain.fit.siblings import (
     check_siblings,
     logs_behind,
 )
-from keras_prunetrain.lasso.attach import all_finite
 from keras_prunetrain.surgery.reconfigure import prepare_cut
-from keras_prunetrain.surgery.redoing import plan_again, record_of_cut
+from keras_prunetrain.surgery.redoing import record_of_cut
 from keras_prunetrain.surgery.takeover import take_over
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -159,8 +162,8 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     # How a further process goes on: see `BackupAndRestore`.
 
-    def get_state(self):
-        """Returns what outlasts an epoch, for a backup, a dict."""
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a further process needs to go on as this one would."""
         return {
             "cuts": self._cuts,
             "epoch": self.epoch,
@@ -170,22 +173,9 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             "log": self._log and self._log.get_state(),
         }
 
-    def repeat_cuts(self, state):
-        """Makes the model as small as it was; its values come afterwards.
-
-        Called before `on_train_begin`, on the model that the user has built.
-
-        Args:
-            state: As of `get_state`.
-        """
-        for record in state["cuts"]:
-            plan = plan_again(self.model, record)
-            take_over(self.model, prepare_cut(self.model, plan))
-            self._cuts.append(record)
-        gc.collect()
-
-    def set_state(self, state):
-        """Goes on where `get_state` was called; after `on_train_begin`."""
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called."""
+        self._cuts = list(state["cuts"])
         self.epoch = state["epoch"]
         self._progress.set_state(state["progress"])
         self.meter.set_state(state["meter"])
@@ -274,11 +264,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._fit.before.on_epoch_end(epoch)
         average_statistics(self.model)
         values = values_of_epoch(
-            self.model,
-            self.meter,
-            self.batch,
-            self._trained_rate(),
-            self.params.get("steps"),
+            self.model, self.meter, self.batch, self.params.get("steps")
         )
         if self.is_due(epoch):
             self.reconfigure(logs)
@@ -304,35 +290,25 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             logs: Dict with the mean `loss` of the epoch, or `None`.
         """
         started = time.perf_counter()
-        loss = _loss_in(logs)
-        if self.has_diverged(logs):
+        if has_diverged(self.model, logs):
             _LOG.warning(
                 "No reconfiguration after epoch %d: the loss (%s) or a weight "
                 "of '%s' is not finite. If that lasts, the training has "
                 "diverged: lower the learning rate.",
                 self.epoch,
-                loss,
+                loss_in(logs),
                 self.model.name,
             )
             return
-        report = self._cut(loss)
+        report = self._cut(loss_in(logs))
         if report is None:
             return
         # Layers and graph refer to each other: without this the old weights
-        # would stay in memory until Python happens to look for cycles. Nothing
-        # here may hold them any more.
+        # would stay in memory until Python happens to look for cycles.
         gc.collect()
         self._progress.add(report)
         report.seconds = time.perf_counter() - started
         _LOG.info("%s", report)
-
-    def has_diverged(self, logs: Mapping[str, float] | None) -> bool:
-        """Whether the loss in `logs`, or a weight of the model, is not finite.
-
-        Args:
-            logs: Dict of an epoch, or `None`.
-        """
-        return not (math.isfinite(_loss_in(logs)) and all_finite(self.model))
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
@@ -341,28 +317,12 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             return None
         smaller = prepare_cut(self.model, plan)
         report = record_of(
-            plan,
-            epoch=self.epoch,
-            batch_size=self.batch.size if self.batch else self.meter.batch_size,
-            learning_rate=self._trained_rate(),
-            penalty_ratio=self.penalty_share(loss),
+            plan, self.epoch, self.meter, self.batch, self.penalty_share(loss)
         )
-        report.cost_before = totals(self.meter.current_cost())
-        self._cuts.append(record_of_cut(plan))
         take_over(self.model, smaller)
+        self._cuts.append(record_of_cut(plan))
         report.cost_after = totals(self.meter.current_cost())
         self._progress.size = int(plan.alive.sum())
         if self._fit.growing is not None:
             report.batch_size_after = self._fit.growing.grow()
         return report
-
-    def _trained_rate(self):
-        """Returns the learning rate of the last step; `None` if several."""
-        rate = self.meter.learning_rate
-        if rate is None or self.batch is None:
-            return rate
-        return rate * self.batch.learning_rate_ratio
-
-
-def _loss_in(logs):
-    return (logs or {}).get("loss", 0.0)

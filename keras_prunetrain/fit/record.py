@@ -4,9 +4,11 @@ import dataclasses
 
 import keras
 
+from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.report import report_of
 from keras_prunetrain.cost import Cost
+from keras_prunetrain.fit.meter import EpochMeter, trained_rate
 from keras_prunetrain.lasso import attach
 
 
@@ -98,16 +100,24 @@ class Reconfiguration:
 
 def record_of(
     plan: Plan,
-    *,
     epoch: int,
-    batch_size: int | None,
-    learning_rate: float | None,
+    meter: EpochMeter,
+    batch: DynamicBatch | None,
     penalty_ratio: float,
 ) -> Reconfiguration:
-    """Returns the `Reconfiguration` that `plan` is about to do; no costs yet.
+    """Returns the `Reconfiguration` that `plan` is about to do.
 
-    Arguments as in `Reconfiguration`.
+    What is known only afterwards is as before.
+
+    Args:
+        plan: The `Plan`.
+        epoch: As in `Reconfiguration`.
+        meter: The `EpochMeter` of the `fit`.
+        batch: The batch that grows, or `None`.
+        penalty_ratio: As in `Reconfiguration`.
     """
+    batch_size = batch.size if batch else meter.batch_size
+    cost = totals(meter.current_cost())
     keep = {
         label.layer: plan.keep(label.numbers).tolist()
         for label in plan.numbering.kernels("out")
@@ -126,11 +136,11 @@ def record_of(
             if addition.constant.any()
         ),
         held={row.layer: list(row.held_by) for row in rows if row.held_by},
-        cost_before=None,
-        cost_after=None,
+        cost_before=cost,
+        cost_after=cost,
         batch_size=batch_size,
         batch_size_after=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=trained_rate(meter, batch),
         penalty_ratio=penalty_ratio,
     )
 

@@ -1,7 +1,6 @@
 """Signals that tell the process to end, heard between two steps."""
 
 import logging
-import os
 import signal
 import threading
 
@@ -19,7 +18,7 @@ class Signals:
         self.received = None
         self._before = {}
 
-    def catch(self):
+    def catch(self) -> None:
         """Waits for a signal; only the main thread of Python can."""
         self.received = None
         if threading.current_thread() is threading.main_thread():
@@ -30,7 +29,7 @@ class Signals:
         self.received = number
         self.release()  # A second one ends the process as ever.
 
-    def end(self, folder: os.PathLike):
+    def end(self, folder: str) -> None:
         """Ends the process with the status that the signal means.
 
         Args:
@@ -47,7 +46,7 @@ class Signals:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    def release(self):
+    def release(self) -> None:
         """Hands the signals back to those who had them before."""
         while self._before:
             number, handler = self._before.popitem()

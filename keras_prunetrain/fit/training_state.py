@@ -7,6 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 
 # The attributes of Keras's callbacks that an epoch changes and no file has.
 _STATE_OF_KERAS = {
@@ -37,7 +39,7 @@ def model_state(model: keras.Model) -> dict[str, Any]:
     }
 
 
-def set_model_state(model: keras.Model, state: dict[str, Any]):
+def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
     """Brings a `model_state` back into a model of the same architecture.
 
     Raises:
@@ -62,12 +64,12 @@ def set_model_state(model: keras.Model, state: dict[str, Any]):
         _assign(model, variable, values)
 
 
-def metric_state(model: keras.Model) -> list:
+def metric_state(model: keras.Model) -> list[list[np.ndarray]]:
     """Returns the values of the metrics of an epoch that is not over."""
     return [_values(model, v) for v in model.metrics_variables]
 
 
-def set_metric_state(model: keras.Model, state: list):
+def set_metric_state(model: keras.Model, state: list[list[np.ndarray]]) -> None:
     """Brings a `metric_state` back.
 
     Raises:
@@ -153,10 +155,52 @@ def callback_state(callback: keras.callbacks.Callback) -> Any:
     return None
 
 
-def set_callback_state(callback: keras.callbacks.Callback, state: Any):
+def set_callback_state(callback: keras.callbacks.Callback, state: Any) -> None:
     """Brings a `callback_state` back, by the callback's method `set_state`."""
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
     for name, value in state.items():
         setattr(callback, name, value)
+
+
+def description_of(
+    model: keras.Model,
+    callbacks: list[keras.callbacks.Callback],
+    steps: int | None,
+) -> dict[str, Any]:
+    """Returns what must be as it was for a training to go on.
+
+    Args:
+        model: The model as the user has built it.
+        callbacks: Those of `fit`.
+        steps: Integer, the steps of an epoch; `None` if nobody knows.
+    """
+    loss = model.loss
+    found = {
+        "weights": [list(weight.shape) for weight in model.weights],
+        "optimizer": type(model.optimizer).__name__,
+        "learning_rate": keras_internals.shown_rate(model.optimizer),
+        "loss": str(getattr(loss, "name", loss)),
+        "steps": steps,
+        "replicas": replica_count(model),
+    }
+    for callback in callbacks:
+        if isinstance(callback, ReconfiguringCallback):
+            batch = callback.batch and callback.batch.initial
+            found |= {**callback.settings(), "batch": batch}
+    return found
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Says in what the `description_of` a backup differs from another one."""
+    return [
+        f"{name} was {_short(there.get(name))} and is {_short(here.get(name))}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."

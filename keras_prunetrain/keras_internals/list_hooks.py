@@ -6,9 +6,16 @@ the first callback, or behind the last, has no place there.
 
 import functools
 import weakref
+from collections.abc import Callable
+
+import keras
 
 
-def wrap_hook(callbacks, name, around):
+def wrap_hook(
+    callbacks: keras.callbacks.CallbackList,
+    name: str,
+    around: Callable[[Callable[[], None]], None],
+) -> None:
     """Has `around(hook)` called in the place of a hook of a `CallbackList`.
 
     Args:

@@ -2,13 +2,14 @@
 
 import importlib
 import random
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 
-def random_state():
+def random_state() -> dict[str, Any]:
     """Returns the state of all random generators of the process, a dict.
 
     That is all that `keras.utils.set_random_seed` seeds. Generators that belong
@@ -30,7 +31,7 @@ def random_state():
     return state
 
 
-def set_random_state(state):
+def set_random_state(state: dict[str, Any]) -> None:
     """Brings a `random_state` back.
 
     Args:

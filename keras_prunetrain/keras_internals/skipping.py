@@ -2,6 +2,7 @@
 
 import functools
 import weakref
+from collections.abc import Callable
 
 import keras
 from keras import tree
@@ -9,7 +10,7 @@ from keras import tree
 from keras_prunetrain.keras_internals.callers import calling_methods
 
 
-def skip_steps(count, done):
+def skip_steps(count: int, done: Callable[[], None]) -> None:
     """Lets the next epoch of the running `fit` begin behind `count` steps.
 
     To be called from a hook of a callback. The data of these steps are read and

@@ -157,7 +157,7 @@ class CalibratedLasso:
             penalties = attach.weight_penalties(model)
             logs.setdefault("val_task_loss", logs["val_loss"] - penalties)
 
-    def set_factor(self, model, factor):
+    def set_factor(self, model: keras.Model, factor: float | None) -> None:
         """Goes on with the factor that an earlier process has computed."""
         self.factor = factor
         self._first_batch = None

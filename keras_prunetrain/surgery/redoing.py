@@ -5,6 +5,7 @@ so far, done again one after the other, lead to the same smaller architecture;
 its values are then brought back from elsewhere.
 """
 
+import gc
 from typing import Any
 
 import keras
@@ -15,6 +16,8 @@ from keras_prunetrain.channels.branches import Addition
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.walk import Visit, run_graph
+from keras_prunetrain.surgery.reconfigure import prepare_cut
+from keras_prunetrain.surgery.takeover import take_over
 
 
 def record_of_cut(plan: Plan) -> dict[str, Any]:
@@ -69,6 +72,21 @@ def plan_again(model: keras.Model, record: dict[str, Any]) -> Plan:
         removed=frozenset(keys[i] for i in record["removed"]),
         reasons={},
     )
+
+
+def repeat_cuts(model: keras.Model, records: list[dict[str, Any]]) -> None:
+    """Makes `model` as small as it once was, without its values.
+
+    Args:
+        model: The model before its first cut; modified.
+        records: As of `record_of_cut`, one for each cut.
+
+    Raises:
+        ValueError: If the cuts were made in another model.
+    """
+    for record in records:
+        take_over(model, prepare_cut(model, plan_again(model, record)))
+    gc.collect()  # The layers of all the models in between.
 
 
 def _places(numbering):
