@@ -85,11 +85,10 @@ def _check_restoring(sibling):
         )
     if isinstance(sibling, keras.callbacks.BackupAndRestore):
         raise ValueError(
-            f"{type(sibling).__name__} saves weights without the sizes of "
-            "their layers, and cannot resume a training in which the model has "
-            "shrunk. Save whole models with `ModelCheckpoint('last.keras')`; "
-            "to resume, load the last one with `keras.saving.load_model` and "
-            "call `fit` with `initial_epoch`."
+            f"Keras's {type(sibling).__name__} saves weights without the sizes "
+            "of their layers, and cannot resume a training in which the model "
+            "has shrunk. `keras_prunetrain.BackupAndRestore(backup_dir)` can: "
+            "put it in the place of Keras's."
         )
 
 

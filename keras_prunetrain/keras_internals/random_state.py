@@ -25,9 +25,12 @@ def random_state() -> dict[str, Any]:
     )
     if generator is not None:
         state["keras"] = ops.convert_to_numpy(generator.state)
-    drawer = _operation_seeds()
-    if drawer is not None:
-        state["tensorflow"] = drawer.getstate()
+    if keras.backend.backend() == "tensorflow":
+        # An operation that is run eagerly gets a seed of its own from the
+        # generator that `tf.random.set_seed` seeds, which is private.
+        context = _context()
+        seeds = getattr(context, "_rng", None)  # `None` before the first seed.
+        state["tensorflow"] = seeds and (context._seed, seeds.getstate())
     return state
 
 
@@ -44,9 +47,12 @@ def set_random_state(state: dict[str, Any]) -> None:
         generator.state.assign(state["keras"])
     random.setstate(_as_tuples(state["python"]))
     np.random.set_state(state["numpy"])
-    drawer = _operation_seeds()
-    if drawer is not None and "tensorflow" in state:
-        drawer.setstate(_as_tuples(state["tensorflow"]))
+    if state.get("tensorflow"):
+        import tensorflow as tf
+
+        seed, seeds = state["tensorflow"]
+        tf.random.set_seed(seed)  # Forgets the operations that drew before.
+        _context()._rng.setstate(_as_tuples(seeds))
 
 
 def _as_tuples(value):
@@ -60,13 +66,5 @@ def _internals(name):
     return importlib.import_module(f"keras.src.{name}")
 
 
-def _operation_seeds():
-    """Returns what draws the seeds of TensorFlow's operations, or `None`.
-
-    An operation that is run eagerly gets a seed of its own from the generator
-    that `tf.random.set_seed` seeds; TensorFlow only tells the seed.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return None
-    context = importlib.import_module("tensorflow.python.eager.context")
-    return getattr(context.context(), "_rng", None)
+def _context():
+    return importlib.import_module("tensorflow.python.eager.context").context()

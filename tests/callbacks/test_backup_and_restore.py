@@ -193,7 +193,15 @@ def whole(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("sgd", "schedule and growing batch")
+        else pytest.param(name, marks=pytest.mark.long)
+        for name in CASES
+    ],
+)
 def test_a_training_in_pieces_equals_the_whole_one(name, whole, tmp_path):
     case = CASES[name]
     for stop in ((0, 1), (2, 0), (4, 1)):

@@ -1,0 +1,156 @@
+"""What a backup stands on in Keras: hooks, steps, random generators."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_prunetrain import keras_internals
+from tests.callbacks.fits import examples, network
+
+
+def draw():
+    return [
+        random.random(),
+        np.random.rand(),
+        *keras.random.uniform((2,)).numpy().tolist(),
+        *tf.random.uniform((2,)).numpy().tolist(),
+    ]
+
+
+def test_all_generators_go_on_where_they_were():
+    draw()
+    state = keras_internals.random_state()
+    first, second = draw(), draw()
+    assert first != second
+    keras_internals.set_random_state(state)
+    assert [draw(), draw()] == [first, second]
+
+
+def test_to_ask_for_the_state_draws_nothing():
+    keras.utils.set_random_seed(3)
+    expected = draw()
+    keras.utils.set_random_seed(3)
+    keras_internals.random_state()
+    assert draw() == expected
+
+
+def test_a_generator_that_was_not_made_yet_is_made():
+    draw()
+    state = keras_internals.random_state()
+    expected = draw()
+    keras.backend.clear_session()  # Forgets Keras's own.
+    keras_internals.set_random_state(state)
+    assert draw() == expected
+
+
+def test_wrapped_hooks_act_around_all_callbacks_the_last_one_outside():
+    said = []
+    callbacks = keras.callbacks.CallbackList(
+        [
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs, i=i: said.append((i, epoch))
+            )
+            for i in range(2)
+        ]
+    )
+
+    def around(name):
+        def act(hook):
+            said.append(f"before {name}")
+            hook()
+            said.append(f"after {name}")
+
+        return act
+
+    keras_internals.wrap_hook(callbacks, "on_epoch_end", around("inner"))
+    keras_internals.wrap_hook(callbacks, "on_epoch_end", around("outer"))
+    callbacks.on_epoch_end(7, {})
+    assert said == [
+        *("before outer", "before inner", (0, 7), (1, 7)),
+        *("after inner", "after outer"),
+    ]
+
+
+class Skip(keras.callbacks.Callback):
+    """Skips two steps of the second epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.metrics = [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append([])
+        if epoch == 1:
+            keras_internals.skip_steps(2, self.note)
+
+    def note(self):
+        self.metrics = [v.path for v in self.model.metrics_variables]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen[-1].append(batch)
+
+
+# Keras says so in the first epoch, while it does not know how many there are.
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("replicas", [False, True])
+def test_an_epoch_goes_on_behind_the_steps_that_are_skipped(
+    known, replicas, strategy
+):
+    scope = strategy if replicas else tf.distribute.get_strategy()
+    with scope.scope():
+        model = network(compiled={"run_eagerly": not replicas})
+    x, y = examples(8)
+    seen = []
+
+    def batches():
+        for i in range(4):
+            seen.append(i)
+            yield x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2]
+
+    shapes = tuple(tf.TensorSpec((2, *a.shape[1:]), a.dtype) for a in (x, y))
+    data = tf.data.Dataset.from_generator(batches, output_signature=shapes)
+    if known:
+        data = data.apply(tf.data.experimental.assert_cardinality(4))
+    skip = Skip()
+    model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[skip])
+    assert [steps[:4] for steps in skip.seen] == [
+        [0, 1, 2, 3],
+        [2, 3],
+        [0, 1, 2, 3],
+    ]
+    assert len(skip.metrics) == 4  # Loss and accuracy, total and count.
+
+
+def test_metrics_have_their_variables_before_the_first_step():
+    model = network()
+    skip = Skip()
+    x, y = examples(8)
+    model.fit(
+        x,
+        y,
+        batch_size=2,
+        initial_epoch=1,
+        epochs=2,
+        verbose=0,
+        callbacks=[skip],
+    )
+    assert skip.seen == [[2, 3]]
+    assert len(skip.metrics) == 4
+
+
+def test_skipping_everything_still_says_that_it_is_done():
+    model = network()
+    done = []
+
+    class All(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                keras_internals.skip_steps(4, lambda: done.append(True))
+
+    x, y = examples(8)
+    model.fit(x, y, batch_size=2, epochs=3, verbose=0, callbacks=[All()])
+    assert done == [True]
