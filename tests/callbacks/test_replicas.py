@@ -118,9 +118,18 @@ def small(strategy):
     return model
 
 
-def test_validation_sees_the_statistics_of_all_replicas(strategy):
+@pytest.mark.parametrize("validated", [True, False])
+def test_validation_and_later_callbacks_see_the_statistics_of_all_replicas(
+    strategy, validated
+):
+    seen = []
+
     class Look(keras.callbacks.Callback):
         def on_test_batch_end(self, batch, logs=None):
+            self.on_epoch_end(batch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(epoch)
             for weight in self.model.non_trainable_weights:
                 np.testing.assert_array_equal(*weight.value.values)
 
@@ -133,11 +142,12 @@ def test_validation_sees_the_statistics_of_all_replicas(strategy):
     validation = tf.data.Dataset.from_tensor_slices(examples(7)).batch(7)
     small(strategy).fit(
         data,
-        validation_data=validation,
+        validation_data=validation if validated else None,
         verbose=0,
         shuffle=False,
         callbacks=[PruneTrainCallback(), Look()],
     )
+    assert len(seen) == 1 + validated
 
 
 def test_a_scaled_loss_is_warned_of(strategy, caplog):
