@@ -33,6 +33,17 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def is_path(value: Any) -> bool:
+    """Whether `value` could be the path of a file: a string or path object."""
+    if not isinstance(value, str | os.PathLike):
+        return False
+    try:
+        name = os.fsencode(str(value))
+    except UnicodeEncodeError:  # Half of a surrogate pair.
+        return False
+    return name != b"" and b"\0" not in name
+
+
 def check_model(model: Any) -> None:
     """Raises a `ValueError` if `model` is no `keras.Model`."""
     if isinstance(model, keras.Model):

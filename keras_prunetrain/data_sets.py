@@ -145,11 +145,23 @@ def _check_lengths(named):
 
 
 def tensors_of(structure: Any) -> Any:
-    """Returns a structure of arrays as one of tensors, in the main memory."""
+    """Returns a structure of arrays as one of tensors, in the main memory.
+
+    Raises:
+        ValueError: If an array cannot be a tensor: one of Python objects, or a
+            sparse or ragged one.
+    """
     import tensorflow as tf
 
-    with tf.device("/CPU:0"):
-        return tf.nest.map_structure(tf.convert_to_tensor, structure)
+    try:
+        with tf.device("/CPU:0"):
+            return tf.nest.map_structure(tf.convert_to_tensor, structure)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "`x`, `y` and `sample_weight` must be arrays of numbers, or of "
+            "strings. For others, form an unbatched `tf.data.Dataset` and "
+            f"call the DynamicBatch on it. TensorFlow says: {error}"
+        ) from error
 
 
 def positions_in(

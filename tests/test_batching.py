@@ -138,6 +138,20 @@ def test_an_order_that_is_none_is_refused(arguments):
         DynamicBatch(2).arrays(np.zeros(4), **arguments)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([object()] * 4),
+        tf.sparse.from_dense(np.eye(4)),
+        tf.ragged.constant([[1], [2, 3], [4], [5]]),
+    ],
+    ids=["objects", "sparse", "ragged"],
+)
+def test_what_is_no_array_of_numbers_is_refused(x):
+    with pytest.raises(ValueError, match="`x`, .* TensorFlow says: "):
+        DynamicBatch(2).arrays({"image": x}, np.zeros(4))
+
+
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="Received: 10 in `x`, 9 in `y`"):
         DynamicBatch(4).arrays(np.zeros(10), np.zeros(9))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_prunetrain as kpt
-from keras_prunetrain.checks import is_count, is_integer, is_number
+from keras_prunetrain.checks import is_count, is_integer, is_number, is_path
 
 
 @pytest.mark.parametrize("value", [0, 3, np.int64(3), np.uint8(3)])
@@ -85,3 +85,13 @@ def test_the_functions_of_a_model_are_found():
 def test_what_is_no_model_is_named(function, value, match):
     with pytest.raises(ValueError, match=match):
         function(value)
+
+
+@pytest.mark.parametrize("value", ["logs", "a b", pathlib.Path("logs"), "~/x"])
+def test_paths_are_paths(value):
+    assert is_path(value)
+
+
+@pytest.mark.parametrize("value", ["", None, 5, b"x", ["x"], "\ud800", "a\0b"])
+def test_others_are_no_paths(value):
+    assert not is_path(value)

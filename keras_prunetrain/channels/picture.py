@@ -12,6 +12,7 @@ from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.numbers import merge
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import Score, magnitude
+from keras_prunetrain.checks import is_path
 
 # The colour-blind can tell these apart, and so can readers of a black print.
 _GOES = "#56b4e9"
@@ -44,8 +45,8 @@ def plot_channels(
     Raises:
         ImportError: If pydot is not installed, or, unless for a `.dot` file,
             Graphviz is not.
-        ValueError: If `to_file` is no path or has another suffix; otherwise as
-            `channel_report`.
+        ValueError: If `to_file` is no path, has another suffix or cannot be
+            written; otherwise as `channel_report`.
     """
     path = _checked_path(to_file)
     kind = path.suffix.removeprefix(".")
@@ -68,22 +69,29 @@ def plot_channels(
         dot.add_node(pydot.Node(ids[node], **attributes))
     for source, target in edges:
         dot.add_edge(pydot.Edge(ids[source], ids[target]))
-    if kind == "dot":
-        dot.write(path, encoding="utf-8")
-        return
+    picture = dot.to_string().encode() if kind == "dot" else _drawn(dot, kind)
     try:
-        picture = dot.create(format=kind, encoding="utf-8")
+        path.write_bytes(picture)
+    except OSError as error:
+        raise ValueError(
+            f"`to_file` cannot be written: {error}. Received: "
+            f"to_file={str(path)!r}"
+        ) from error
+
+
+def _drawn(dot, kind):
+    try:
+        return dot.create(format=kind, encoding="utf-8")
     except FileNotFoundError as error:
         raise ImportError(
             f"To draw a .{kind} file, `plot_channels` needs Graphviz, see "
             "https://graphviz.org/download. A .dot file needs nothing."
         ) from error
-    path.write_bytes(picture)
 
 
 def _checked_path(to_file):
-    if isinstance(to_file, str | os.PathLike):
-        path = pathlib.Path(to_file)
+    if is_path(to_file):
+        path = pathlib.Path(to_file).expanduser()
         if path.suffix.removeprefix(".") in _FORMATS:
             return path
     raise ValueError(

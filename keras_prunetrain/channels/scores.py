@@ -133,8 +133,9 @@ def _checked(values, label):
         return None
     where = _place(label)
     try:
-        scores = np.asarray(values).astype("float64")
-    except (TypeError, ValueError):
+        # Not the real part of what is complex.
+        scores = np.asarray(values).astype("float64", casting="same_kind")
+    except (TypeError, ValueError, OverflowError):
         scores = np.empty(0)
     if scores.shape != label.numbers.shape:
         raise ValueError(

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.checks import is_count, is_number, is_path
 
 _RECORD = "density_log.json"
 
@@ -21,7 +21,7 @@ class LoggedRun:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        if not _is_path(folder):
+        if not is_path(folder):
             raise ValueError(
                 "`log_dir` must be the path of a folder, a string or a path "
                 f"object. Received: log_dir={folder!r}"
@@ -177,17 +177,6 @@ class LoggedRun:
         scratch.unlink(missing_ok=True)  # A link is not written through.
         scratch.write_text(json.dumps(self._record))
         scratch.replace(path)
-
-
-def _is_path(folder: Any) -> bool:
-    """Whether `folder` could be the path of a folder."""
-    if not isinstance(folder, str | os.PathLike):
-        return False
-    try:
-        name = os.fsencode(str(folder))
-    except UnicodeEncodeError:  # Half of a surrogate pair.
-        return False
-    return name != b"" and b"\0" not in name
 
 
 def _is_record(run: Any) -> bool:

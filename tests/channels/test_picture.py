@@ -152,6 +152,18 @@ def test_without_pydot_the_extra_is_named(tmp_path, monkeypatch):
         plot_channels(networks.plain().model, tmp_path / "channels.dot")
 
 
+@pytest.mark.parametrize("name", ["absent/x.dot", "a\0.dot", "\ud800.dot"])
+def test_a_file_that_cannot_be_written_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="^`to_file` .* Received: to_file="):
+        plot_channels(networks.plain().model, tmp_path / name)
+
+
+def test_the_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plot_channels(networks.plain().model, "~/channels.dot")
+    assert (tmp_path / "channels.dot").exists()
+
+
 @pytest.mark.parametrize("name", ["channels", "channels.jpeg2", "", 5, None])
 def test_an_unknown_format_is_refused(name):
     with pytest.raises(ValueError, match=r"path that ends with one .*'png'"):

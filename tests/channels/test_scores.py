@@ -110,6 +110,8 @@ def test_branches_leave_by_the_score_too(residual, fold):
         (lambda label: label.magnitudes() * np.inf, "must return finite"),
         (lambda label: label.gamma, "fails for axis 2 of .*: AttributeError"),
         (int, "fails for axis 2 of .*: TypeError"),
+        (lambda label: [10**400] * len(label.numbers), "one number for each"),
+        (lambda label: label.magnitudes() * 1j, "one number for each"),
     ],
 )
 def test_a_score_of_the_wrong_kind_is_an_error(score, message):
