@@ -306,6 +306,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         # Layers and graph refer to each other: without this the old weights
         # would stay in memory until Python happens to look for cycles.
         gc.collect()
+        keras_internals.release_kernels()
         self._progress.add(report)
         report.seconds = time.perf_counter() - started
         _LOG.info("%s", report)

@@ -33,6 +33,7 @@ from keras_prunetrain.keras_internals.identity import (
     set_states,
     successors,
 )
+from keras_prunetrain.keras_internals.kernels import release_kernels
 from keras_prunetrain.keras_internals.layer import (
     Part,
     attribute_of,
@@ -136,6 +137,7 @@ __all__ = [
     "producer",
     "random_state",
     "release_gradients",
+    "release_kernels",
     "remove_step_hook",
     "renew_steps",
     "repair_distributed_fit",
