@@ -36,10 +36,20 @@ def main(words, results=RESULTS):
         sys.exit(f"{path} is no run that was kept. Choose another name.")
     try:
         record = _record(pathlib.Path(folder))
+        _write(path, json.dumps(record, indent=1) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"Wrote {path}.")
+
+
+def _write(path, text):
+    """Writes a file that is whole, or leaves the old one."""
+    scratch = path.with_suffix(".new")
+    try:
+        scratch.write_text(text)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _record(folder):

@@ -1,11 +1,9 @@
 """The training program, and the files that it leaves."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from apps import (
 )
 from apps.refusal import RefusedError
 from tests.apps.programs import files, parsed, run
+from tests.disks import full_disk
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS = 2
@@ -164,17 +163,6 @@ def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
-@contextlib.contextmanager
-def no_file_is_longer_than(size):
-    """A disk that is full, for the whole process."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize(
     ("size", "epochs"),
     [
@@ -185,7 +173,7 @@ def no_file_is_longer_than(size):
 def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
     folder = tmp_path / "run"
     with (
-        no_file_is_longer_than(size),
+        full_disk(size),
         pytest.raises(SystemExit) as caught,
     ):
         run(

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import re
-import resource
 import shutil
 import sys
 import time
@@ -24,6 +23,7 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.tensorboard import dashboard
 from keras_prunetrain.tensorboard.event_writer import MAGNITUDES, SCORES
 from tests.callbacks.fits import Kill, examples, network, widths
+from tests.disks import full_disk
 
 PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}
 
@@ -806,26 +806,6 @@ class Spoil(keras.callbacks.Callback):
             self.spoil()
 
 
-@contextlib.contextmanager
-def spoiling(how, folder):
-    """Gives a function that spoils the folder, for the length of the context.
-
-    A full disk is one on which no file can be longer than 100 bytes. This
-    binds the whole process: outside of the context, pytest must be able to
-    write its own report.
-    """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield {
-            "gone": lambda: shutil.rmtree(folder),
-            "full": lambda: resource.setrlimit(
-                resource.RLIMIT_FSIZE, (100, limits[1])
-            ),
-        }[how]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("of_callback", [False, True])
 @pytest.mark.parametrize("how", ["gone", "full"])
 def test_a_log_that_cannot_be_written_does_not_end_the_training(
@@ -835,8 +815,12 @@ def test_a_log_that_cannot_be_written_does_not_end_the_training(
     log = kpt.DensityLog(folder)
     if of_callback:
         log = kpt.PruneTrainCallback(log_dir=folder)
-    with spoiling(how, folder) as spoil:
-        history = fit(network(), log, Spoil(spoil), epochs=4)
+    with contextlib.ExitStack() as stack:
+        spoil = {
+            "gone": lambda: shutil.rmtree(folder),
+            "full": lambda: stack.enter_context(full_disk()),
+        }
+        history = fit(network(), log, Spoil(spoil[how]), epochs=4)
     assert len(history["loss"]) == 4
     said = [x for x in caplog.messages if "cannot write into" in x]
     assert len(said) == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from apps import compare
+from tests.disks import full_disk
 from tests.tools.written import EPOCHS, write_run
 
 import figures  # isort: skip
@@ -384,6 +385,15 @@ def test_a_name_that_is_a_path_is_refused(name, folder):
     assert caught.value.code == (
         f"'{name}' is no name of a file, such as resnet20_ratio25."
     )
+
+
+def test_a_kept_run_stays_where_the_new_one_finds_no_space(folder):
+    record_run.main([str(folder), "kept"], folder.parent)
+    before = (folder.parent / "kept.json").read_text()
+    with full_disk(), pytest.raises(SystemExit, match="File too large"):
+        record_run.main([str(folder), "kept"], folder.parent)
+    assert (folder.parent / "kept.json").read_text() == before
+    assert not (folder.parent / "kept.new").exists()
 
 
 def test_no_other_result_is_written_over(folder):
