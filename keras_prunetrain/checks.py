@@ -16,7 +16,7 @@ def is_integer(value: Any) -> bool:
 
 def is_count(value: Any, minimum: int = 0) -> bool:
     """Whether `value` is such an integer of at least `minimum`."""
-    return is_integer(value) and value >= minimum
+    return is_integer(value) and bool(value >= minimum)
 
 
 def is_number(value: Any) -> bool:

@@ -22,7 +22,7 @@ def test_integers_of_numpy_are_counts_and_numbers(value):
 
 def test_a_count_reaches_its_minimum():
     assert is_count(np.int32(1), 1)
-    assert not is_count(0, 1)
+    assert is_count(np.int32(0), 1) is False  # And no bool of NumPy's.
     assert not is_count(-1)
 
 

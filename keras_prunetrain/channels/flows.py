@@ -58,7 +58,7 @@ def _reduces(numbers, visit, rule, earlier):
     """Passes the numbers on where other axes than theirs are reduced."""
     x, operation = visit.inputs[0], visit.call.operation
     axes = range(len(x.shape)) if operation.axis is None else operation.axis
-    dropped = {axis % len(x.shape) for axis in np.ravel(axes)}
+    dropped = {axis % len(x.shape) for axis in np.ravel(axes).tolist()}
     if dropped & {0, x.axis}:
         raise NotFollowed("it reduces the channels or the batch")
     axis = x.axis
