@@ -126,12 +126,12 @@ def heat_map_figure(
     """
     from matplotlib.figure import Figure
 
-    densities = np.asarray(densities)
-    epochs, layers = densities.shape
+    shares = np.asarray(densities)
+    epochs, layers = shares.shape
     figure = Figure((8, 1.6 + 0.17 * layers), dpi=100, layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(
-        densities.T,
+        shares.T,
         vmin=0,
         vmax=1,
         cmap="viridis",
