@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_prunetrain.channels.labels import Numbering
 
@@ -101,9 +102,7 @@ def layout(groups: Mapping[str, Sequence[str]]) -> "layout_pb2.Layout":
     )
 
 
-def heat_map(
-    densities: Sequence[Sequence[float]], names: Sequence[str]
-) -> np.ndarray:
+def heat_map(densities: ArrayLike, names: Sequence[str]) -> np.ndarray:
     """Returns `heat_map_figure` as `uint8`, shape `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -112,9 +111,7 @@ def heat_map(
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def heat_map_figure(
-    densities: Sequence[Sequence[float]], names: Sequence[str]
-) -> "Figure":
+def heat_map_figure(densities: ArrayLike, names: Sequence[str]) -> "Figure":
     """Draws how many channels each layer has left, epoch by epoch.
 
     Args:
