@@ -13,9 +13,15 @@ def no_garbage_collection() -> Iterator[None]:
     again and again: 15% of the time.
     """
     was_enabled = gc.isenabled()
-    gc.disable()
+    # An interrupt may come in the place of any line, but only once. The search
+    # is let go twice, so that a line is left that does it.
     try:
-        yield
+        try:
+            gc.disable()
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
     finally:
         if was_enabled:
             gc.enable()

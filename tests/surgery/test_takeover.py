@@ -222,7 +222,7 @@ def run_traced(function, trace):
         function()
     finally:
         sys.settrace(before)
-        gc.enable()
+        assert gc.isenabled()
 
 
 def state(model):
