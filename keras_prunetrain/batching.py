@@ -279,6 +279,7 @@ def _checked_count(name, value):
 
 
 def _checked_budget(budget):
+    """Returns a memory budget; of a number, its bytes as an integer."""
     if budget is None or (isinstance(budget, str) and budget == "device"):
         return budget
     if not is_number(budget) or budget <= 0:

@@ -75,6 +75,7 @@ def iteration_bytes(
 
 
 def _optimizer_bytes(model):
+    """Returns the bytes of the slots, also of those that are not made yet."""
     optimizer = model.optimizer
     if not optimizer.built:
         # The slots are made in the first step, for the weights that train by

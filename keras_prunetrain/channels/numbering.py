@@ -193,6 +193,7 @@ class _Numberer:
         return written
 
     def _label(self, labels):
+        """Adds the labels of a call, tied to those of an earlier one."""
         for label in labels:
             axis = (id(label.weight), label.axis)
             known = self._labels.setdefault(axis, label)
@@ -200,6 +201,13 @@ class _Numberer:
             self._numbers.tie(known.numbers, label.numbers)
 
     def _freeze_by_rule(self, visit, rule, written):
+        """Freezes the channels that the layer's rule says must stay.
+
+        Args:
+            visit: The `Visit` of a call.
+            rule: The `LayerRule` of its layer.
+            written: List of the `Channels` that the call writes.
+        """
         if rule.flow == PRODUCES and not _reads_with_kernel(visit, rule):
             # No weight says how much a channel of the input counts.
             reason, channels = "it reads without a kernel", visit.inputs

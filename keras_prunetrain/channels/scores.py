@@ -106,6 +106,7 @@ def unscored(
 
 
 def _asked(score, label):
+    """Returns what the caller's `score` says, or names where it fails."""
     try:
         return score(label)
     except Exception as error:

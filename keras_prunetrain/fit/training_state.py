@@ -129,6 +129,7 @@ def _on_replicas(model, variable):
 
 
 def _assign(model, variable, values):
+    """Assigns the values of a variable, one or one for each replica."""
     if len(values) == 1:
         variable.assign(values[0])
         return

@@ -110,6 +110,7 @@ def parts(layer: keras.layers.Layer) -> dict[str, Part]:
 
 
 def _collect(path, value, found):
+    """Adds the parts in `value`, which lies at `path`, to `found`."""
     if is_part(value):
         found[path] = value
     elif isinstance(value, list | tuple):
@@ -190,7 +191,7 @@ def _replaced(value, old, new):
 
 @contextlib.contextmanager
 def _unlocked(layer):
-    # A layer that is built takes no further parts.
+    """Lets a layer that is built take further parts."""
     was_locked = layer._tracker.locked
     layer._tracker.unlock()
     try:

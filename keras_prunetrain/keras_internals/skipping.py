@@ -33,6 +33,10 @@ def skip_steps(count: int, done: Callable[[], None]) -> None:
 
 
 def _behind(iterator, model, count, done):
+    """Yields the steps of an epoch behind the first `count`; `done()` before.
+
+    Draws the batches of the others, so that the data are where they were.
+    """
     iterator = iterator()
     del vars(iterator)["_enumerate_iterator"]  # For this epoch only.
     skipped = False

@@ -170,6 +170,7 @@ def _sum_over(x, axes):
 
 
 def _checked_factor(factor: Any) -> float:
+    """Returns `factor` as a float that float32 can hold."""
     largest = float(np.finfo("float32").max)
     if not is_number(factor) or not 0.0 <= factor <= largest:
         raise ValueError(

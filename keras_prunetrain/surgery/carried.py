@@ -89,20 +89,29 @@ def carry_variable(cut: Cut, twins: Twins) -> None:
 
 
 def _carry_name(layer, clone):
-    # That of an inner layer is in no config of the layer around it.
+    """Carries the name.
+
+    That of an inner layer is in no config of the layer around it.
+    """
     if clone.name != layer.name:
         clone.name = layer.name
 
 
 def _carry_dtype_policy(layer, clone):
-    # `SpatialDropout2D` writes only the dtype of its variables.
+    """Carries the dtype policy.
+
+    `SpatialDropout2D` writes only the dtype of its variables into its config.
+    """
     policy = getattr(layer, "dtype_policy", None)
     if policy is not None and clone.dtype_policy != policy:
         clone.dtype_policy = policy
 
 
 def _carry_objects(layer, clone):
-    # A lasso's factor is not to be held twice.
+    """Carries initializers, regularizers and constraints as the same objects.
+
+    A lasso's factor is not to be held twice.
+    """
     for name, value in vars(layer).items():
         if name == "activity_regularizer" or isinstance(
             value,
@@ -114,8 +123,11 @@ def _carry_objects(layer, clone):
 
 
 def _carry_trainable(pair):
-    # Without its setter: a flag of a layer inside, or of a variable, may differ
-    # from that of the layer around it.
+    """Carries the flag of the layer alone, without its setter.
+
+    The flag of a layer inside, or of a variable, may differ from that of the
+    layer around it.
+    """
     keras_internals.set_trainable(pair.new, pair.old.trainable)
 
 
@@ -176,6 +188,7 @@ def _set(pair, name, value):
 
 
 def _may_have_channels(value):
+    """Whether `value` may hold something for each channel."""
     return isinstance(value, list | tuple | dict | set) or hasattr(
         value, "shape"
     )
@@ -248,6 +261,7 @@ def _is_comparable(value):
 
 
 def _is_simple(value):
+    """Whether `value` is one that `==` compares, and nothing inside it."""
     return value is None or isinstance(
         value,
         bool

@@ -84,6 +84,7 @@ _MADE = weakref.WeakSet()
 
 
 def _follower(model, twins):
+    """Returns the `Follower` of a live `model`, made anew if it can be."""
     if not keras_internals.is_graph(model):
         return Follower(model)
     try:

@@ -80,6 +80,7 @@ class Pairing:
         return list(cuts.values())
 
     def _pair(self, part, counterpart):
+        """Notes a pair of parts: a variable's `Cut`, and all in a layer."""
         self.twins[id(part)] = counterpart
         if isinstance(part, keras.layers.Layer):
             self.add(part, counterpart)

@@ -186,6 +186,7 @@ class _Builder:
         return name
 
     def _clone(self, layer, prefix, inputs):
+        """Returns the clone of a layer or model, made at its first call."""
         if id(layer) not in self.clones:
             key = prefix + layer.name
             if keras_internals.is_graph(layer):

@@ -151,7 +151,8 @@ class LoggedRun:
         return {layer: count for layer, count in counts.items() if count}
 
     def _refuse(self, reason):
-        self._record = None  # The next `fit` looks again.
+        """Raises that the folder holds another run; forgets its record."""
+        self._record = None
         raise ValueError(
             f"The folder '{self.folder}' holds the log of another run: "
             f"{reason}. Give each run a folder of its own, or delete this one. "
