@@ -196,9 +196,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     [
-        name
-        if name in ("sgd", "schedule and growing batch")
-        else pytest.param(name, marks=pytest.mark.long)
+        name if name == "sgd" else pytest.param(name, marks=pytest.mark.long)
         for name in CASES
     ],
 )
@@ -217,7 +215,11 @@ def test_a_training_in_pieces_equals_the_whole_one(name, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("sgd", (4, 3)), ("schedule and growing batch", (4, 0))]
+    ("name", "last"),
+    [
+        pytest.param("sgd", (4, 3), marks=pytest.mark.long),
+        ("schedule and growing batch", (4, 0)),
+    ],
 )
 def test_a_training_goes_on_in_the_middle_of_an_epoch(
     name, last, whole, tmp_path
@@ -294,12 +296,20 @@ class Bomb:
         return os._exit, (1,)
 
 
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+    """The folder of a training that was killed in its fourth epoch."""
+    folder = tmp_path_factory.mktemp("broken_off")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(folder, (3, 1))
+    return folder
+
+
 @pytest.mark.parametrize("damage", [flip, cut_short, empty, pickled])
 def test_the_backup_before_a_damaged_one_is_taken(
-    damage, whole, tmp_path, caplog
+    damage, broken_off, whole, tmp_path, caplog
 ):
-    with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, (3, 1))
+    shutil.copytree(broken_off, tmp_path, dirs_exist_ok=True)
     older, newer = sorted((tmp_path / "backups").glob("*.npz"))
     damage(newer)
     train(tmp_path).equals(whole("sgd")[0])
@@ -330,9 +340,8 @@ def test_a_folder_without_a_whole_backup_is_refused(tmp_path):
         ({"ratio": 0.5}, "penalty_ratio was 0.25 and is 0.5"),
     ],
 )
-def test_a_backup_of_another_training_is_refused(other, message, tmp_path):
-    with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, (1, 1))
+def test_a_backup_of_another_training_is_refused(other, message, broken_off):
+    before = sorted((broken_off / "backups").iterdir())
     model = network(compiled=other.get("compiled"))
     if "another network" in other:
         layers = keras.layers
@@ -354,14 +363,15 @@ def test_a_backup_of_another_training_is_refused(other, message, tmp_path):
             epochs=EPOCHS,
             verbose=0,
             callbacks=[
-                kpt.BackupAndRestore(tmp_path / "backups"),
+                kpt.BackupAndRestore(broken_off / "backups"),
                 kpt.PruneTrainCallback(
                     penalty_ratio=other.get("ratio", 0.25), interval=2
                 ),
             ],
         )
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    for one, other in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sorted((broken_off / "backups").iterdir()) == before
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
@@ -487,6 +497,7 @@ def test_a_finished_fit_leaves_nothing_behind(tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_replicas_go_on(strategy, tmp_path):
     def program(stop=None):
         with strategy.scope():
