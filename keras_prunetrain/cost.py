@@ -175,6 +175,7 @@ class _Tally:
         self.kept = {}
 
     def add_call(self, read, written):
+        """Adds a call that reads and writes these lists of `Feature`s."""
         shapes = [[x.shape for x in features] for features in (read, written)]
         self.macs += macs_of(self.operation, *shapes)
         if isinstance(self.operation, keras.layers.BatchNormalization):
@@ -183,6 +184,7 @@ class _Tally:
             self.kept[feature] = feature.bytes(self.operation)
 
     def cost(self):
+        """Returns the `Cost` of the operation over all of its calls."""
         is_layer = isinstance(self.operation, keras.layers.Layer)
         return Cost(
             parameters=self.operation.count_params() if is_layer else 0,
@@ -228,6 +230,7 @@ def _saved(operation, read, written):
 
 
 def _check_sizes(path, features):
+    """Raises an error that names a layer whose tensors have no known size."""
     for feature in features:
         if None in feature.shape:
             raise _UnknownSizes(

@@ -80,6 +80,7 @@ def plot_channels(
 
 
 def _drawn(dot, kind):
+    """Returns the bytes of the picture that Graphviz draws."""
     try:
         return dot.create(format=kind, encoding="utf-8")
     except FileNotFoundError as error:
@@ -90,6 +91,7 @@ def _drawn(dot, kind):
 
 
 def _checked_path(to_file):
+    """Returns the path of a file whose suffix says a format known here."""
     if is_path(to_file):
         path = pathlib.Path(to_file).expanduser()
         if path.suffix.removeprefix(".") in _FORMATS:

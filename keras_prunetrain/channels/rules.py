@@ -180,7 +180,10 @@ def _that_says(field, operation):
 
 @functools.cache
 def _warn_unknown(layer_class):
-    # Cached, so that a run that counts at every interval warns only once.
+    """Warns that nothing is counted for a class, once in a process.
+
+    A training counts after each reconfiguration.
+    """
     log = logging.getLogger("keras_prunetrain")
     if issubclass(layer_class, keras.Model):
         log.warning(

@@ -161,6 +161,10 @@ class EpochMeter(keras.callbacks.Callback):
         self._count_examples()
 
     def _count_examples(self):
+        """Counts the examples of the epoch so far, once for each step.
+
+        On several replicas this is an exchange between them.
+        """
         if self._step is None or self._counted_step == self._step:
             return
         self._counted_step = self._step

@@ -123,7 +123,10 @@ def structures(model: keras.Model) -> tuple[Any, Any]:
 
 
 def _function(model):
-    # `Sequential` keeps its graph in a functional model of its own.
+    """Returns the functional model that holds a graph, `None` if none does.
+
+    A `Sequential` keeps its graph in a functional model of its own.
+    """
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if hasattr(model, "_nodes_by_depth") else None

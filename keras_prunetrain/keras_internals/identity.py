@@ -67,6 +67,7 @@ def set_states(pairs: Sequence[tuple[Any, dict[str, Any]]]) -> None:
 
 
 def _set_all(pairs):
+    """Gives each object its `__dict__`, within one instruction of Python."""
     objects, states = zip(*pairs, strict=True)
     # That of `object`: those of Keras are written in Python.
     setting = map(
@@ -101,6 +102,7 @@ def forget_calls(model: keras.Model) -> None:
 
 
 def _remove(nodes, node):
+    """Removes one call from the list of an operation's calls."""
     # TensorFlow saves no list of its own kind from which something was removed.
     if type(nodes).__name__ != "ListWrapper":
         nodes[:] = [x for x in nodes if x is not node]
@@ -288,6 +290,7 @@ def optimizer_successors(
 
 
 def _is_by_variable(name, value):
+    """Whether an optimizer's attribute holds something for each weight."""
     values = value if isinstance(value, list) else [value]
     return name == "_exclude_from_weight_decay_cache" or any(
         isinstance(x, keras.Variable) for x in values

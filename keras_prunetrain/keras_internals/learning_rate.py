@@ -58,6 +58,7 @@ class _ScaledRate:
         self._steps = []
 
     def step(self, step, gradients, variables):
+        """Takes the step while the ratio acts: a hook of `add_step_hook`."""
         self._steps.append(True)
         try:
             return step(gradients, variables)
@@ -65,6 +66,7 @@ class _ScaledRate:
             self._steps.pop()
 
     def current(self):
+        """Returns the rate that the step reads, scaled while it is taken."""
         optimizer = self._optimizer
         rate = optimizer._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):

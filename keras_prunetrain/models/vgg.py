@@ -40,6 +40,7 @@ def vgg13(
 
 
 def _vgg(name, depths, input_shape, classes, weight_decay):
+    """Builds stages of convolutions, a max pool after each."""
     check_arguments(input_shape, classes, weight_decay)
     x = inputs = keras.Input(input_shape, name="image")
     for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), 1):
