@@ -57,6 +57,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
 	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 	$(BIN)/python tools/benchmarks/log_overhead.py
+	$(BIN)/python tools/benchmarks/long_run.py
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/surgery/test_random_graphs.py --graphs=3000

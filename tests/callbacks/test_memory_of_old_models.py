@@ -10,12 +10,13 @@ import pytest
 import keras_prunetrain as kpt
 from keras_prunetrain.keras_internals.gradients import _registry
 from tests.optimizers import ELEMENTWISE
+from tests.resident import resident_bytes
 
 
-def network(optimizer):
+def network(optimizer, units=8):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
-    x = keras.layers.Dense(8, name="first", activation="silu")(inputs)
+    x = keras.layers.Dense(units, name="first", activation="silu")(inputs)
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dense(6, name="second")(x)
     model = keras.Model(inputs, keras.layers.Dense(1, name="last")(x))
@@ -118,6 +119,26 @@ def test_old_weights_are_freed_on_all_replicas_and_beside_a_log(
     )
     assert in_use.found == [[0] * (i + 1) for i in range(3)]
     assert len(set(watch.registered[1:])) == 1
+
+
+class Resident(keras.callbacks.Callback):
+    """Notes the resident memory after each reconfiguration."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bytes.append(resident_bytes())
+
+
+@pytest.mark.long
+def test_resident_memory_stays_over_many_reconfigurations():
+    # `make bench` has a long run, of a large network, on two replicas as well.
+    resident = Resident()
+    train(network("adam", units=16), [resident], epochs=15)
+    growth = (resident.bytes[-1] - resident.bytes[4]) / 10
+    assert growth < 500_000  # 1.1 MB if what TensorFlow prepared is kept.
 
 
 def test_a_model_that_reconfigure_returned_lets_the_old_one_go():
