@@ -40,7 +40,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     the next epoch. The training then computes what it would have computed
     without the interruption, bit for bit if the program is deterministic
     (`keras.utils.set_random_seed`, `tf.config.experimental.
-    enable_op_determinism`) and its data depend on nothing but the epoch.
+    enable_op_determinism`) and its data too: arrays, and a `tf.data.Dataset`
+    whose n-th pass is the same in each process, with a new order in every pass
+    or not. Of a `PyDataset`, a generator or a data set with `steps_per_epoch`,
+    an epoch begins anew where the program makes them begin.
 
     Example:
 
@@ -93,26 +96,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ):
         super().__init__()
-        if not isinstance(backup_dir, str | os.PathLike) or not str(backup_dir):
-            raise ValueError(
-                "`backup_dir` must be the path of a local folder. Received: "
-                f"backup_dir={backup_dir!r}"
-            )
-        if save_freq != "epoch" and not is_count(save_freq, 1):
-            raise ValueError(
-                "`save_freq` must be 'epoch', or an integer of at least 1, a "
-                f"number of steps. Received: save_freq={save_freq!r}"
-            )
-        if not is_count(keep, 1):
-            raise ValueError(
-                "`keep` must be an integer of at least 1, the number of "
-                f"backups that stay. Received: keep={keep!r}"
-            )
-        if not isinstance(delete_checkpoint, bool):
-            raise ValueError(
-                "`delete_checkpoint` must be True or False. Received: "
-                f"delete_checkpoint={delete_checkpoint!r}"
-            )
+        _check_arguments(backup_dir, save_freq, keep, delete_checkpoint)
         self.backup_dir = os.fspath(backup_dir)
         self.save_freq = save_freq
         self.delete_checkpoint = delete_checkpoint
@@ -124,6 +108,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         # The epoch to go on with, the steps of it that are done, and the steps
         # since the last backup.
         self._epoch = self._step = self._unsaved_steps = 0
+        # The passes over the data, and how many there were before this epoch.
+        self._passes: keras_internals.Passes | None = None
+        self._passes_before = 0
 
     def set_model(self, model):
         super().set_model(model)
@@ -146,6 +133,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._step = epoch, 0
+        self._passes_before = self._passes.begun
 
     def on_train_batch_end(self, batch, logs=None):
         self._unsaved_steps += batch + 1 - self._step
@@ -180,7 +168,14 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._restore_model(self._restored)
         hook()
         keras_internals.guard_loop(self._leave)
+        self._passes = keras_internals.Passes()
         if self._restored is not None:
+            # Its data set is made anew for each pass.
+            grows = any(
+                isinstance(x, ReconfiguringCallback) and x.batch
+                for x in self._siblings
+            )
+            self._passes.begin(self._restored["passes"], reads=grows)
             self._restore_callbacks(self._restored)
         check_agreement(self.model, f"backup={self._epoch, self._step}")
         self._signals.catch()
@@ -250,6 +245,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             "epoch": self._epoch,
             "step": self._step,
             "model": model_state(self.model),
+            "passes": self._passes_before if self._step else self._passes.begun,
             "metrics": metric_state(self.model) if self._step else [],
             "random": keras_internals.random_state(),
             "callbacks": [
@@ -307,3 +303,26 @@ class BackupAndRestore(keras.callbacks.Callback):
                 left.remove(kept)
             pairs.append((callback, kept and kept[1]))
         return pairs
+
+
+def _check_arguments(backup_dir, save_freq, keep, delete_checkpoint):
+    if not isinstance(backup_dir, str | os.PathLike) or not str(backup_dir):
+        raise ValueError(
+            "`backup_dir` must be the path of a local folder. Received: "
+            f"backup_dir={backup_dir!r}"
+        )
+    if save_freq != "epoch" and not is_count(save_freq, 1):
+        raise ValueError(
+            "`save_freq` must be 'epoch', or an integer of at least 1, a "
+            f"number of steps. Received: save_freq={save_freq!r}"
+        )
+    if not is_count(keep, 1):
+        raise ValueError(
+            "`keep` must be an integer of at least 1, the number of "
+            f"backups that stay. Received: keep={keep!r}"
+        )
+    if not isinstance(delete_checkpoint, bool):
+        raise ValueError(
+            "`delete_checkpoint` must be True or False. Received: "
+            f"delete_checkpoint={delete_checkpoint!r}"
+        )

@@ -71,7 +71,7 @@ from keras_prunetrain.keras_internals.random_state import (
     random_state,
     set_random_state,
 )
-from keras_prunetrain.keras_internals.skipping import skip_steps
+from keras_prunetrain.keras_internals.skipping import Passes, skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
     add_step_hook,
@@ -97,6 +97,7 @@ __all__ = [
     "Part",
     "StepHook",
     "TRAINER_ATTRIBUTES",
+    "Passes",
     "Unfilled",
     "add_step_hook",
     "announce_steps",

@@ -86,6 +86,7 @@ def train(
     before=(),
     epochs=EPOCHS,
     pruned=True,
+    data=None,
     **kwargs,
 ):
     """The program that is started again and again."""
@@ -96,12 +97,13 @@ def train(
         interval=2, batch=batch, log_dir=folder / "log"
     )
     backup = kpt.BackupAndRestore(folder / "backups", save_freq=save_freq)
-    data = {"x": x, "y": y, "batch_size": 8}
+    data = data(x, y) if data else {"x": x, "y": y, "shuffle": False}
     if batch is not None:
-        data = {"x": batch.arrays(x, y, shuffle=False)}
+        data = {"x": batch.arrays(x, y, seed=3), "shuffle": False}
+    else:
+        data.setdefault("batch_size", 8)
     history = model.fit(
         **data,
-        shuffle=False,
         epochs=epochs,
         verbose=0,
         validation_data=(x[:8], y[:8]),
@@ -157,8 +159,31 @@ def growing():
     return kpt.DynamicBatch(8, 4, memory_budget=2**30, maximum=20)
 
 
+def shuffled(x, y):
+    """Another order in each pass, and another brightness of each image."""
+    images = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(40, seed=2)
+    noise = tf.data.Dataset.random(seed=4, rerandomize_each_iteration=True)
+    examples = tf.data.Dataset.zip(images, noise).map(
+        lambda pair, noise: (
+            pair[0] + tf.cast(noise % 7, "float32") / 10.0,
+            pair[1],
+        )
+    )
+    return {
+        "x": examples.batch(8).prefetch(2),
+        "batch_size": None,
+        "shuffle": False,
+    }
+
+
+def shuffled_arrays(x, y):
+    return {"x": x, "y": y}
+
+
 CASES = {
     "sgd": {},
+    "shuffled": {"data": shuffled},
+    "shuffled arrays": {"data": shuffled_arrays},
     "adam": {"compiled": {"optimizer": adam}},
     "average and accumulation": {"compiled": {"optimizer": averaged}},
     "loss scale": {"compiled": {"optimizer": scaled}},
@@ -196,7 +221,9 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name == "sgd" else pytest.param(name, marks=pytest.mark.long)
+        name
+        if name == "shuffled"
+        else pytest.param(name, marks=pytest.mark.long)
         for name in CASES
     ],
 )
@@ -217,7 +244,7 @@ def test_a_training_in_pieces_equals_the_whole_one(name, whole, tmp_path):
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        pytest.param("sgd", (4, 3), marks=pytest.mark.long),
+        pytest.param("shuffled", (4, 3), marks=pytest.mark.long),
         ("schedule and growing batch", (4, 0)),
     ],
 )
@@ -264,12 +291,12 @@ def test_a_process_that_is_told_to_end_finishes_its_step(
 ):
     before = signal.getsignal(number)
     with pytest.raises(error) as raised:
-        train(tmp_path, behind=[Told(number)])
+        train(tmp_path, behind=[Told(number)], data=shuffled)
     assert raised.value.args == status
     assert signal.getsignal(number) is before
     assert f"go on from the last backup in '{tmp_path}/backups'" in caplog.text
     assert (tmp_path / "backups" / "backup-00002-0000003.npz").exists()
-    train(tmp_path).equals(whole("sgd")[0])
+    train(tmp_path, data=shuffled).equals(whole("shuffled")[0])
     assert signal.getsignal(number) is before
 
 
@@ -301,7 +328,7 @@ def broken_off(tmp_path_factory):
     """The folder of a training that was killed in its fourth epoch."""
     folder = tmp_path_factory.mktemp("broken_off")
     with pytest.raises(RuntimeError, match="killed"):
-        train(folder, (3, 1))
+        train(folder, (3, 1), data=shuffled)
     return folder
 
 
@@ -312,7 +339,7 @@ def test_the_backup_before_a_damaged_one_is_taken(
     shutil.copytree(broken_off, tmp_path, dirs_exist_ok=True)
     older, newer = sorted((tmp_path / "backups").glob("*.npz"))
     damage(newer)
-    train(tmp_path).equals(whole("sgd")[0])
+    train(tmp_path, data=shuffled).equals(whole("shuffled")[0])
     assert f"The backup '{newer}' is damaged" in caplog.text
     assert older.name == "backup-00002-0000000.npz"
 
