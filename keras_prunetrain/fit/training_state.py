@@ -25,9 +25,13 @@ _STATE_OF_KERAS = {
 
 
 def model_state(model: keras.Model) -> dict[str, Any]:
-    """Returns the values of all variables of a model and of its optimizers."""
+    """Returns the values of all variables of a model and of its optimizers.
+
+    Random seeds are among them; those of metrics are not, some of which are
+    made only in the first step.
+    """
     return {
-        "variables": [_values(model, v) for v in _variables(model)],
+        "variables": [_values(model, v) for v in model.variables],
         "optimizers": [
             {
                 "name": type(optimizer).__name__,
@@ -55,7 +59,7 @@ def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
         if kept["built"] and not optimizer.built:
             with keras_internals.strategy_scope(model):
                 optimizer.build(model.trainable_variables)
-    pairs = _pairs("weights", _variables(model), state["variables"])
+    pairs = _pairs("weights", model.variables, state["variables"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         if kept["built"]:
             what = f"variables of {type(optimizer).__name__}"
@@ -77,15 +81,6 @@ def set_metric_state(model: keras.Model, state: list[list[np.ndarray]]) -> None:
     """
     for variable, values in _pairs("metrics", model.metrics_variables, state):
         _assign(model, variable, values)
-
-
-def _variables(model):
-    """Returns weights and random seeds, without metrics, in their order.
-
-    Some metrics have variables only after the first step.
-    """
-    metrics = set(map(id, model.metrics_variables))
-    return [v for v in model.variables if id(v) not in metrics]
 
 
 def _pairs(what, variables, values):
