@@ -11,11 +11,12 @@ seconds of the surgery and of the first step after it, after the 5th and the
 50th reconfiguration. Seconds are medians over five reconfigurations, those that
 end with the one that is named.
 
-On a CPU, oneDNN keeps what it compiles for the shape of each convolution. A run
-without oneDNN shows how much of the growth is due to that.
+On a CPU, oneDNN keeps what it compiles for the shape of each convolution. The
+runs without oneDNN show how much of the growth is due to that.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -57,13 +58,7 @@ EARLY = 5  # The reconfiguration that the last one is compared with.
 BATCH_SIZE, STEPS = 8, 2
 WIDTHS = 256, 512, 512, 512
 # Replicas, which channels each convolution loses, and whether oneDNN computes.
-RUNS = (
-    (1, "one", True),
-    (1, "one", False),
-    (1, "half", True),
-    (2, "one", True),
-    (2, "half", True),
-)
+RUNS = tuple(itertools.product((1, 2), ("one", "half"), (True, False)))
 
 
 def main(argv):
