@@ -57,6 +57,7 @@ def main(words):
         command = [
             *(sys.executable, str(ROOT / "apps" / "train_cifar.py")),
             *(f"--method={method}", f"--workdir={folder}", *RECIPE),
+            "--restart",
         ]
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"The {method} run failed: {' '.join(command)}")

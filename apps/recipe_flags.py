@@ -149,6 +149,10 @@ def _define_folders(values):
         ("dense", _check_dense),
     ):
         flags.register_validator(name, check, flag_values=values)
+    flags.DEFINE_bool(
+        *("restart", False, "Train anew, though --workdir holds a run of it."),
+        flag_values=values,
+    )
     flags.register_multi_flags_validator(
         ["dense", "workdir"],
         lambda found: not _same_folder(found["dense"], found["workdir"]),

@@ -37,6 +37,8 @@ class Recorder(keras.callbacks.Callback):
         self._meter = meter
         self._writing_seconds = 0.0
         self._seconds = 0.0  # Of the run, at the end of the last epoch.
+        self._updates = 0
+        self._ended = None  # When the records of the last epoch were written.
 
     def on_train_begin(self, logs=None):
         self._files.write_text("metrics.jsonl", "")
@@ -45,7 +47,33 @@ class Recorder(keras.callbacks.Callback):
             self._positions[name] = np.arange(len(magnitudes))
             self._magnitudes[name] = np.full(shape, np.nan, "float32")
 
+    def get_state(self):
+        """Returns all that a further process needs to write the same files."""
+        return {
+            "rows": self._rows,
+            "magnitudes": self._magnitudes,
+            "positions": self._positions,
+            "known_reports": self._known_reports,
+            "writing_seconds": self._writing_seconds,
+            "seconds": self._seconds,
+            "updates": self._updates,
+        }
+
+    def set_state(self, state):
+        """Goes on where `get_state` was called, and writes what was lost."""
+        self._rows = state["rows"]
+        self._magnitudes = state["magnitudes"]
+        self._positions = state["positions"]
+        self._known_reports = state["known_reports"]
+        self._writing_seconds = state["writing_seconds"]
+        self._seconds = state["seconds"]
+        self._updates = state["updates"]
+        self._files.write_text("metrics.jsonl", "".join(map(_line, self._rows)))
+
     def on_epoch_begin(self, epoch, logs=None):
+        if self._ended is not None:  # Since then a backup has been written.
+            self._writing_seconds += time.perf_counter() - self._ended
+            self._ended = None
         # Before the epoch's reconfiguration changes them.
         self._gradient_bytes = kpt.gradient_bytes(self.model)
         replicas = self.model.distribute_strategy.num_replicas_in_sync
@@ -77,8 +105,9 @@ class Recorder(keras.callbacks.Callback):
         # In this order: an epoch with metrics has all its other records.
         self._write_reports()
         self._record_channels(epoch)
-        self._files.append("metrics.jsonl", json.dumps(row) + "\n")
-        self._writing_seconds += time.perf_counter() - started
+        self._files.append("metrics.jsonl", _line(row))
+        self._ended = time.perf_counter()
+        self._writing_seconds += self._ended - started
 
     def _run_seconds(self):
         return self._meter.fit_seconds - self._writing_seconds
@@ -150,3 +179,7 @@ class Recorder(keras.callbacks.Callback):
             "recipe": dataclasses.asdict(self._recipe),
             **environment([self._recipe.seed]),
         }
+
+
+def _line(row):
+    return json.dumps(row) + "\n"

@@ -83,10 +83,15 @@ def main(argv, values=flags.FLAGS):
         if values.image_size is not None:
             examples = examples.downscaled(values.image_size)
         result = training.train(
-            recipe_flags.recipe(values), examples, folder(values.workdir)
+            recipe_flags.recipe(values),
+            examples,
+            folder(values.workdir),
+            restart=values.restart,
         )
     except (RefusedError, StoppedError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # As a shell shows it; what to do has been said.
     if dense:
         print(compare.table([dense, result]))
 

@@ -98,9 +98,12 @@ def main(argv, values=flags.FLAGS):
             images,
             folder(values.workdir),
             strategy,
+            values.restart,
         )
     except (RefusedError, StoppedError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # As a shell shows it; what to do has been said.
     except imagenet.ERRORS_OF_IMAGES:
         broken = imagenet.broken_image(images)
         if broken is None:

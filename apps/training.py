@@ -8,10 +8,10 @@ import sys
 import keras
 
 import keras_prunetrain as kpt
-from apps import networks
+from apps import networks, records
 from apps.recorder import Recorder
 from apps.refusal import RefusedError, StoppedError
-from apps.workdir import LOGS, Workdir
+from apps.workdir import BACKUPS, LOGS, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,10 @@ class Recipe:
     image_size: int | None = None
 
 
-def train(recipe, data, workdir, strategy=None):
+def train(recipe, data, workdir, strategy=None, restart=False):
     """Trains as `recipe` says and writes the records of the run.
+
+    A run that was interrupted goes on where it was.
 
     Args:
         recipe: A `Recipe`.
@@ -70,17 +72,20 @@ def train(recipe, data, workdir, strategy=None):
             `reconfigurations.jsonl`, `channels.npz` (layer -> largest
             magnitude of each output channel of its kernel, shape
             `(epochs, channels)`, NaN once a channel is gone, and for epochs to
-            come), `tensorboard` with event files, and at the end `model.keras`
-            and `result.json`. Made if it does not exist; the records of an
-            earlier run in it are replaced when the training begins. Of several
-            workers, all but the first write into folders of their own in it.
+            come), `tensorboard` with event files, `backups` while the run goes
+            on, and at the end `model.keras` and `result.json`. Made if it does
+            not exist. Of several workers, all but the first write into folders
+            of their own in it.
         strategy: A `tf.distribute.Strategy`; `None` for one device.
+        restart: Whether the records of an earlier run are replaced, when the
+            training begins, even if that run has finished or could go on.
 
     Returns:
         What `result.json` holds, a dict.
 
     Raises:
-        RefusedError: If the run cannot begin; nothing has been replaced then.
+        RefusedError: If the run cannot begin, or if an earlier one of another
+            recipe is in `workdir`; nothing has been replaced then.
         StoppedError: If a record cannot be written.
     """
     _check_batch_size(recipe, data, strategy)
@@ -88,7 +93,14 @@ def train(recipe, data, workdir, strategy=None):
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = networks.compiled(recipe, data)
-    with Workdir(pathlib.Path(workdir) / _own_folder(strategy)) as files:
+    folder = pathlib.Path(workdir)
+    with Workdir(folder / _own_folder(strategy), folder / BACKUPS) as files:
+        if files.take_up(dataclasses.asdict(recipe), restart):
+            print(
+                f"The run in {files.folder} has finished already. --restart "
+                "trains it once more."
+            )
+            return records.result(files.folder)
         try:
             recorder = _fit(model, recipe, data, files, strategy)
             with files.replacing("model.keras") as path:
@@ -136,11 +148,15 @@ def _fit(model, recipe, data, files, strategy):
     )
     meter = kpt.EpochMeter()
     recorder = Recorder(files, recipe, pruning, meter)
+    backup = kpt.BackupAndRestore(files.backups)
     model.fit(
         batches,
         validation_data=data.validation_batches(recipe.batch_size),
         epochs=recipe.epochs,
-        callbacks=[*_callbacks(recipe, files, pruning), meter, recorder],
+        callbacks=[
+            *_callbacks(recipe, files, pruning),
+            *(meter, recorder, backup),
+        ],
         shuffle=False,  # The data set shuffles itself; else Keras warns.
         verbose=1 if sys.stdout.isatty() else 2,
     )

@@ -1,9 +1,10 @@
 """The folder of a run, which belongs to one run at a time.
 
-A run replaces the files of an earlier one, and only those: what lies under one
-of their names without having been written by a run is refused, be it a link or
-somebody else's `result.json`. Nothing is replaced before the training begins,
-so a run that is refused leaves the earlier one as it was.
+A run goes on with an unfinished one of the same recipe, or replaces the files
+of an earlier one, and only those: what lies under one of their names without
+having been written by a run is refused, be it a link or somebody else's
+`result.json`. Nothing is replaced before the training begins, so a run that is
+refused leaves the earlier one as it was.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import json
 import os
 import pathlib
 import platform
+import re
+import shutil
 
 from apps.refusal import RefusedError
 
@@ -23,6 +26,9 @@ RECORDS = (
 # Written first and removed last: by it the others are known to be a run's.
 RECIPE = "recipe.json"
 LOGS = "tensorboard"
+BACKUPS = "backups"
+_OLD_BACKUPS = "backups.old"  # Of a run that is about to be replaced.
+_BACKUP = re.compile(r"backup-\d+-\d+\.(npz|new)|backup\.lock")
 _KEYS_OF_RECIPE = {"method", "dataset", "network", "epochs", "seed"}
 _EVENT_FILE = "events.out.tfevents."
 _RECORDS_OF_LOGS = ("density_log.json", "density_log.new")
@@ -45,7 +51,8 @@ def check(folder):
                 f"{path} is a link or a folder, which no run writes. {_ADVICE}"
             )
     files += _event_files(folder / LOGS)
-    if files and not _has_recipe(folder):
+    files += [*_backups(folder / BACKUPS), *_backups(folder / _OLD_BACKUPS)]
+    if files and _recipe_in(folder) is None:
         raise RefusedError(
             f"{files[0]} was not written by a run of this program: there is no "
             f"{RECIPE} of a run beside it. {_ADVICE}"
@@ -78,12 +85,31 @@ def _event_files(logs):
     return paths
 
 
-def _has_recipe(folder):
+def _backups(folder):
+    """Returns the paths of all backups in a folder; all else is refused."""
+    if not _is_there(folder):
+        return []
+    if folder.is_symlink() or not folder.is_dir():
+        raise RefusedError(
+            f"{folder} is a link or a file, which no run writes. {_ADVICE}"
+        )
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        if not (_BACKUP.fullmatch(path.name) and _is_plain_file(path)):
+            raise RefusedError(
+                f"{path} was not written by a run of this program. {_ADVICE}"
+            )
+    return [path for path in paths if path.suffix == ".npz"]
+
+
+def _recipe_in(folder):
+    """Returns the recipe of a run, a dict, or `None` if there is none."""
     try:
         recipe = json.loads((folder / RECIPE).read_text())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(recipe, dict) and recipe.keys() >= _KEYS_OF_RECIPE
+        return None
+    is_recipe = isinstance(recipe, dict) and recipe.keys() >= _KEYS_OF_RECIPE
+    return recipe if is_recipe else None
 
 
 def _is_there(path):
@@ -102,6 +128,14 @@ class Workdir:
 
     Args:
         folder: Path. Made if it is not there.
+        backups: Path of the folder of the run's backups, where that is not in
+            `folder`: several workers share one.
+
+    Attributes:
+        folder: As given.
+        backups: Path of the folder of the run's backups.
+        begun: Whether the training has begun.
+        resumes: Whether this run goes on with an unfinished one.
 
     Raises:
         RefusedError: When the context is entered: if the folder cannot be
@@ -109,9 +143,10 @@ class Workdir:
             written by a run.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, backups=None):
         self.folder = pathlib.Path(folder)
-        self.begun = False
+        self.backups = pathlib.Path(backups or self.folder / BACKUPS)
+        self.begun = self.resumes = False
         self._lock = _Lock(self.folder / _LOCK)
 
     def __enter__(self):
@@ -135,6 +170,10 @@ class Workdir:
         self._leave()
 
     def _leave(self):
+        old = self.folder / _OLD_BACKUPS
+        if _is_there(old) and not self.begun:
+            with contextlib.suppress(OSError):
+                old.rename(self.folder / BACKUPS)  # Where none was begun.
         self._lock.release()
         if self._is_new and not self.begun:
             with contextlib.suppress(OSError):
@@ -144,13 +183,61 @@ class Workdir:
         """Returns the path of a record."""
         return self.folder / name
 
+    def take_up(self, recipe, restart):
+        """Finds out whether there is a run to go on with.
+
+        Args:
+            recipe: Dict for `recipe.json`.
+            restart: Whether the run begins anew all the same.
+
+        Returns:
+            Whether the run of this recipe has finished already.
+
+        Raises:
+            RefusedError: If the folder holds another run that has finished, or
+                that could go on.
+        """
+        earlier = _recipe_in(self.folder) or {}
+        finished = self.path("result.json").exists()
+        unfinished = not finished and bool(_backups(self.backups))
+        if restart or not (finished or unfinished):
+            self._set_backups_aside()
+            return False
+        # Tuples are lists in a file.
+        recipe = json.loads(json.dumps(recipe))
+        differing = [
+            f"{name}={earlier.get(name)!r} instead of {recipe.get(name)!r}"
+            for name in {**earlier, **recipe}
+            if earlier.get(name) != recipe.get(name)
+        ]
+        if differing:
+            kind = "a finished" if finished else "an unfinished"
+            raise RefusedError(
+                f"{self.folder} holds {kind} run with {', '.join(differing)}. "
+                "Choose another --workdir, or replace that run with --restart."
+            )
+        self.resumes = unfinished
+        return finished
+
+    def _set_backups_aside(self):
+        backups = self.folder / BACKUPS
+        if _is_there(backups):
+            shutil.rmtree(self.folder / _OLD_BACKUPS, ignore_errors=True)
+            backups.rename(self.folder / _OLD_BACKUPS)
+
     def begin(self, recipe):
         """Replaces the records of an earlier run by the recipe of this one.
+
+        A run that goes on replaces nothing.
 
         Args:
             recipe: Dict for `recipe.json`.
         """
         check(self.folder)
+        if self.resumes:
+            self.begun = True
+            return
+        shutil.rmtree(self.folder / _OLD_BACKUPS, ignore_errors=True)
         for name in RECORDS:
             for file in (name, scratch_name(name)):
                 self.path(file).unlink(missing_ok=True)

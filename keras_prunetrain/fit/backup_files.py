@@ -5,6 +5,7 @@ text: everything that is no array, as JSON. The archive has a checksum of each
 part. To read one executes nothing.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -46,32 +47,49 @@ class BackupFolder:
         Raises:
             ValueError: If another process has it, or if it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            lock = os.open(self.path / _LOCK, flags, 0o666)
-        except OSError as error:
-            raise ValueError(
-                f"BackupAndRestore cannot write into '{self.path}': {error}. "
-                "Give it a folder that may be written."
-            ) from error
-        try:
-            # The system lifts it when the process ends, in whatever way.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise ValueError(
-                f"Another process trains with the backups in '{self.path}'. "
-                "Wait for it, end it, or give each training a folder of its "
-                "own."
-            ) from error
-        self._lock = lock
+        while self._lock is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = os.open(
+                    self.path / _LOCK,
+                    os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
+                    0o666,
+                )
+            except OSError as error:
+                raise ValueError(
+                    f"BackupAndRestore cannot write into '{self.path}': "
+                    f"{error}. Give it a folder that may be written."
+                ) from error
+            try:
+                # The system lifts it when the process ends, in whatever way.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Else whoever had it has deleted the file meanwhile.
+                if os.path.samestat(os.fstat(lock), os.stat(self.path / _LOCK)):
+                    self._lock = lock
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise ValueError(
+                    f"Another process trains with the backups in '{self.path}'."
+                    " Wait for it, end it, or give each training a folder of "
+                    "its own."
+                ) from error
+            finally:
+                if self._lock is None:
+                    os.close(lock)
 
     def release(self) -> None:
-        """Lets go of the folder; does nothing if it was not taken."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Lets go of the folder; does nothing if it was not taken.
+
+        A folder without a backup is deleted, unless something else is in it.
+        """
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            (self.path / _LOCK).unlink()
+            self.path.rmdir()  # Fails where something is left.
+        os.close(self._lock)
+        self._lock = None
 
     def write(self, place: tuple[int, int], state: dict[str, Any]) -> None:
         """Writes a backup, and deletes those that need not stay.
@@ -136,14 +154,13 @@ class BackupFolder:
         return None
 
     def delete(self) -> None:
-        """Deletes all backups, and the folder if nothing else is in it."""
+        """Deletes all backups."""
         if not self.path.is_dir():
             return
         for path in self._paths():
             path.unlink(missing_ok=True)
-        (self.path / _LOCK).unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()  # Else `release` does so.
 
     def _paths(self):
         """Returns the paths of all backups, the last one first."""

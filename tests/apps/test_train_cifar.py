@@ -195,7 +195,7 @@ def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
     records = {"recipe.json", "reconfigurations.jsonl", "metrics.jsonl"}
     if epochs:
         records.add("channels.npz")
-    assert names - {"tensorboard"} == records
+    assert names - {"tensorboard", "backups"} == records
     assert len(lines(folder / "metrics.jsonl")) == epochs
     assert lines(folder / "reconfigurations.jsonl") == []
     assert json.loads((folder / "recipe.json").read_text())["epochs"] == 2
@@ -299,7 +299,7 @@ def test_a_training_that_is_refused_costs_no_run(runs):
     # What only the callback refuses, when `fit` begins.
     recipe = dataclasses.replace(recipe_flags.recipe(values), finetune_epochs=2)
     with pytest.raises(RefusedError) as caught:
-        training.train(recipe, data.load("digits"), folder)
+        training.train(recipe, data.load("digits"), folder, restart=True)
     assert str(caught.value).startswith(
         "This run cannot begin: `finetune_epochs` must leave"
     )

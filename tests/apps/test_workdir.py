@@ -45,6 +45,89 @@ def refusal(folder):
     return str(caught.value)
 
 
+def unfinished(folder):
+    """Leaves in a folder what a run that was killed leaves."""
+    with Workdir(folder) as run:
+        run.take_up(RECIPE, restart=False)
+        run.begin(RECIPE)
+        run.path("metrics.jsonl").write_text("{}\n")
+        (run.backups).mkdir()
+        (run.backups / "backup-00001-0000000.npz").write_text("old")
+        (run.backups / "backup.lock").write_text("")
+    return files(folder)
+
+
+def test_a_run_goes_on_with_an_unfinished_one_of_the_same_recipe(tmp_path):
+    before = unfinished(tmp_path / "run")
+    with Workdir(tmp_path / "run") as run:
+        assert not run.take_up(RECIPE, restart=False)
+        assert run.resumes
+        run.begin(RECIPE)
+        assert run.begun
+    assert files(tmp_path / "run") == before
+
+
+def test_a_finished_run_of_the_same_recipe_is_known(folder):
+    before = files(folder)
+    with Workdir(folder) as run:
+        assert run.take_up(RECIPE, restart=False)
+    assert files(folder) == before
+
+
+def test_a_run_of_another_recipe_is_not_replaced_unasked(folder, tmp_path):
+    unfinished(tmp_path / "killed")
+    for place, kind in (
+        (folder, "a finished"),
+        (tmp_path / "killed", "an unf"),
+    ):
+        before = files(place)
+        with (
+            Workdir(place) as run,
+            pytest.raises(
+                RefusedError,
+                match=f"holds {kind}.*seed='x' instead of 2.*--res",
+            ),
+        ):
+            run.take_up(RECIPE | {"seed": 2}, restart=False)
+        assert files(place) == before
+
+
+def test_a_restarted_run_keeps_the_earlier_one_until_it_begins(tmp_path):
+    place = tmp_path / "run"
+    before = unfinished(place)
+    with Workdir(place) as run:
+        assert not run.take_up(RECIPE, restart=True)
+        assert not run.resumes
+        assert not run.backups.exists()  # Nothing to go on with.
+    assert files(place) == before
+    with Workdir(place) as run:
+        run.take_up(RECIPE | {"seed": 2}, restart=True)
+        run.begin(RECIPE | {"seed": 2})
+    assert set(files(place)) == {"recipe.json"}
+
+
+def test_workers_share_the_backups(tmp_path):
+    backups = tmp_path / "backups"
+    backups.mkdir()
+    (backups / "backup-00001-0000000.npz").write_text("of the first")
+    with Workdir(tmp_path / "worker1", backups) as run:
+        run.begin(RECIPE)
+    with Workdir(tmp_path / "worker1", backups) as run:
+        run.take_up(RECIPE, restart=False)
+        assert run.resumes
+        assert run.backups == backups
+    assert backups.exists()
+
+
+def test_what_is_no_backup_is_not_replaced(tmp_path):
+    unfinished(tmp_path)
+    (tmp_path / "backups" / "mine.npz").write_text("mine")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/backups/mine.npz was not written by a run of this "
+        f"program. {MOVE}"
+    )
+
+
 def test_a_run_replaces_the_records_of_another_when_it_begins(folder):
     (folder / "notes.txt").write_text("mine")
     (folder / "channels.new.npz").write_text("of a run that was killed")
