@@ -110,10 +110,12 @@ def plan_of(
             must. Defaults to `None`, the lowest numbers first.
 
     Raises:
-        ValueError: As `reconfigure`.
+        ValueError: As `reconfigure`; if `alive` or `score` is no such array, or
+            if `numbering` is that of another model.
     """
-    if score is None:
-        score = np.zeros(numbering.size)
+    _check_numbering(model, numbering)
+    alive = _checked_choice(alive, numbering.size)
+    score = _checked_score(score, numbering.size)
     living = [
         alive[label.numbers] if label.is_kernel else None
         for label in numbering.labels
@@ -122,6 +124,48 @@ def plan_of(
     draft.choose(lambda removed: (score, alive.copy()))
     draft.round_up(options.channel_multiple, options.min_channels)
     return draft.plan(living)
+
+
+def _check_numbering(model, numbering):
+    """Raises a `ValueError` if the numbers are not those of `model` as it is.
+
+    Those from before a reconfiguration lie along weights that it has replaced.
+    """
+    own = {id(variable) for variable in model.variables}
+    if any(id(label.weight) not in own for label in numbering.labels):
+        raise ValueError(
+            f"`numbering` does not belong to '{model.name}' as it is now: a "
+            "reconfiguration replaces the weights. Call "
+            "`number_channels(model)` anew for each cut."
+        )
+
+
+def _checked_choice(alive, size):
+    if not (
+        isinstance(alive, np.ndarray)
+        and alive.dtype == bool
+        and alive.shape == (size,)
+    ):
+        raise ValueError(
+            f"`alive` must be a bool array of shape ({size},), True for each "
+            f"channel number that is to stay. Received: alive={alive!r}"
+        )
+    return alive
+
+
+def _checked_score(score, size):
+    if score is None:
+        return np.zeros(size)
+    try:
+        values = np.asarray(score, float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (size,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"`score` must be `None` or a finite array of shape ({size},), a "
+            f"number for each channel number. Received: score={score!r}"
+        )
+    return values
 
 
 def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:

@@ -1,4 +1,4 @@
-"""Checks of what the caller hands to a callback that makes models smaller."""
+"""Checks of what a pruning callback is given and of what it returns."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
 
@@ -84,3 +85,39 @@ def options_of(
             f"Received: {', '.join(sorted(unknown))}"
         )
     return CutOptions(threshold=threshold, **arguments)
+
+
+def planned_by(callback: Any) -> Plan:
+    """Returns the `Plan` of a callback.
+
+    Raises:
+        ValueError: If its `plan` returns something else.
+    """
+    plan = callback.plan()
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"`plan` of {type(callback).__name__} must return a `Plan`, as "
+            "`plan_cut` and `plan_of` in keras_prunetrain.channels.liveness "
+            f"do. Received: {plan!r}"
+        )
+    return plan
+
+
+def settings_of(callback: Any) -> dict[str, Any]:
+    """Returns the settings of a callback.
+
+    Raises:
+        ValueError: If its `settings` returns something that a log cannot show.
+    """
+    settings = callback.settings()
+    where = f"`settings` of {type(callback).__name__} must return a dict"
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where}. Received: {settings!r}")
+    for name, value in settings.items():
+        fits = is_number(value) or isinstance(value, str | bool | None)
+        if not isinstance(name, str) or not fits:
+            raise ValueError(
+                f"{where} from names to numbers, strings, booleans or `None`, "
+                f"which logs can show. Received: {name}={value!r}"
+            )
+    return settings

@@ -18,8 +18,8 @@ from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.distribution import average_statistics
+from keras_prunetrain.fit import arguments
 from keras_prunetrain.fit.admission import admit
-from keras_prunetrain.fit.arguments import check_batch, options_of
 from keras_prunetrain.fit.epoch_logs import (
     EpochLogs,
     has_diverged,
@@ -90,8 +90,8 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         log_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
-        self._options = options_of(threshold, reconfigure)
-        check_batch(batch)
+        self._options = arguments.options_of(threshold, reconfigure)
+        arguments.check_batch(batch)
         # A NumPy number is written in another way, and workers compare that.
         self.threshold = float(threshold)
         self.batch = batch
@@ -123,9 +123,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         return plan_cut(self.model, self.options)
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings of this method, a dict.
+        """Returns the settings of this method; a subclass adds its own.
 
-        Workers must agree on them, and TensorBoard shows them.
+        Dict from names to numbers, strings, booleans or `None`. Workers must
+        agree on the settings, and TensorBoard shows them.
         """
         return {"threshold": self.threshold}
 
@@ -145,10 +146,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._progress = Progress()
 
     def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Has `function(*arguments)` called at the end of this `fit`.
-
-        The last one first.
-        """
+        """Has `function(*arguments)` called as `fit` ends, the last first."""
         self._fit.at_end(function, *arguments)
 
     def penalty_share(self, loss: float) -> float:
@@ -225,7 +223,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             log.follow(self)
         self.check()
         settings = {
-            **self.settings(),
+            **arguments.settings_of(self),
             "batch": self.batch,
             "log_dir given": self._log is not None,
         }
@@ -313,7 +311,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""
-        plan = self.plan()
+        plan = arguments.planned_by(self)
         if plan.removes_nothing:
             return None
         smaller = prepare_cut(self.model, plan)

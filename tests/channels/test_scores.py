@@ -164,3 +164,46 @@ def test_a_branch_of_which_nothing_is_chosen_leaves(residual):
     plan = plan_of(residual, numbering, alive, CutOptions())
     assert "conv1" in plan.removed
     assert kept(plan, "stem") == [0, 4]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda alive: alive.astype(int),
+        lambda alive: alive.astype(float),
+        lambda alive: np.flatnonzero(alive),
+        lambda alive: alive[1:],
+        lambda alive: alive.tolist(),
+        lambda alive: None,
+    ],
+    ids=["integers", "floats", "positions", "too few", "a list", "None"],
+)
+def test_a_choice_that_is_no_bool_for_each_channel_is_an_error(residual, wrong):
+    numbering, alive = chosen(residual, stem=[0, 4], conv1=[3])
+    message = rf"`alive` must be a bool array of shape \({numbering.size},\)"
+    with pytest.raises(ValueError, match=message):
+        plan_of(residual, numbering, wrong(alive), CutOptions())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda size: np.ones(3),
+        lambda size: ["a"] * size,
+        lambda size: np.full(size, np.nan),
+        lambda size: 1.0,
+    ],
+    ids=["too few", "text", "NaN", "a number"],
+)
+def test_a_score_beside_a_choice_is_a_number_for_each_channel(residual, wrong):
+    numbering, alive = chosen(residual, stem=[0, 4], conv1=[3])
+    message = rf"`score` must be .* finite .* shape \({numbering.size},\)"
+    with pytest.raises(ValueError, match=message):
+        plan_of(residual, numbering, alive, CutOptions(), wrong(numbering.size))
+
+
+def test_a_choice_by_the_numbers_of_another_model_is_an_error(residual):
+    other = networks.residual().model
+    numbering, alive = chosen(other, stem=[0, 4], conv1=[3])
+    with pytest.raises(ValueError, match="number_channels.* anew for each cut"):
+        plan_of(residual, numbering, alive, CutOptions())

@@ -154,3 +154,39 @@ def test_two_methods_do_not_go_together():
             callbacks=[Halfway(), kpt.PruneTrainCallback()],
         )
     assert model.optimizer.iterations == 0
+
+
+class Wrong(Halfway):
+    def __init__(self, plan=None, settings=None):
+        super().__init__()
+        self._plan, self._settings = plan, settings
+
+    def plan(self):
+        return self._plan
+
+    def settings(self):
+        return self._settings
+
+
+@pytest.mark.parametrize("plan", [None, np.ones(12, bool), {"conv": [0]}])
+def test_what_a_method_plans_must_be_a_plan(plan):
+    pruning = Wrong(plan, settings={})
+    with pytest.raises(ValueError, match="`plan` of Wrong must return a `Plan"):
+        network().fit(*arrays(), epochs=2, verbose=0, callbacks=[pruning])
+
+
+@pytest.mark.parametrize(
+    ("settings", "received"),
+    [
+        (None, "None"),
+        ({"kept": np.ones(2)}, "kept=array"),
+        ({"kept": [1]}, "kept=.1."),
+        ({3: 1}, "3=1"),
+    ],
+)
+def test_settings_that_no_log_can_show_are_refused_first(settings, received):
+    model, pruning = network(), Wrong(settings=settings)
+    message = f"`settings` of Wrong must return a dict.* Received: {received}"
+    with pytest.raises(ValueError, match=message):
+        model.fit(*arrays(), epochs=2, verbose=0, callbacks=[pruning])
+    assert model.optimizer.iterations == 0
