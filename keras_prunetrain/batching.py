@@ -17,11 +17,12 @@ _SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
 class DynamicBatch:
     """The batch size of a training, as an object.
 
-    A larger batch uses the memory that a smaller model frees: fewer updates,
-    fewer exchanges between devices, better utilization. `PruneTrainCallback`
-    enlarges the batch after each reconfiguration, to the largest multiple of
-    `granularity` on each replica that `memory_budget` allows, and lets the
-    optimizer train with a learning rate that is scaled to it.
+    A larger batch uses the memory that a smaller model frees, and means fewer
+    updates, fewer exchanges between devices and better utilization.
+    `PruneTrainCallback` enlarges the batch after each reconfiguration, to the
+    largest multiple of `granularity` on each replica that `memory_budget`
+    allows, and lets the optimizer train with a learning rate that is scaled to
+    it.
 
     Example:
 
@@ -33,13 +34,13 @@ class DynamicBatch:
     ```
 
     Each epoch has every example once, whatever the size; the last batch of an
-    epoch is what is left. The optimizer's `learning_rate` stays what the user,
-    a schedule or another callback set; the optimizer trains with that times
-    `learning_rate_ratio`. A `LearningRateSchedule` advances by examples: an
-    update on twice the examples counts for two.
+    epoch holds the remaining examples. The optimizer's `learning_rate` stays
+    what the user, a schedule or another callback set; the optimizer trains with
+    this rate times `learning_rate_ratio`. A `LearningRateSchedule` advances by
+    examples: an update on twice the examples counts for two.
 
     `keras.utils.PyDataset`s and generators form their batches themselves, and
-    `fit` asks them once how many there are: they cannot be enlarged.
+    `fit` asks once for their number, so these batches cannot grow.
 
     Args:
         initial: Integer. The first batch size, over all replicas.
@@ -53,12 +54,12 @@ class DynamicBatch:
             no limit but the number of examples.
         scaling: Factor of the learning rate when the batch is `ratio` times the
             initial one: `"linear"` for `ratio` (the default), `"sqrt"` for its
-            root, or a function of `ratio` that returns a number above 0. A
-            batch does not grow to where the function fails.
+            root, or a function of `ratio` that returns a number above 0. The
+            batch does not grow to a size for which the function fails.
 
     Attributes:
-        size: Integer, the current batch size, over all replicas. It can be set,
-            also while a data set is in use, whose next pass reads it.
+        size: Integer, the current batch size, over all replicas. It can be set
+            at any time; the next pass over a data set uses the new size.
         examples: Integer, the examples in an epoch; `None` before the first
             data set.
         announced_steps: Integer, the number of batches that the last data set

@@ -1,4 +1,4 @@
-"""A training that is interrupted goes on, whatever its model has become."""
+"""An interrupted training goes on, also if its model has shrunk."""
 
 import functools
 import logging
@@ -32,18 +32,18 @@ _FORMAT = 1
 class BackupAndRestore(keras.callbacks.Callback):
     """Lets a training that was interrupted go on where it was.
 
-    Keras's callback of this name brings weights back into a model of the same
-    shape. This one also knows models that have been made smaller: the program
-    is started again as it was, builds and compiles its first model, and `fit`
-    makes the model as small as it had become, brings back weights, optimizer,
-    random generators, history and the state of the callbacks, and goes on with
-    the next epoch. The training then computes what it would have computed
-    without the interruption, bit for bit if the program is deterministic
+    Keras's callback of this name restores weights into a model of the same
+    shapes. This callback also restores models that have been made smaller. The
+    same program is started again and builds and compiles its first model. `fit`
+    then makes the model as small as it was, restores weights, optimizer, random
+    generators, history and the state of the callbacks, and continues with the
+    next epoch. The training computes the same bits as without the interruption
+    if the program is deterministic
     (`keras.utils.set_random_seed`, `tf.config.experimental.
-    enable_op_determinism`) and its data too: arrays, and a `tf.data.Dataset`
-    whose n-th pass is the same in each process, with a new order in every pass
-    or not. Of a `PyDataset`, a generator or a data set with `steps_per_epoch`,
-    an epoch begins anew where the program makes them begin.
+    enable_op_determinism`) and the data are arrays or a `tf.data.Dataset` whose
+    n-th pass is the same in each process; each pass may have an order of its
+    own. A `PyDataset`, a generator and a data set with `steps_per_epoch` start
+    from their beginning instead.
 
     Example:
 
@@ -56,28 +56,29 @@ class BackupAndRestore(keras.callbacks.Callback):
     )
     ```
 
-    A backup is written when all callbacks have done what they do at the end of
-    an epoch, or of a step, wherever this one stands in the list. A process that
+    A backup is written after the hooks of all callbacks at the end of an epoch
+    or a step, wherever this callback stands in the list. A process that
     is told to end (SIGTERM, Ctrl-C) finishes its step, writes a backup, and
     ends with status 143 or 130. To go on in the middle of an epoch, the data of
     the steps that are done are read once more and dropped.
 
-    What a callback of the user's remembers is part of the backup if it has two
-    methods: `get_state()`, which returns dicts, lists, tuples, numbers, strings
-    and arrays, and `set_state(state)`, which is called once every callback has
-    seen `on_train_begin`, and again behind `on_epoch_begin` if the training
-    goes on in the middle of that epoch.
+    The state of the user's own callback is part of the backup if the callback
+    has two methods. `get_state()` returns dicts, lists, tuples, numbers,
+    strings and arrays. `set_state(state)` is called after `on_train_begin` of
+    all callbacks, and again after `on_epoch_begin` if the training continues in
+    the middle of that epoch.
 
-    The files are deleted when `fit` ends as it should. Of several workers, the
-    first writes, and all read: they must see the same folder.
+    The files are deleted when `fit` ends without an error. On several workers,
+    the first worker writes the files and all workers read them, so all must
+    see the same folder.
 
     Args:
         backup_dir: Path of a local folder for the backups of this training,
             which belongs to one process at a time.
         save_freq: `"epoch"` (the default) for a backup at the end of each
             epoch, or an integer for one after so many steps.
-        keep: Integer, at least 1. So many backups stay. Where the last one is
-            damaged, the one before it is taken. Defaults to `2`.
+        keep: Integer, at least 1. The number of backups that stay. If the last
+            one is damaged, the one before it is used. Defaults to `2`.
         delete_checkpoint: Boolean. Whether the backups are deleted when `fit`
             has ended as it should. Defaults to `True`.
 

@@ -1,4 +1,4 @@
-"""TensorBoard shows where the channels went, when, and what it saved."""
+"""TensorBoard shows which channels left, when, and what that saved."""
 
 import contextlib
 import logging
@@ -30,28 +30,27 @@ class DensityLog(keras.callbacks.Callback):
     """Lets TensorBoard show how a model shrinks and what that saves.
 
     One step is an epoch, from 0, counted on over every `fit` with this
-    callback. The *Custom Scalars* tab has all of it in order: what training
-    costs, and the channels of each layer, by the size of what the layers
-    compute. (Their curve `reference/zero` is there for the axes to begin at 0.)
-    Besides:
+    callback. The *Custom Scalars* tab shows the cost of the training, then the
+    channels of each layer; layers with outputs of the same size share a chart.
+    (The curve `reference/zero` lets the axes begin at 0.) The other tabs:
 
     * *Scalars*: density of the model, FLOPs, parameters, bytes, batch size,
       learning rate, share of the lasso, seconds;
     * *Images*: a heat map of layers and epochs (needs matplotlib), new after
       each reconfiguration and at the end;
-    * *Histograms*: the largest magnitude in each channel of each layer, over
-      the threshold, as a decimal logarithm: what lies below 0 is dead. Where
-      another `score` chooses the channels, it is shown instead;
-    * *Text*: each reconfiguration, with what held the channels that stayed;
-    * *HParams*: the settings, beside the last figures (`final/`).
+    * *Histograms*: the largest weight magnitude of each channel of each layer,
+      or its value of the user's `score`, divided by the threshold, as a decimal
+      logarithm: a channel below 0 is dead;
+    * *Text*: each reconfiguration, and why channels stayed;
+    * *HParams*: the settings and the final figures (`final/`).
 
-    Metrics that are no single number have no curve. A log that cannot be
-    written any more (a full disk, a folder that is gone) ends with a warning,
-    and the training goes on.
+    Only metrics that are a single number have a curve. A log that can no longer
+    be written (a full disk, a deleted folder) ends with a warning, and the
+    training goes on.
 
-    Works in a dense training too, so that two runs can be compared: give each a
-    folder of its own, and TensorBoard the folder that holds both. Needs
-    tensorboard.
+    The callback also works in a training without pruning, so that two runs can
+    be compared: give each run its own folder, and TensorBoard the folder around
+    both. It needs the package tensorboard.
 
     Example:
 

@@ -20,19 +20,20 @@ class PruneTrainCallback(ReconfiguringCallback):
     """Makes the model smaller while it trains.
 
     A group lasso drives whole channels to zero; every few epochs the model is
-    rebuilt without those that have arrived there, and `fit` goes on with the
-    smaller one, weights and optimizer slots carried over.
+    rebuilt without the channels that are zero, and `fit` goes on with the
+    smaller model. Weights and optimizer slots are carried over.
 
-    What the caller holds stays the same object: the model, its layers, models
-    nested in it, and its optimizer. Other live models on these layers go on
-    with the smaller ones, or a warning names them. The variables of weights
-    (`layer.kernel`) are new ones after a reconfiguration, so ask the layer for
-    them each time.
+    The model, its layers, models nested in it, and its optimizer stay the same
+    Python objects. Other live models on these layers go on with the smaller
+    layers, or a warning names these models. The variables of weights
+    (`layer.kernel`) are new objects after a reconfiguration, so read them from
+    the layer each time.
 
     The lasso's factor is computed from the first batch and never changes
-    afterwards: the penalty is then `penalty_ratio` of the whole loss, the loss
-    without any regularizer being the rest (paper, Eq. 3). The factor is 0 until
-    that batch is done, so the penalty acts from step 1 on. With
+    afterwards: with it, the penalty of the first batch's weights is
+    `penalty_ratio` of the sum of that penalty and the loss without any
+    regularizer (paper, Eq. 3). The factor is 0 until the first batch is done,
+    so the penalty acts from step 1 on. With
     `steps_per_execution=n` the callback sees the mean loss of the first n
     batches instead, and the penalty acts from step n on. Losses that layers add
     themselves (`add_loss`, activity regularizers) count as part of the task.
@@ -52,25 +53,26 @@ class PruneTrainCallback(ReconfiguringCallback):
     `mode="min"` and behind this callback in the list. A model with a
     `train_step` of its own must add `self.losses` to its loss.
 
-    The history also gains two values per epoch: `density`, the kept share
-    of the channels that the model had when it was first trained with this
-    callback (a fraction, after the epoch's reconfiguration), and
-    `training_flops`, those of the whole epoch; NaN if the model takes images of
-    any size and the data do not say theirs, or if its own `train_step` does not
-    weigh the loss by the examples. On several replicas, `communication_bytes`
-    is what each of them sent in the epoch, in a ring all-reduce. With a `batch`
-    there are `batch_size`, `memory_bytes` (see `training_bytes`; per replica)
-    and `learning_rate`, the one that the optimizer trained with last.
-    (Callbacks that log `optimizer.learning_rate`, `LearningRateScheduler` and
-    `ReduceLROnPlateau` behind this one and `TensorBoard`, show the unscaled
-    one.) A metric of the model that has one of these names is kept, with a
-    warning.
+    The history also gains two values per epoch. `density` is the number of
+    channels after the epoch's reconfiguration over their number when the model
+    was first trained with this callback, a fraction; channels that layers share
+    count once. `training_flops` is the work of the whole epoch. It is NaN if
+    the model takes images of any size and the size of the data is unknown, or
+    if the model's own `train_step` does not weigh the loss by the examples. On
+    several replicas, `communication_bytes` is what each of them sent in the
+    epoch, in a ring all-reduce. With a `batch` there are `batch_size`,
+    `memory_bytes` (see `training_bytes`; per replica) and `learning_rate`, the
+    one that the optimizer trained with last. (Callbacks that log
+    `optimizer.learning_rate`, such as `TensorBoard`, and
+    `LearningRateScheduler` and `ReduceLROnPlateau` after this one in the list,
+    show the unscaled rate.) If a metric of the model has one of these names,
+    the history keeps the metric, and a warning says so.
 
-    Layers that carry a `GroupLasso` already keep it, with its factor, and no
-    other gets one; only if all of these factors are 0 is one computed, and
-    kept. Without any, one is put beside the regularizer of each kernel whose
-    channels may go. A second `fit` of the model with the same callback goes on
-    with the factor of the first.
+    If layers of the model already have a `GroupLasso`, no other layer gets one,
+    and their factors stay; if all of these factors are 0, one is computed for
+    them and stays after `fit`. Otherwise each kernel whose channels may go gets
+    a `GroupLasso` beside its own regularizer, until `fit` ends. A second `fit`
+    of the model with the same callback goes on with the factor of the first.
 
     Whatever ends `fit`, an exception or Ctrl-C included, the model is an
     ordinary one afterwards: a lasso that was put on is off, the layers' own

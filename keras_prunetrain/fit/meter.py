@@ -17,8 +17,8 @@ from keras_prunetrain.example_shapes import shapes_in
 class EpochMeter(keras.callbacks.Callback):
     """Measures each epoch of `fit`: seconds, examples, FLOPs.
 
-    All values but `fit_seconds` are those of the epoch so far; they stay until
-    the next epoch begins. Validation is no part of an epoch.
+    All values but `fit_seconds` belong to the current epoch so far, and stay
+    until the next epoch begins. The time of validation does not count.
 
     Example:
 
@@ -33,15 +33,16 @@ class EpochMeter(keras.callbacks.Callback):
     Attributes:
         examples: Integer, the examples that the epoch has trained on; `None` if
             the model's own `train_step` does not weigh the loss by examples. On
-            several replicas it is known after the first and the last step.
+            several replicas the number is known after the first and the last
+            step only.
         batch_size: Integer, the examples of a step of this `fit`, over all
             replicas; `None` until it is known.
         cost: `Cost` of the model with which the epoch is trained; `None` if it
             is not known (`cost_if_known`).
-        input_shapes: Sizes of one example that the data of this `fit` tell, as
-            of `model_cost`.
-        step_seconds: Float, the time that the last step took, or the last
-            execution of several.
+        input_shapes: Shape of one example in the data of this `fit`, as the
+            `input_shapes` of `model_cost`.
+        step_seconds: Float, the time of the last step; with
+            `steps_per_execution`, of the last execution.
     """
 
     def __init__(self):
@@ -71,7 +72,7 @@ class EpochMeter(keras.callbacks.Callback):
 
     @property
     def training_flops(self) -> float:
-        """Those of all examples of the epoch; NaN if they are not known."""
+        """Flops of all examples of the epoch; NaN if they are not known."""
         if self.cost is None or self.examples is None:
             return math.nan
         return self.cost.training_flops * self.examples

@@ -14,7 +14,7 @@ from keras_prunetrain.lasso import attach
 
 @dataclasses.dataclass
 class Reconfiguration:
-    """What one reconfiguration did, and what it took.
+    """What one reconfiguration changed, and how long it took.
 
     Attributes:
         epoch: The epoch after which it took place, from 0.
@@ -23,30 +23,32 @@ class Reconfiguration:
             `"model/layer"`, here and below.
         channels_after: The same afterwards; 0 for layers that are gone.
         keep: Dict from each of these layers to the sorted positions, among the
-            channels before, of those that stayed; none for layers that are
-            gone.
+            channels before, of those that stayed; an empty list for layers
+            that are gone.
         removed_layers: Names of the layers that left with a branch, sorted.
-        constants_kept: Names of the additions that go on adding the constant
-            of a branch that left; it is not trained any further.
-        held: Dict from each layer that kept channels that are dead in it, or
-            that may not go, to a list of what held them.
+        constants_kept: Names of the additions that still add the constant of
+            a branch that left; the constant is not trained any further.
+        held: Dict from each layer to the list of reasons why channels stayed
+            that are dead in the layer or may not go; without the layers that
+            kept no such channel.
         cost_before: `Cost` per example, without `per_layer`; `None` if the
             size of an example is not known.
         cost_after: The same afterwards.
-        batch_size: Global, in examples; `None` if it is not known.
-        batch_size_after: The same afterwards, where a `DynamicBatch` grows.
-        learning_rate: What the optimizer trained with last, scaled to the
-            batch; `None` if it has several.
-        penalty_ratio: Share of the lasso in (task loss + lasso): its value
-            after the epoch, and the mean loss over it; 0 for a method without
-            a penalty.
+        batch_size: Number of examples over all replicas; `None` if it is not
+            known.
+        batch_size_after: The same afterwards; larger if a `DynamicBatch` grew.
+        learning_rate: The rate of the last step, scaled with the batch; `None`
+            if the optimizer has several.
+        penalty_ratio: Share of the lasso in (task loss + lasso), from the lasso
+            at the end of the epoch and the mean loss of the epoch; 0 for a
+            method without a penalty.
         seconds_saved: Seconds by which this epoch was shorter than the fastest
             one of the first architecture, validation apart; 0 in the first
             report, and negative if it was longer.
-        seconds: Seconds that the surgery took, from the choice of the channels
-            to the memory that is free again.
-        first_step_seconds: Seconds that the next training step took, which is
-            traced anew; 0 until that step is done, and if there is none.
+        seconds: Seconds from the choice of the channels until the memory of the
+            old weights was free.
+        first_step_seconds: Seconds of the next training step, in which the step
+            is traced again; 0 until that step is done, and if there is none.
     """
 
     epoch: int
@@ -107,7 +109,7 @@ def record_of(
 ) -> Reconfiguration:
     """Returns the `Reconfiguration` that `plan` is about to do.
 
-    What is known only afterwards is as before.
+    Values that are known only after the cut are those from before it.
 
     Args:
         plan: The `Plan`.
