@@ -37,7 +37,7 @@ def multi_worker_strategy(
             exchange before it ends with an error. TensorFlow keeps a thread
             for each exchange until the timeout is over, also when the exchange
             is done: thousands of threads, if steps are short. Defaults to
-            `None`, no timeout; the death of a worker is noticed without one.
+            `None`, no timeout; TensorFlow still notices the death of a worker.
 
     Returns:
         A `tf.distribute.MultiWorkerMirroredStrategy`.
@@ -72,8 +72,9 @@ def replica_count(model: keras.Model) -> int:
 def is_first_worker(strategy_or_model: Any) -> bool:
     """Whether this process is to write the files of a training.
 
-    One process of a cluster is: its chief, or its worker 0 if it has no chief.
-    So is a process that belongs to no cluster.
+    This is one process of a cluster: its chief, or worker 0 of a cluster
+    without a chief. A process that belongs to no cluster is a first worker as
+    well.
 
     Example:
 

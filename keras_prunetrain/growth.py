@@ -19,8 +19,9 @@ from keras_prunetrain.memory import (
 )
 
 _LOG = logging.getLogger("keras_prunetrain")
-# Bytes that an iteration may take, over those that are counted: 1.14 was the
-# most that was measured (tools/benchmarks/memory.py), and some room is spared.
+# Bytes that an iteration may take, over the bytes that are counted. The largest
+# ratio that was measured is 1.14 (tools/benchmarks/memory.py); the rest is
+# reserve.
 _OVERHEAD = 1.25
 _OTHER_DATA = (
     "`fit` does not train on the data set of this DynamicBatch: hand it "
@@ -121,8 +122,8 @@ class BatchGrowth:
     ) -> None:
         """Begins a `fit`, which may be a further one of the same model.
 
-        Its images may have another size, and a model that has been compiled
-        anew counts its updates from 0.
+        The images of a further `fit` may have another size, and a model that
+        was compiled again counts its updates from 0.
         """
         self._input_shapes = input_shapes
         if keras_internals.update_count(model.optimizer) < self._since[0]:

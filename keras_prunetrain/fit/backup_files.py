@@ -1,8 +1,8 @@
-"""Files that hold the state of a training, whole or not at all.
+"""Files that hold the state of a training; none is ever half written.
 
 A backup is a zip archive of arrays, as `np.savez` writes it, one of which is a
 text: everything that is no array, as JSON. The archive has a checksum of each
-part. To read one executes nothing.
+part. Reading an archive executes no code.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ _LOCK = "backup.lock"
 
 
 class BackupFolder:
-    """The backups of one training, in a folder that is its own meanwhile.
+    """The backups of one training, in a folder that no other may use.
 
     Args:
         path: Path of a local folder.
-        keep: Integer of at least 1. So many backups stay.
+        keep: Integer of at least 1. The number of backups that stay.
 
     Attributes:
         path: As given.
@@ -61,7 +61,7 @@ class BackupFolder:
                     f"{error}. Give it a folder that may be written."
                 ) from error
             try:
-                # The system lifts it when the process ends, in whatever way.
+                # The system removes the lock however the process ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Else whoever had it has deleted the file meanwhile.
                 if os.path.samestat(os.fstat(lock), os.stat(self.path / _LOCK)):
@@ -94,7 +94,7 @@ class BackupFolder:
     def write(self, place: tuple[int, int], state: dict[str, Any]) -> None:
         """Writes a backup, and deletes those that need not stay.
 
-        Whatever happens meanwhile, the file is there as a whole, or not at all.
+        The file appears only once it is complete.
 
         Args:
             place: The epoch to go on with, and how many steps of it are done.
@@ -180,7 +180,7 @@ def _read(path):
 
 
 def _sync(folder):
-    """Has the name of a new file written, which is in the folder."""
+    """Has the system write a folder's list of files to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a log is told where no callback makes the model smaller."""
+"""Stands in for a pruning callback in a training without one."""
 
 from typing import Any
 

@@ -23,16 +23,16 @@ _NAMES = (
 
 
 class EpochLogs:
-    """Adds values to the logs of epochs, but none in the place of a metric."""
+    """Adds values to the logs of epochs; never replaces a metric."""
 
     def __init__(self):
         self._taken = None
 
     def note_metrics(self, logs: Mapping[str, Any]) -> None:
-        """Warns of metrics whose names are in use here, at the first step.
+        """Warns, at the first step, of metrics that have a name of `_NAMES`.
 
-        Which metrics there are is not known before: the model's own
-        `train_step` may return any.
+        The metrics are not known before: the model's own `train_step` may
+        return any.
 
         Args:
             logs: Dict. The metrics of a step.
@@ -57,7 +57,7 @@ class EpochLogs:
     def correct(
         self, history: Mapping[str, list[float]], name: str, value: float
     ) -> None:
-        """Puts another value in the place of the last one of `history`.
+        """Replaces the last value of a name in `history`.
 
         Args:
             history: Dict from a name to the list of the values of all epochs.
@@ -74,13 +74,13 @@ def values_of_epoch(
     batch: DynamicBatch | None,
     steps: int | None,
 ) -> dict[str, float]:
-    """Returns what the epoch was trained with, a dict for the history.
+    """Returns the values of an epoch for the history, a dict.
 
     Args:
         model: The model that was trained, before its reconfiguration.
         meter: The `EpochMeter`.
         batch: A `DynamicBatch`, or `None`.
-        steps: Integer, the steps of an epoch; `None` if nobody knows.
+        steps: Integer, the steps of an epoch; `None` if not known.
     """
     values = {"training_flops": meter.training_flops}
     replicas = replica_count(model)

@@ -9,9 +9,9 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.growth import begin_growth
 
-# What `Model.stop_training` is at the end of an epoch that is shorter than the
-# first ones: true, but not the value that another callback sets, so that
-# another callback's wish to stop is recognized and respected.
+# The value of `Model.stop_training` that ends an epoch which is shorter than
+# the first ones. It is true, but differs from the value that another callback
+# sets, so that another callback's wish to stop is recognized and respected.
 _END_OF_EPOCH = "the end of the epoch"
 
 
@@ -23,7 +23,7 @@ class GrowingBatch(keras.callbacks.Callback):
 
     Args:
         batch: The `DynamicBatch` whose data set `fit` trains on.
-        meter: The `EpochMeter` of this `fit`, which acts before.
+        meter: The `EpochMeter` of this `fit`, whose hooks run before these.
         siblings: List of all callbacks of this `fit`.
     """
 

@@ -81,8 +81,8 @@ class EpochMeter(keras.callbacks.Callback):
     def learning_rate(self) -> float | None:
         """The rate that the optimizer showed at the last step of the epoch.
 
-        Callbacks change it at the end of an epoch, and a schedule moves on with
-        each step. `None` if the optimizer has several, and before `fit`.
+        Callbacks change the rate at the end of an epoch, and a schedule changes
+        it with each step. `None` if the optimizer has several rates.
         """
         if self._rate is not None or self.model is None:
             return self._rate
@@ -98,7 +98,7 @@ class EpochMeter(keras.callbacks.Callback):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called, in a `fit` that has begun."""
+        """Restores the state of `get_state`, in a `fit` that has begun."""
         self._fit_clock.restart(state["fit_seconds"])
         self._clock.restart(state["seconds"])
         self.batch_size = state["batch_size"]
@@ -107,7 +107,7 @@ class EpochMeter(keras.callbacks.Callback):
     def current_cost(self) -> Cost | None:
         """Returns the `Cost` of the model as it is now, `None` if not known.
 
-        Each architecture is counted once. Before `fit` there is none.
+        Each architecture is counted once. `None` before `fit`.
         """
         if self.model is None:
             return None
@@ -169,7 +169,7 @@ class EpochMeter(keras.callbacks.Callback):
         if self._step is None or self._counted_step == self._step:
             return
         self._counted_step = self._step
-        # With `steps_per_execution`, it may lie behind the last one.
+        # With `steps_per_execution`, the step may lie after the last one.
         steps = min(self._step + 1, self.params.get("steps") or math.inf)
         self.examples = keras_internals.example_count(self.model, steps)
         if self.batch_size is None and self.examples is not None:

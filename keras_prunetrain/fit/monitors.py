@@ -12,17 +12,17 @@ def warn_of_monitors(
     callback: keras.callbacks.Callback,
     siblings: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Warns of each of `siblings` that should monitor something else.
+    """Warns of each of `siblings` that should monitor `val_task_loss`.
 
     `val_loss` contains the penalty, which changes with the factor and with each
-    reconfiguration: its values before and after are not comparable.
+    reconfiguration, so values before and after are not comparable.
 
     Args:
         callback: The callback that adds `val_task_loss` to the logs.
         siblings: All callbacks of the same `fit`, in their order.
     """
     name = type(callback).__name__
-    # Another callback may hold it, and pass the hooks on: see `logs_behind`.
+    # Another callback may hold `callback` and pass hooks on: see `logs_behind`.
     place = siblings.index(callback) if callback in siblings else 0
     for i, sibling in enumerate(siblings):
         monitored = getattr(sibling, "monitor", None)

@@ -9,11 +9,11 @@ from keras_prunetrain.fit.record import Reconfiguration
 
 
 class Progress:
-    """What became of one model over every `fit` with one callback.
+    """How one model has shrunk, over every `fit` with one callback.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
-        size: Integer. How many channel numbers the model has now.
+        size: Integer. Number of the model's channel numbers now.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class Progress:
 
     @property
     def density(self) -> float:
-        """The kept share of the channels that the model had at first."""
+        """The model's channels over those that it had at first."""
         return self.size / self._first_size
 
     def begin_fit(self, size: int) -> None:
@@ -43,11 +43,11 @@ class Progress:
     def end_epoch(self, seconds: float) -> None:
         """Takes note of an epoch's seconds, before its reconfiguration."""
         self._epoch_seconds = seconds
-        if not self.reports:  # The shortest: the very first one is traced.
+        if not self.reports:  # The shortest: the first one traces.
             self._first_seconds = min(self._first_seconds, seconds)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns all of it, as numbers, strings, lists and dicts."""
+        """Returns the state, as numbers, strings, lists and dicts."""
         return {
             "reports": [dataclasses.asdict(report) for report in self.reports],
             "size": self.size,
@@ -58,7 +58,7 @@ class Progress:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Restores the state that `get_state` returned."""
         self.reports = [_report(values) for values in state["reports"]]
         self.size = state["size"]
         self._first_size = state["first_size"]

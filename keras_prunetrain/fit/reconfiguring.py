@@ -45,11 +45,11 @@ _LOG = logging.getLogger("keras_prunetrain")
 class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     """Makes the model smaller while it trains; subclasses say when, and how.
 
-    A method of pruning is a subclass that answers two questions: `is_due`, is
-    it time after this epoch, and `plan`, which channels stay. All the rest is
-    here: the checks before the first step, the surgery, the records, the batch
-    that grows, the history, TensorBoard, and that the model is an ordinary one
-    once `fit` has ended.
+    A method of pruning is a subclass with two methods: `is_due` says whether
+    the model is cut after this epoch, and `plan` says which channels stay. This
+    class does everything else: the checks before the first step, the surgery,
+    the records, the growing batch, the history and TensorBoard. It leaves an
+    ordinary model when `fit` ends.
 
     Example:
 
@@ -92,7 +92,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         super().__init__()
         self._options = arguments.options_of(threshold, reconfigure)
         arguments.check_batch(batch)
-        # A NumPy number is written in another way, and workers compare that.
+        # As text, a NumPy number differs, and workers compare texts.
         self.threshold = float(threshold)
         self.batch = batch
         self.epoch = None
@@ -109,10 +109,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     @property
     def options(self) -> CutOptions:
-        """What the cuts of this `fit` keep to, its layers by their keys."""
+        """The `CutOptions` of this `fit`; `skip` holds the keys of layers."""
         return dataclasses.replace(self._fit.options, threshold=self.threshold)
 
-    # What a method says.
+    # Methods that a subclass defines.
 
     @abc.abstractmethod
     def is_due(self, epoch: int) -> bool:
@@ -134,7 +134,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         """Raises a `ValueError` if this `fit` cannot work; changes nothing."""
 
     def begin(self, numbering: Numbering) -> None:
-        """Prepares the model; the checks are over, the first step comes next.
+        """Prepares the model, after all checks and before the first step.
 
         Args:
             numbering: The `Numbering` of the model.
@@ -142,7 +142,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         del numbering
 
     def forget(self) -> None:
-        """Forgets what belongs to the model that was trained before."""
+        """Drops the state of the model that was trained before."""
         self._progress = Progress()
 
     def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -158,10 +158,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         del loss
         return 0.0
 
-    # How a further process goes on: see `BackupAndRestore`.
+    # For `BackupAndRestore`.
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what a further process needs to go on as this one would."""
+        """Returns the state from which another process can go on."""
         return {
             "cuts": self._cuts,
             "epoch": self.epoch,
@@ -172,7 +172,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Restores the state that `get_state` returned."""
         self._cuts = list(state["cuts"])
         self.epoch = state["epoch"]
         self._progress.set_state(state["progress"])
@@ -183,12 +183,12 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         if self._log is not None:
             self._log.set_state(state["log"])
 
-    # What `fit` tells.
+    # Hooks of Keras.
 
     def set_model(self, model):
         check_outer_fits(self, model, ReconfiguringCallback)
         if self._fit is not None:
-            self._fit.leave()  # It may have ended where no guard stands.
+            self._fit.leave()  # No guard may have seen its end.
         if self.model is not None and self.model is not model:
             self.forget()
         super().set_model(model)
@@ -279,7 +279,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._fit.leave()
         self._fit.after.on_train_end()
 
-    # What this callback does.
+    # The reconfiguration.
 
     def reconfigure(self, logs: Mapping[str, float] | None) -> None:
         """Makes the model smaller now, at the end of an epoch, if it can be.

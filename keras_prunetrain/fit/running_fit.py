@@ -1,4 +1,4 @@
-"""One `fit` of a callback that makes the model smaller, from begin to end."""
+"""One `fit` of a callback that makes the model smaller."""
 
 import contextlib
 import weakref
@@ -17,10 +17,10 @@ _RUNNING = weakref.WeakKeyDictionary()
 
 
 class RunningFit:
-    """Who takes part in one `fit`, and what its end undoes.
+    """The callbacks that take part in one `fit`, and the cleanup at its end.
 
-    To be made in `Callback.set_model`. However the `fit` ends, `leave` is
-    called: by the callback when it has succeeded, else by guards.
+    A callback makes this object in `Callback.set_model`. `leave` is called
+    however `fit` ends: by the callback if `fit` succeeds, otherwise by guards.
 
     Args:
         meter: The `EpochMeter`, which acts before the callback.
@@ -59,7 +59,7 @@ class RunningFit:
     def set_model(self, model: keras.Model) -> None:
         earlier = _RUNNING.get(model, lambda: None)()
         if earlier is not None:
-            earlier.leave()  # Its end was not seen.
+            earlier.leave()  # Nobody has seen the end of that `fit`.
         _RUNNING[model] = weakref.ref(self)
         self.before.set_model(model)
         self.after.set_model(model)
@@ -69,9 +69,9 @@ class RunningFit:
         self.after.set_params(params)
 
     def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Has `function(*arguments)` called by `leave`, the last one first."""
+        """Lets `leave` call `function(*arguments)`, the last one first."""
         self._undo.callback(function, *arguments)
 
     def leave(self) -> None:
-        """Undoes what this `fit` has done to the model, once."""
+        """Calls the functions given to `at_end`, once."""
         self._undo.close()

@@ -15,10 +15,10 @@ _LOG = logging.getLogger("keras_prunetrain")
 def check_outer_fits(
     callback: Callback, model: keras.Model, kind: type[Callback]
 ) -> None:
-    """Raises a `ValueError` if `callback` gets into the way of an outer `fit`.
+    """Raises a `ValueError` if an outer `fit` makes the model smaller as well.
 
-    To be called from `Callback.set_model`: another callback may have called
-    this `fit`.
+    A hook of another callback may have called this `fit`. The check belongs in
+    `Callback.set_model`.
 
     Args:
         callback: The callback that is to make `model` smaller.
@@ -102,8 +102,8 @@ def logs_behind(
             an epoch before its reconfiguration.
     """
     logs = [x for x in siblings if isinstance(x, DensityLog)]
-    # It is no sibling of its own where another callback holds it and passes the
-    # hooks on. Where that one stands is up to the user.
+    # Another callback may hold `callback` and pass the hooks on to it. It is
+    # then not among the siblings, and its order is up to the user.
     place = siblings.index(callback) if callback in siblings else 0
     for log in logs:
         if siblings.index(log) < place:

@@ -1,4 +1,4 @@
-"""Signals that tell the process to end, heard between two steps."""
+"""Signals that tell the process to end, handled between two steps."""
 
 import logging
 import signal
@@ -11,7 +11,7 @@ class Signals:
     """Lets a process that is told to end (SIGTERM, Ctrl-C) finish its step.
 
     Attributes:
-        received: The number of the signal that told it, or `None`.
+        received: The number of the signal that came, or `None`.
     """
 
     def __init__(self):
@@ -19,7 +19,7 @@ class Signals:
         self._before = {}
 
     def catch(self) -> None:
-        """Waits for a signal; only the main thread of Python can."""
+        """Begins to catch signals; only the main thread of Python can."""
         self.received = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""The state of a training: what a further process needs to go on with it."""
+"""The state of a training, from which another process can go on."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 
-# The attributes of Keras's callbacks that an epoch changes and no file has.
+# The attributes of Keras's callbacks that change with each epoch.
 _STATE_OF_KERAS = {
     keras.callbacks.EarlyStopping: (
         *("wait", "best", "stopped_epoch", "best_epoch", "best_weights"),
@@ -136,11 +136,11 @@ def _assign(model, variable, values):
 
 
 def callback_state(callback: keras.callbacks.Callback) -> Any:
-    """Returns what `callback` needs to go on; `None` if it says nothing.
+    """Returns the state of `callback`; `None` if none is known.
 
-    That is what its method `get_state` returns: nested dicts, lists and tuples
-    of numbers, strings and arrays. Keras's callbacks have none; what they
-    remember is known here.
+    The state is what the callback's method `get_state` returns: nested dicts,
+    lists and tuples of numbers, strings and arrays. Keras's callbacks have no
+    such method; `_STATE_OF_KERAS` lists their attributes.
     """
     if hasattr(callback, "get_state"):
         return callback.get_state()
@@ -165,12 +165,12 @@ def description_of(
     callbacks: list[keras.callbacks.Callback],
     steps: int | None,
 ) -> dict[str, Any]:
-    """Returns what must be as it was for a training to go on.
+    """Returns the facts that a backup and the new program must share.
 
     Args:
         model: The model as the user has built it.
         callbacks: Those of `fit`.
-        steps: Integer, the steps of an epoch; `None` if nobody knows.
+        steps: Integer, the steps of an epoch; `None` if not known.
     """
     loss = model.loss
     found = {

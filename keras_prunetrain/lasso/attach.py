@@ -16,10 +16,10 @@ def attach_lasso(
 ) -> list[keras.Variable]:
     """Puts a `GroupLasso`, of factor 0, on each kernel with channels to lose.
 
-    On both sides of a kernel, but not on a side whose channels all have to
-    stay: the model's inputs and outputs (paper, section 4.1), and whatever
-    else is frozen, where the penalty would cost accuracy and gain nothing.
-    A kernel's own regularizer stays beside it.
+    The lasso acts on both sides of a kernel, except on a side whose channels
+    are all frozen: those of the model's inputs and outputs (paper, section
+    4.1), and others where the penalty would cost accuracy and remove nothing. A
+    kernel's own regularizer stays in place.
 
     Args:
         model: A functional model, not inside a traced function.
@@ -51,7 +51,7 @@ def attach_lasso(
 
 
 def detach_lasso(model: keras.Model) -> None:
-    """Takes off what `attach_lasso` put on, on all weights of `model`."""
+    """Removes every lasso that `attach_lasso` has put on `model`."""
     for weight in model.weights:
         if isinstance(weight.regularizer, BesideLasso):
             weight.regularizer = weight.regularizer.own

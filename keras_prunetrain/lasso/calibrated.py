@@ -1,4 +1,4 @@
-"""The lasso of a training: it is put on, gets its factor, and goes again."""
+"""The lasso of a training, from its attachment to its removal."""
 
 import logging
 import math
@@ -15,9 +15,9 @@ _LOG = logging.getLogger("keras_prunetrain")
 class CalibratedLasso:
     """The group lasso on a model that `fit` trains.
 
-    Where layers carry one already, it keeps its factor. Where its factor is 0,
-    or there is none, it is computed from the first batch, and the one that was
-    put on is taken off at the end.
+    A lasso that layers already carry keeps its factor. If all factors are 0, or
+    no layer carries a lasso, the factor is computed from the first batch. A
+    lasso that this class has attached is detached at the end.
 
     Args:
         factor: Float above 0, the factor to use; `None` to compute it.
@@ -38,7 +38,7 @@ class CalibratedLasso:
     def begin(
         self, model: keras.Model, numbering: Numbering, skipped: Collection[str]
     ) -> None:
-        """Puts the lasso on, with the factor that it has so far.
+        """Attaches the lasso, with the factor that is known so far.
 
         Args:
             model: The model, before its first step.
@@ -75,7 +75,7 @@ class CalibratedLasso:
         logs: Mapping[str, float],
         penalty_ratio: float,
     ) -> None:
-        """Computes the factor, if there is none yet.
+        """Computes the factor if it is not known yet.
 
         Args:
             model: The model.
@@ -115,7 +115,7 @@ class CalibratedLasso:
         self._set_factors(model)
 
     def _check_gradient(self, model):
-        """Raises a `ValueError` if the first step left all lassos out."""
+        """Raises a `ValueError` if the first step's gradient has no lasso."""
         if not self._awaits_gradient:
             return
         self._awaits_gradient = False
@@ -131,14 +131,14 @@ class CalibratedLasso:
             )
 
     def before_validation(self, model: keras.Model) -> None:
-        """Prepares to see whether the validation loss has the penalties."""
+        """Prepares to note whether the validation loss has the penalties."""
         for lasso, _ in attach.lassos_of(model):
             lasso.was_called = False
 
     def after_validation(self, model: keras.Model) -> None:
         """Notes whether the validation loss has the penalties.
 
-        A traced step asks for them when it is traced, and never again.
+        A compiled step calls the regularizers only while it is traced.
         """
         if any(lasso.was_called for lasso, _ in attach.lassos_of(model)):
             self._is_in_val_loss = True
@@ -164,7 +164,7 @@ class CalibratedLasso:
         self._set_factors(model)
 
     def pause(self, model: keras.Model) -> None:
-        """Lets the rest of this `fit` train without it."""
+        """Trains without the lasso for the rest of this `fit`."""
         self.acts = False
         attach.detach_lasso(model)
         for lasso, _ in attach.lassos_of(model):  # The user's own.
@@ -172,7 +172,7 @@ class CalibratedLasso:
         _trace_anew(model)
 
     def end(self, model: keras.Model) -> None:
-        """Leaves the model as an ordinary one, the user's own lassos on it."""
+        """Leaves an ordinary model, with the user's own lassos on it."""
         self.acts = False
         attach.detach_lasso(model)
         self._set_factors(model)

@@ -62,8 +62,8 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def __init__(self, factor: float = 0.0, axes: Sequence[int] = (-2, -1)):
         self.axes = _checked_axes(axes)
-        # Whether anything asked for the penalty, and whether a gradient went
-        # through it. The training that carries the lasso resets and reads both.
+        # Whether the penalty was computed, and whether its gradient was. The
+        # training that uses the lasso resets and reads both.
         self.was_called = self.was_differentiated = False
         # A variable, because `tf.function` would freeze a float at trace time.
         self._factor = keras.Variable(
@@ -107,8 +107,8 @@ class GroupLasso(keras.regularizers.Regularizer):
 class BesideLasso(keras.regularizers.Regularizer):
     """Adds a `GroupLasso` to the regularizer that a kernel has already.
 
-    A Keras variable has one regularizer. This one lives on the variable only
-    while `fit` runs and is in no layer's config.
+    A Keras variable has one regularizer. A `BesideLasso` is on the variable
+    only while `fit` runs, and in no layer's config.
 
     Args:
         own: The kernel's own regularizer, or `None`.
@@ -133,8 +133,8 @@ def _sum_of_norms(kernel, axes, on_gradient):
     """
     norms = _norms(kernel, axes)
 
-    # The gradient is written out, because what is derived from sums and roots
-    # spreads a tensor of the kernel's size several times for each axis.
+    # The gradient is written out, because the automatic gradient of the norms
+    # creates several tensors of the kernel's size for each axis.
     @ops.custom_gradient
     def sum_of_norms(kernel):
         def gradient(*args, upstream=None):
@@ -153,7 +153,7 @@ def _norms(kernel, axes):
 
     Their shape is 1 on all other axes.
     """
-    # First over what no norm keeps apart: the pixels of a convolution's kernel.
+    # First over the axes that all norms sum over: the pixels of a convolution.
     squares = _sum_over(
         ops.square(kernel), set(range(len(kernel.shape))) - set(axes)
     )

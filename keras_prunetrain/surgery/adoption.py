@@ -1,4 +1,4 @@
-"""What a model is besides its own graph, made anew on smaller layers.
+"""Gives a smaller model the class and the attributes of the old one.
 
 `twins` is a dict from the `id` of an old object (a layer, a variable, a
 symbolic tensor, a model) to its counterpart.
@@ -21,10 +21,10 @@ class CannotFollow(Exception):
 def adopt_class(
     smaller: keras.Model, model: keras.Model, twins: Twins
 ) -> list[str]:
-    """Makes `smaller` an object of `model`'s class, with what that one holds.
+    """Makes `smaller` an object of `model`'s class, with its attributes.
 
-    A user's subclass has methods (`train_step`) and attributes of its own; its
-    `__init__` takes who knows what, so it cannot be asked for a new object.
+    A user's subclass has methods (`train_step`) and attributes of its own. The
+    arguments of its `__init__` are unknown, so no new object can be made.
     Models among the attributes that have layers of `model` are made anew.
 
     Args:
@@ -37,7 +37,7 @@ def adopt_class(
 
     Raises:
         ValueError: If a model among the attributes cannot be made anew, or if
-            an attribute holds a weight out of sight.
+            an attribute holds a weight in an object of its own.
     """
     if type(smaller) is not type(model):
         smaller.__class__ = type(model)
@@ -52,7 +52,7 @@ def adopt_class(
 
 
 def _check_attribute(value, where, model, twins):
-    """Makes a model among the attributes anew; refuses a weight out of sight.
+    """Makes a model among the attributes anew; refuses a hidden weight.
 
     Args:
         value: An attribute of the user's subclass, or a member of one.
@@ -100,8 +100,8 @@ def follow(
 ) -> keras.Model:
     """Returns a model like the functional `model` on the smaller layers.
 
-    Where its tensors are those of the original, it takes their counterparts;
-    what it computes beside the original, it computes again.
+    Tensors that the original model has as well are replaced by their
+    counterparts. All other calls are made again.
 
     Args:
         model: A functional model that has layers with a twin; not modified.
@@ -110,7 +110,7 @@ def follow(
             weights. The new model has the same layers, and so the same weights.
 
     Raises:
-        CannotFollow: If that is not possible, or if it cannot be told.
+        CannotFollow: If that is impossible, or if the package cannot tell.
     """
     if id(model) not in twins:
         is_sequential = isinstance(model, keras.Sequential)

@@ -1,8 +1,8 @@
-"""What layers and variables carry through surgery beside config and values.
+"""The state of layers and variables besides config and values.
 
-Two lists of functions, for a clone that is not built yet and for one that has
-its values. A layer carries one thing more where one of them gets one function
-more.
+Two lists of functions carry this state to a clone: `_UNBUILT` before the clone
+is built, `_BUILT` once it has its values. To carry one thing more, add a
+function to one of the lists.
 """
 
 import functools
@@ -58,19 +58,19 @@ class LayerPair(NamedTuple):
 
 
 def carry_unbuilt(layer: keras.Operation, clone: keras.Operation) -> None:
-    """Gives `clone`, which is not built, all that it carries until then."""
+    """Carries all state that `clone` needs before it is built."""
     for carry in _UNBUILT:
         carry(layer, clone)
 
 
 def carry_built(pair: LayerPair) -> None:
-    """Gives the clone of a `LayerPair` all that it carries in the end."""
+    """Carries all state that the clone of a `LayerPair` needs in the end."""
     for carry in _BUILT:
         carry(pair)
 
 
 def carry_variable(cut: Cut, twins: Twins) -> None:
-    """Gives the new variable of a `Cut` what was set on the old one.
+    """Carries what was set on the old variable of a `Cut` to the new one.
 
     Args:
         cut: A `Cut`.
@@ -82,7 +82,7 @@ def carry_variable(cut: Cut, twins: Twins) -> None:
     new.regularizer = rebound(old.regularizer, twins)
     new.constraint = rebound(old.constraint, twins)
     new.overwrite_with_gradient = old.overwrite_with_gradient
-    # What users note on a variable: a learning rate of its own, a group.
+    # Attributes that users set on a variable, such as its own learning rate.
     for name, value in vars(old).items():
         if name not in vars(new) and not name.startswith("_"):
             setattr(new, name, copied(value, twins))
@@ -91,7 +91,7 @@ def carry_variable(cut: Cut, twins: Twins) -> None:
 def _carry_name(layer, clone):
     """Carries the name.
 
-    That of an inner layer is in no config of the layer around it.
+    The config of the outer layer does not have the name of an inner layer.
     """
     if clone.name != layer.name:
         clone.name = layer.name
@@ -110,7 +110,7 @@ def _carry_dtype_policy(layer, clone):
 def _carry_objects(layer, clone):
     """Carries initializers, regularizers and constraints as the same objects.
 
-    A lasso's factor is not to be held twice.
+    A copy of a lasso would have a factor of its own.
     """
     for name, value in vars(layer).items():
         if name == "activity_regularizer" or isinstance(
@@ -132,10 +132,10 @@ def _carry_trainable(pair):
 
 
 def _carry_saved_state(pair):
-    """Carries what Keras's own files hold beside variables.
+    """Carries the state that Keras saves in files besides variables.
 
-    `Normalization` computes with constants that only `load_own_variables` makes
-    of its variables; a vocabulary is in the assets.
+    `Normalization` computes with constants that only `load_own_variables`
+    computes from its variables; a vocabulary is saved as an asset.
     """
     old, new = pair.old, pair.new
     if _saves_in_its_own_way(old):
@@ -158,9 +158,9 @@ def _saves_in_its_own_way(layer):
 
 
 def _carry_attributes(pair):
-    """Carries what has changed in a layer since it was made.
+    """Carries attributes that have changed since a layer was made.
 
-    A config may leave it out. An attribute of the clone that was set by the
+    A config may leave them out. An attribute of the clone that was set by the
     build, or that the cut has changed, stays as it is.
     """
     if keras_internals.is_graph(pair.old):
@@ -209,7 +209,7 @@ def _is_of_the_cut(pair, name, value):
 
 
 def _equal(a, b):
-    """Whether `a` equals `b`; `None` where that cannot be told."""
+    """Whether `a` equals `b`; `None` if that is unknown."""
     if a is b:
         return True
     if isinstance(a, _FUNCTIONS) and isinstance(b, _FUNCTIONS):

@@ -1,4 +1,4 @@
-"""Models that live beside a model that becomes smaller, on the same layers."""
+"""Other live models on the layers of a model that becomes smaller."""
 
 import gc
 import itertools
@@ -22,9 +22,9 @@ class Follower(NamedTuple):
 
     Attributes:
         old: The model.
-        new: What it becomes; `None` if it has no graph of its own and goes on
-            as it is, or if it cannot follow.
-        reason: Why it cannot follow, in words; `None` if it can.
+        new: The new model whose state `old` takes over; `None` if `old` has no
+            graph of its own and stays as it is, or if it cannot follow.
+        reason: Why `old` cannot follow, in words; `None` if it can.
     """
 
     old: keras.Model
@@ -50,8 +50,8 @@ def followers_of(model: keras.Model, twins: Twins) -> list[Follower]:
 def _search(model, twins):
     """Returns the live models that have layers with a twin.
 
-    Neither layers nor their calls know the models that they are part of.
-    Therefore Python's own list of objects is searched.
+    Layers and calls do not refer to the models that contain them, so Python's
+    list of all objects is searched.
     """
     objects = gc.get_objects()
     classes = list(map(type, objects))
@@ -73,9 +73,10 @@ def _search(model, twins):
 
 
 def note_made(models: Iterable[keras.Model]) -> None:
-    """Notes models that a takeover has made, and that nobody is to use.
+    """Notes models that a takeover has made, which are no followers.
 
-    One that is interrupted may leave them behind, say in a traceback.
+    An interrupted takeover may leave such models in memory, for example in a
+    traceback.
     """
     _MADE.update(models)
 
@@ -96,7 +97,7 @@ def _follower(model, twins):
 
 
 def check_followers(model: keras.Model, twins: Twins) -> list[Follower]:
-    """Returns what `followers_of` returns, and leaves no trace in any layer.
+    """Does as `followers_of`, and removes the new calls from all layers.
 
     Args:
         model: The model that becomes smaller.

@@ -1,4 +1,4 @@
-"""The clones of a graph's layers, and of all that is in them."""
+"""The clones of a graph's layers and of their parts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from keras_prunetrain.surgery.uses import refuse_use
 
 
 class Leaves:
-    """Clones the layers of a graph that are no graphs themselves.
+    """Clones the layers of a graph, except nested models.
 
     Attributes:
         keep: Dict from the `id` of a variable that is cut to its `Cut.keep`.
@@ -105,14 +105,14 @@ class Leaves:
             and not keras_internals.is_graph(layer)
         )
         key, layer = next(owners, (None, None))
-        if layer is None:  # Of the user's own, and trained by nobody.
+        if layer is None:  # A variable of the user that no layer holds.
             return value
         if id(value) in self.keep:
             refuse_use("The graph itself", value, key)
         if id(layer) not in self._twins:
             self._twins[id(layer)] = self.clone(layer, key)
         clone = self._twins[id(layer)]
-        if not clone.built:  # Its turn comes later.
+        if not clone.built:  # The graph calls it later.
             clone.build_from_config(layer.get_build_config())
         pairing = Pairing({}, {}, self._copy_model)
         pairing.add(layer, clone)
@@ -136,7 +136,7 @@ class Leaves:
         return cuts
 
     def carry(self) -> None:
-        """Gives the clones, whose variables have their values, the rest."""
+        """Carries the remaining state, once variables have their values."""
         for layer, clone in self._all_pairs:
             born, born_uncut = self._born.get(id(layer), (None, dict))
             carry_built(
@@ -169,7 +169,7 @@ class Leaves:
     def _inner_layer(self, layer, key):
         """Returns the argument of a wrapper that holds a layer, a dict.
 
-        It may also be called outside, or stand in two wrappers.
+        The inner layer may also be called by itself, or be in two wrappers.
         """
         if not isinstance(layer, keras.layers.Wrapper):
             return {}
@@ -181,10 +181,10 @@ class Leaves:
         return {"layer": self._twins[id(inner)]}
 
     def _copy_model(self, model):
-        """Returns the clone of a model in a layer, of which nothing is cut."""
+        """Returns the clone of a model inside a layer, where nothing is cut."""
         if id(model) not in self._twins:
             shapes = [x.shape for x in model.inputs]
-            # No key that the numbering has: it does not look into layers.
+            # No key of the numbering, which does not look into layers.
             key = f"<{model.name}>"
             self._twins[id(model)] = self._copy_graph(model, key, shapes)
         return self._twins[id(model)]
@@ -192,7 +192,7 @@ class Leaves:
     def _copy(self, layer, key, changes, error):
         """Returns a copy of `layer` that needs no config.
 
-        A layer that has no usable config can be cut by nobody.
+        A layer without a usable config cannot be cut.
         """
         variables = getattr(layer, "variables", ())
         has_other_shape = self._has_other_shape(key)
@@ -228,7 +228,7 @@ class Leaves:
         return layer.get_build_config() != clone.get_build_config()
 
     def _leave_unfilled(self, clone):
-        # No time for weights that are then overwritten.
+        # Values that are overwritten later would only take time.
         for name, value in list(vars(clone).items()):
             if isinstance(value, keras.initializers.Initializer):
                 self._initializers.append((clone, name, value))

@@ -1,4 +1,4 @@
-"""Which variable, and which inner layer, is the counterpart of which one."""
+"""Finds the counterpart of each variable and each inner layer."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ from keras_prunetrain.surgery.cut import Cut, Keep
 class Pairing:
     """Pairs the parts of layers with the parts of their clones.
 
-    The attribute in which a part lies says which one it is. The order and the
-    length of `Layer.variables` differ as soon as a flag, or a rate that needs a
-    seed generator, is not that with which the layer was made.
+    Parts are paired by the attribute that holds them. `Layer.variables` cannot
+    pair them: its order and length change with a flag, or with a rate that
+    needs a seed generator, if these are set after the layer was made.
 
     Attributes:
-        layers: List of pairs of a layer and its clone; inner layers stand
-            behind the layers that they are in.
+        layers: List of pairs of a layer and its clone; inner layers come after
+            their outer layer.
         twins: Dict from the `id` of an old layer, variable or seed generator
             to its counterpart.
 

@@ -29,8 +29,8 @@ def rebuild(
     Returns:
         A functional or `Sequential` model with the same layer names, without
         the channels and layers that `plan` drops; the list of its `Cut`s; and
-        a dict from the `id` of each old layer, and of all that is in it, and
-        of each symbolic tensor, to its counterpart.
+        a dict from the `id` of each old layer, part of a layer and symbolic
+        tensor to its counterpart.
 
     Raises:
         ValueError: If a layer cannot be made anew, if a weight that is cut is
@@ -54,11 +54,12 @@ def rebuild(
 
 
 class _Builder:
-    """Builds the graph again, of clones of its layers.
+    """Builds the graph again from clones of its layers.
 
     Attributes:
-        clones: Dict from the `id` of a layer to its clone. Each layer has one,
-            however often it is called. Symbolic tensors are in it as well.
+        clones: Dict from the `id` of a layer to its clone, one for each layer
+            however often it is called, and from the `id` of a symbolic tensor
+            to its counterpart.
         graphs: Pairs of a nested model and its clone, inner ones first.
         leaves: The `Leaves` of the graph.
     """
@@ -170,7 +171,7 @@ class _Builder:
         numbers = self._plan.numbering.outputs[prefix + layer.name][0].numbers
         constant = addition.constant[self._plan.keep(numbers)]
         if constant.any():
-            # Takes over the name where the addition itself is gone.
+            # It takes the name of the addition if the addition is gone.
             name = layer.name
             if len(inputs) > 1:
                 name = self._free_name(f"{name}_constant")
@@ -198,7 +199,7 @@ class _Builder:
 
 
 def _clone_input(layer, shape):
-    """Returns a new input of `shape`, free where the old one was free."""
+    """Returns a new input of `shape`; a size stays `None` where it was."""
     config = layer.get_config()
     config["batch_shape"] = tuple(
         size and new

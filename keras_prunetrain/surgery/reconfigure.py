@@ -124,11 +124,11 @@ def prepare_cut(model: keras.Model, plan: Plan) -> Smaller:
 
 
 def check_reconfigurable(model: keras.Model, skip: Skip = ()) -> None:
-    """Raises what `reconfigure` would raise over `model`, by a trial.
+    """Raises the errors that `reconfigure` would raise for `model`, by a trial.
 
-    A layer that cannot be made anew or an optimizer that cannot be cut would
-    otherwise break a training off in its middle. Half of the channels that may
-    go do so in the trial, be they dead or not.
+    Without the trial, a layer that cannot be made anew, or an optimizer that
+    cannot be cut, would end a training in its middle. The trial removes half of
+    the channels that may go, dead or not.
     """
     optimizer = model.optimizer
     if optimizer is None:
@@ -198,7 +198,7 @@ def _check_known(model, optimizer):
 def _weights_outside(model, plan):
     """Returns `Cut`s for weights of a user's subclass that no layer holds.
 
-    A learned temperature, say. They stay the same variables.
+    Such a weight, for example a learned temperature, stays the same variable.
     """
     layers = plan.numbering.layers.values()
     inside = {

@@ -1,8 +1,8 @@
 """A cut written down, so that it can be done again in another process.
 
 The same program builds the same first model. The cuts that a training has made
-so far, done again one after the other, lead to the same smaller architecture;
-its values are then brought back from elsewhere.
+so far, done again one after the other, lead to the same smaller architecture. A
+backup then gives the values of its variables.
 """
 
 import gc
@@ -21,7 +21,7 @@ from keras_prunetrain.surgery.takeover import take_over
 
 
 def record_of_cut(plan: Plan) -> dict[str, Any]:
-    """Returns all of `plan` that decides on the smaller architecture.
+    """Returns the part of `plan` that decides the smaller architecture.
 
     A dict of names, numbers and arrays that refers to no object of the model.
     """
@@ -38,7 +38,7 @@ def record_of_cut(plan: Plan) -> dict[str, Any]:
 
 
 def plan_again(model: keras.Model, record: dict[str, Any]) -> Plan:
-    """Returns the `Plan` of which `record` was made, for a model built alike.
+    """Returns the `Plan` from which `record` was made, for an equal model.
 
     Args:
         model: A functional model with the architecture that was cut then. Its
@@ -75,7 +75,7 @@ def plan_again(model: keras.Model, record: dict[str, Any]) -> Plan:
 
 
 def repeat_cuts(model: keras.Model, records: list[dict[str, Any]]) -> None:
-    """Makes `model` as small as it once was, without its values.
+    """Makes `model` as small as it was, without the values of its weights.
 
     Args:
         model: The model before its first cut; modified.

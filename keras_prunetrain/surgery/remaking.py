@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-# They are replaced by the objects themselves: these need no config, and a
-# lasso's factor is not to be held twice.
+# The clone gets these very objects: they then need no config, and a lasso has
+# only one factor.
 _OBJECTS = (
     keras.constraints.Constraint,
     keras.initializers.Initializer,

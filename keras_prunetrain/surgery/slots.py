@@ -12,11 +12,11 @@ from keras_prunetrain.surgery.cut import Cut, sliced
 def carry_optimizer(
     optimizer: Optimizer, cuts: Sequence[Cut], order: Sequence[keras.Variable]
 ) -> Optimizer:
-    """Returns `optimizer` for the smaller model, where it was in its training.
+    """Returns `optimizer` for the smaller model, with its state so far.
 
-    Its slots stand in the order of the smaller model's weights, which a branch
-    that leaves can change: Keras loads a file, and finalizes an average of the
-    weights (`use_ema`), by position.
+    The slots are in the order of the smaller model's weights, because Keras
+    loads files, and finalizes an average of the weights (`use_ema`), by
+    position. A branch that leaves can change this order.
 
     Args:
         optimizer: A Keras optimizer. It is not modified.
@@ -54,8 +54,8 @@ def carry_optimizer(
 def _updated(optimizer, cuts, order):
     """Returns the `Cut`s of what `optimizer` updates, those in `order` first.
 
-    Behind them are weights that were frozen after it was built: their slots
-    wait for the day when they train again.
+    After them come weights that were frozen once the optimizer was built: their
+    slots are kept in case these weights train again.
     """
     updated = set(map(id, keras_internals.optimizer_variables(optimizer)[0]))
     place = {id(variable): i for i, variable in enumerate(order)}

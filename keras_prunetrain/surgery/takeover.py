@@ -41,17 +41,18 @@ class Smaller(NamedTuple):
 def take_over(model: keras.Model, smaller: Smaller) -> None:
     """Lets the object `model` go on as a smaller one, inside a running `fit`.
 
-    So do all objects that the user, `fit` and the callbacks may hold: models
-    nested in it, its layers, its optimizer and what that one wraps, and other
-    live models on its layers. What belongs to the run stays: loss, metrics with
-    their values, learning rate and step count, the loop's own flags.
+    All other objects that the user, `fit` and the callbacks may hold go on as
+    well: nested models, layers, the optimizer and optimizers inside it, and
+    other live models on these layers. The state of the run stays: loss, metrics
+    with their values, learning rate, step count, and the flags of the loop.
 
-    All is prepared beside the old objects and exchanged at once. Whatever is
-    raised meanwhile, they are the old model afterwards, or the smaller one.
+    The new states are prepared first and then exchanged at once. After an
+    exception, the objects are the old model or the smaller one, never a
+    mixture.
 
     Args:
         model: The model that is being trained; modified.
-        smaller: A `Smaller` of it; of no use afterwards.
+        smaller: A `Smaller` of `model`; not usable afterwards.
     """
     followers = followers_of(model, smaller.twins)
     keras_internals.set_states(_states(model, smaller, followers))
@@ -63,9 +64,9 @@ def take_over(model: keras.Model, smaller: Smaller) -> None:
 
 
 def check_take_over(model: keras.Model, smaller: Smaller) -> None:
-    """Raises what `take_over` would raise; changes nothing but `smaller`.
+    """Raises the errors of `take_over`; changes nothing but `smaller`.
 
-    Names, in a warning, live models on the same layers that cannot follow.
+    A warning names live models on the same layers that cannot follow.
     """
     followers = check_followers(model, smaller.twins)
     _states(model, smaller, followers)
@@ -127,8 +128,8 @@ def _states(model, smaller, followers):
 def _other_optimizer(trainer, model, smaller, known):
     """Returns the pair of another model's optimizer, a list of one or none.
 
-    A nested model may have been trained by itself before, a follower may be
-    trained in turns with the model.
+    A nested model may have an optimizer from its own earlier training; a
+    follower may be trained in turns with the model.
     """
     optimizer = vars(trainer).get("optimizer")
     if (

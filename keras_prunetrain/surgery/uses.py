@@ -1,4 +1,4 @@
-"""Refuses what uses a smaller weight and does not know that it is smaller."""
+"""Refuses functions and objects that would keep using a weight's old shape."""
 
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
@@ -18,14 +18,14 @@ def check_uses(numbering: Numbering, keep: Mapping[int, Keep]) -> None:
     """Checks that no function uses a weight that is cut from outside.
 
     A `Lambda` may close over another layer, to tie its weights. The numbering
-    of the channels knows which layers hold a weight, not what uses it.
+    knows which layers hold a weight, but not which functions use it.
 
     Args:
         numbering: The `Numbering` of a model.
         keep: Dict from the `id` of a variable that is cut to its `Cut.keep`.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If a function does.
     """
     layers = [
         (key, layer)
@@ -75,10 +75,10 @@ def check_takes(
     cuts: Iterable[Cut],
     layers: Iterable[tuple[keras.layers.Layer, keras.layers.Layer]],
 ) -> None:
-    """Checks that regularizers and constraints take what is smaller.
+    """Checks that regularizers and constraints take the smaller weights.
 
-    One that holds an entry for each channel does not; without this check, the
-    next step of the training would raise.
+    A regularizer with an entry for each channel does not. Without this check,
+    the next step of the training would raise an error.
 
     Args:
         cuts: List of `Cut`s whose new variables have their values.
