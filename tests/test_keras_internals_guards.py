@@ -125,3 +125,22 @@ def test_steps_are_traced_anew():
     assert model.train_function not in (before, None)
     assert model.test_function is None
     model.fit(*examples(8), validation_data=examples(8), verbose=0)
+
+
+def test_a_guard_of_the_validation_does_not_act_before_the_end_of_fit():
+    """Keras lets go of its data before it calls `on_train_end`."""
+    guarding = Guarding("validation")
+    left = []
+    end = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: left.append(guarding.left)
+    )
+    x, y = examples(8)
+    network().fit(
+        x,
+        y,
+        epochs=2,
+        verbose=0,
+        validation_data=(x, y),
+        callbacks=[guarding, end],
+    )
+    assert left == [0]

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.checks import is_count
 from keras_prunetrain.distribution import check_agreement, is_first_worker
+from keras_prunetrain.fit.arguments import check_backups
 from keras_prunetrain.fit.backup_files import BackupFolder
 from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.signals import Signals
 from keras_prunetrain.fit.training_state import (
-    callback_state,
+    callback_states,
     description_of,
     differences,
     metric_state,
@@ -22,6 +22,7 @@ from keras_prunetrain.fit.training_state import (
     set_callback_state,
     set_metric_state,
     set_model_state,
+    states_of,
 )
 from keras_prunetrain.surgery.redoing import repeat_cuts
 
@@ -97,7 +98,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ):
         super().__init__()
-        _check_arguments(backup_dir, save_freq, keep, delete_checkpoint)
+        check_backups(backup_dir, save_freq, keep, delete_checkpoint)
         self.backup_dir = os.fspath(backup_dir)
         self.save_freq = save_freq
         self.delete_checkpoint = delete_checkpoint
@@ -112,6 +113,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         # The passes over the data, and how many there were before this epoch.
         self._passes: keras_internals.Passes | None = None
         self._passes_before = 0
+        # Of the last epoch or step; those of the last step that was skipped.
+        self._logs: dict[str, Any] = {}
+        self._skipped_logs: dict[str, Any] = {}
 
     def set_model(self, model):
         super().set_model(model)
@@ -128,6 +132,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             ("on_epoch_begin", self._begin_epoch),
             ("on_train_batch_end", self._end_step),
             ("on_epoch_end", self._end_epoch),
+            ("on_train_end", self._end),
         ):
             keras_internals.wrap_hook(callbacks, name, around)
         keras_internals.guard_hooks(callbacks, self._leave)
@@ -139,26 +144,27 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self._unsaved_steps += batch + 1 - self._step
         self._step = batch + 1
+        self._logs, self._skipped_logs = dict(logs or {}), {}
 
     def on_test_begin(self, logs=None):
         keras_internals.guard_loop(self._leave)
 
-    def on_train_end(self, logs=None):
-        self.model._initial_epoch = None  # It would hold for the next `fit`.
-        if self.delete_checkpoint and is_first_worker(self.model):
-            self._folder.delete()
-        self._leave()
+    def on_epoch_end(self, epoch, logs=None):
+        self._logs = dict(logs or {})
 
     def _leave(self):
         """Lets go of the folder and of the signals, however `fit` ends."""
         self._signals.release()
         self._folder.release()
+        if self.model is not None:
+            self.model._initial_epoch = None  # It would hold for any `fit`.
 
     # Around what all callbacks do.
 
     def _begin(self, hook):
         """Brings the model back before `hook`, and the callbacks after it."""
         self._epoch = self._step = self._unsaved_steps = 0
+        self._skipped_logs = {}
         self._description = description_of(
             self.model, self._siblings, self.params.get("steps")
         )
@@ -187,7 +193,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if state is None or not state["step"]:
             return
         # The middle of this epoch, which the callbacks have begun once more.
-        self._step = state["step"]
+        self._step, self._skipped_logs = state["step"], state["logs"]
         keras_internals.skip_steps(
             self._step, functools.partial(self._restore_middle, state)
         )
@@ -201,13 +207,39 @@ class BackupAndRestore(keras.callbacks.Callback):
         hook()
         steps = self.params.get("steps")
         # `fit` cannot go on behind the last step, without another one.
-        if steps is None or self._step < steps:
+        is_last = steps is not None and self._step >= steps
+        if not is_last and not self.model.stop_training:
             self._save()
 
     def _end_epoch(self, hook):
+        # If all steps were skipped, `fit` has no logs of its own.
+        for name, value in self._skipped_logs.items():
+            hook.args[-1].setdefault(name, value)
         hook()
         self._epoch, self._step = self._epoch + 1, 0
         self._save()
+
+    def _end(self, hook):
+        if self._restored is None:
+            hook()
+        else:  # All epochs were done: `fit` has no logs of its own.
+            hook(logs=self._restored["logs"])
+        if self._signals.received:
+            self._signals.end(self.backup_dir)
+        if self.delete_checkpoint and is_first_worker(self.model):
+            self._delete()
+        self._leave()
+
+    def _delete(self):
+        try:
+            self._folder.delete()
+        except OSError as error:
+            _LOG.warning(
+                "The backups in '%s' cannot be deleted, and the next training "
+                "would go on from there. Delete them. %s",
+                self.backup_dir,
+                error,
+            )
 
     # What a backup holds.
 
@@ -245,13 +277,13 @@ class BackupAndRestore(keras.callbacks.Callback):
             "description": self._description,
             "epoch": self._epoch,
             "step": self._step,
+            "stopped": self._step == 0 and bool(self.model.stop_training),
+            "logs": self._logs,
             "model": model_state(self.model),
             "passes": self._passes_before if self._step else self._passes.begun,
             "metrics": metric_state(self.model) if self._step else [],
             "random": keras_internals.random_state(),
-            "callbacks": [
-                [type(x).__name__, callback_state(x)] for x in self._siblings
-            ],
+            "callbacks": callback_states(self._siblings),
         }
 
     def _read(self):
@@ -260,9 +292,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         if found is None:
             return None
         path, state = found
-        differing = differences(state["description"], self._description)
-        if state["format"] != _FORMAT:
-            differing = [f"it has the format {state['format']}"]
+        if state.get("format") == _FORMAT:
+            differing = differences(state["description"], self._description)
+        else:
+            differing = [f"it has the format {state.get('format')}"]
         if differing:
             raise ValueError(
                 f"The backup '{path}' is one of another training: "
@@ -272,13 +305,16 @@ class BackupAndRestore(keras.callbacks.Callback):
         return state
 
     def _restore_model(self, state):
-        for callback, kept in self._kept(state):
-            if isinstance(callback, ReconfiguringCallback):
+        for callback, kept in states_of(self._siblings, state["callbacks"]):
+            if kept is not None and isinstance(callback, ReconfiguringCallback):
                 repeat_cuts(self.model, kept["cuts"])
         set_model_state(self.model, state["model"])
         self._epoch, self._step = state["epoch"], state["step"]
         # By this attribute Keras's own callback of this name tells `fit`.
         self.model._initial_epoch = self._epoch
+        if state["stopped"]:
+            self.model._initial_epoch = self.params["epochs"]
+            self.model.stop_training = True
         _LOG.info(
             "'%s' goes on in epoch %d, behind step %d, from '%s'.",
             self.model.name,
@@ -288,42 +324,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         )
 
     def _restore_callbacks(self, state):
-        for callback, kept in self._kept(state):
+        for callback, kept in states_of(self._siblings, state["callbacks"]):
             if kept is not None:
                 set_callback_state(callback, kept)
         keras_internals.set_random_state(state["random"])
-
-    def _kept(self, state):
-        """Returns pairs of a callback and its state, `None` for new ones."""
-        left = list(state["callbacks"])
-        pairs = []
-        for callback in self._siblings:
-            name = type(callback).__name__
-            kept = next((entry for entry in left if entry[0] == name), None)
-            if kept is not None:
-                left.remove(kept)
-            pairs.append((callback, kept and kept[1]))
-        return pairs
-
-
-def _check_arguments(backup_dir, save_freq, keep, delete_checkpoint):
-    if not isinstance(backup_dir, str | os.PathLike) or not str(backup_dir):
-        raise ValueError(
-            "`backup_dir` must be the path of a local folder. Received: "
-            f"backup_dir={backup_dir!r}"
-        )
-    if save_freq != "epoch" and not is_count(save_freq, 1):
-        raise ValueError(
-            "`save_freq` must be 'epoch', or an integer of at least 1, a "
-            f"number of steps. Received: save_freq={save_freq!r}"
-        )
-    if not is_count(keep, 1):
-        raise ValueError(
-            "`keep` must be an integer of at least 1, the number of "
-            f"backups that stay. Received: keep={keep!r}"
-        )
-    if not isinstance(delete_checkpoint, bool):
-        raise ValueError(
-            "`delete_checkpoint` must be True or False. Received: "
-            f"delete_checkpoint={delete_checkpoint!r}"
-        )

@@ -119,12 +119,14 @@ class DensityLog(keras.callbacks.Callback):
             "reports": self._reports,
             "awaits_first_step": self._last_report is not None,
             "heat_map_step": self._heat_map_step,
+            "last_logs": self._last_logs,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `get_state` was called; after `on_train_begin`."""
         self._reports = state["reports"]
         self._heat_map_step = state["heat_map_step"]
+        self._last_logs = state["last_logs"]
         if state["awaits_first_step"]:
             self._last_report = self._training.reports[-1]
 
@@ -141,16 +143,13 @@ class DensityLog(keras.callbacks.Callback):
             self._writer = None
         self._trained = weakref.ref(self.model)
         self._reports = len(self._training.reports)
-        self._last_report = None
-        self._last_logs = None  # Until this `fit` has logged an epoch.
-        self._heat_map_step = None
-        self._offset = None
+        self._last_report = self._heat_map_step = self._offset = None
+        self._last_logs = None  # Until an epoch is logged.
         self._first_rate = keras_internals.shown_rate(self.model.optimizer)
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
         cost = self._training.meter.current_cost()
-        flops = cost and cost.training_flops
-        self._run.begin(self._size, self._counts, flops)
+        self._run.begin(self._size, self._counts, cost and cost.training_flops)
 
     def _look_at_model(self):
         """Returns the `Numbering` of the model, and notes its channels.
@@ -170,10 +169,13 @@ class DensityLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self._acts and self._offset is None:
             self._offset = self._run.offset(epoch, self._counts)
-            if self._writer is None:
-                with self._unless_it_fails():
-                    self._writer = EventWriter(self._run.folder)
+            with self._unless_it_fails():
+                self._open()
         self._measures.on_epoch_begin(epoch)
+
+    def _open(self):
+        if self._writer is None:
+            self._writer = EventWriter(self._run.folder)
 
     def on_train_batch_begin(self, batch, logs=None):
         self._measures.on_train_batch_begin(batch)
@@ -256,6 +258,7 @@ class DensityLog(keras.callbacks.Callback):
 
     def _write_end(self):
         """Writes what is only known at the end: heat map and final figures."""
+        self._open()  # A `fit` that goes on behind its last epoch has none.
         numbering = self._look_at_model()
         self._run.note(self._counts, again=True)
         steps = len(self._run.densities)
@@ -310,9 +313,8 @@ class DensityLog(keras.callbacks.Callback):
         # The first step after a reconfiguration is one of the next epoch.
         last, self._last_report = self._last_report, None
         if last is not None and last.first_step_seconds:
-            self._writer.values(
-                {"time/first_step_seconds": last.first_step_seconds}
-            )
+            seconds = last.first_step_seconds
+            self._writer.values({"time/first_step_seconds": seconds})
         for report in reports:
             self._writer.reconfiguration(report)
             self._writer.values(

@@ -189,12 +189,15 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._said_nothing_dead = False
 
     def get_state(self) -> dict[str, Any]:
-        own = {"factor": self.factor, "said": self._said_nothing_dead}
+        own = {
+            "lasso": self._lasso.get_state(),
+            "said": self._said_nothing_dead,
+        }
         return super().get_state() | own
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self._lasso.set_factor(self.model, state["factor"])
+        self._lasso.set_state(self.model, state["lasso"])
         self._said_nothing_dead = state["said"]
 
     def on_epoch_begin(self, epoch, logs=None):

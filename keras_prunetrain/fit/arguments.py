@@ -1,6 +1,7 @@
 """Checks of what a pruning callback is given and of what it returns."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,3 +122,29 @@ def settings_of(callback: Any) -> dict[str, Any]:
                 f"which logs can show. Received: {name}={value!r}"
             )
     return settings
+
+
+def check_backups(
+    backup_dir: Any, save_freq: Any, keep: Any, delete_checkpoint: Any
+) -> None:
+    """Raises a `ValueError` for a wrong argument of `BackupAndRestore`."""
+    if not isinstance(backup_dir, str | os.PathLike) or not str(backup_dir):
+        raise ValueError(
+            "`backup_dir` must be the path of a local folder. Received: "
+            f"backup_dir={backup_dir!r}"
+        )
+    if save_freq != "epoch" and not is_count(save_freq, 1):
+        raise ValueError(
+            "`save_freq` must be 'epoch', or an integer of at least 1, a "
+            f"number of steps. Received: save_freq={save_freq!r}"
+        )
+    if not is_count(keep, 1):
+        raise ValueError(
+            "`keep` must be an integer of at least 1, the number of "
+            f"backups that stay. Received: keep={keep!r}"
+        )
+    if not isinstance(delete_checkpoint, bool):
+        raise ValueError(
+            "`delete_checkpoint` must be True or False. Received: "
+            f"delete_checkpoint={delete_checkpoint!r}"
+        )

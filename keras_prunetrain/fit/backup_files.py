@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import re
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from keras import ops
 
 _LOG = logging.getLogger("keras_prunetrain")
 _TEXT = "state"
-_ARRAY, _TUPLE = "__array__", "__tuple__"
+_ARRAY, _TUPLE, _PAIRS = "__array__", "__tuple__", "__pairs__"
 _NAME = "backup-{:05d}-{:07d}.npz"  # Epoch, and steps of it.
 _PATTERN = re.compile(r"backup-(\d{5,})-(\d{7,})\.npz")
+_UNFINISHED = re.compile(r"backup-\d{5,}-\d{7,}\.new")
 _LOCK = "backup.lock"
 
 
@@ -40,6 +42,10 @@ class BackupFolder:
         self.path = pathlib.Path(path)
         self._keep = keep
         self._lock = None
+        # A process that this one forks has the lock too. As a worker that reads
+        # data, it may survive this one, and the folder would stay taken.
+        close = weakref.WeakMethod(self._close)
+        os.register_at_fork(after_in_child=lambda: (close() or bool)())
 
     def take(self) -> None:
         """Keeps the folder for this process, until `release` or its end.
@@ -47,36 +53,35 @@ class BackupFolder:
         Raises:
             ValueError: If another process has it, or if it cannot be written.
         """
+        # Whoever had the folder may have deleted the file while it was opened.
         while self._lock is None:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                lock = os.open(
-                    self.path / _LOCK,
-                    os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW,
-                    0o666,
-                )
-            except OSError as error:
-                raise ValueError(
-                    f"BackupAndRestore cannot write into '{self.path}': "
-                    f"{error}. Give it a folder that may be written."
-                ) from error
-            try:
-                # The system removes the lock however the process ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Else whoever had it has deleted the file meanwhile.
-                if os.path.samestat(os.fstat(lock), os.stat(self.path / _LOCK)):
-                    self._lock = lock
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise ValueError(
-                    f"Another process trains with the backups in '{self.path}'."
-                    " Wait for it, end it, or give each training a folder of "
-                    "its own."
-                ) from error
-            finally:
-                if self._lock is None:
-                    os.close(lock)
+            lock = self._open_lock()
+            if _is_there(lock, self.path / _LOCK):
+                self._lock = lock
+            else:
+                os.close(lock)
+
+    def _open_lock(self):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = os.open(self.path / _LOCK, flags, 0o666)
+        except OSError as error:
+            raise ValueError(
+                f"BackupAndRestore cannot write into '{self.path}': {error}. "
+                "Give it a folder that may be written."
+            ) from error
+        try:
+            # The system lifts it when the process ends, in whatever way.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise ValueError(
+                f"Another process trains with the backups in '{self.path}'. "
+                "Wait for it, end it, or give each training a folder of its "
+                "own."
+            ) from error
+        return lock
 
     def release(self) -> None:
         """Lets go of the folder; does nothing if it was not taken.
@@ -88,8 +93,12 @@ class BackupFolder:
         with contextlib.suppress(OSError):
             (self.path / _LOCK).unlink()
             self.path.rmdir()  # Fails where something is left.
-        os.close(self._lock)
-        self._lock = None
+        self._close()
+
+    def _close(self):
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write(self, place: tuple[int, int], state: dict[str, Any]) -> None:
         """Writes a backup, and deletes those that need not stay.
@@ -102,6 +111,7 @@ class BackupFolder:
 
         Raises:
             OSError: If the file cannot be written.
+            TypeError: If `state` holds something else.
         """
         path = self.path / _NAME.format(*place)
         scratch = path.with_suffix(".new")
@@ -110,8 +120,9 @@ class BackupFolder:
         parts = {f"array{i}": value for i, value in enumerate(arrays)}
         parts[_TEXT] = np.frombuffer(text.encode(), "uint8")
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.glob("*.new"):  # Of a process that was killed.
-            left.unlink()
+        for left in self.path.iterdir():  # Of a process that was killed.
+            if _UNFINISHED.fullmatch(left.name):
+                left.unlink()
         try:
             with scratch.open("xb") as file:
                 np.savez(file, **parts)
@@ -154,10 +165,15 @@ class BackupFolder:
         return None
 
     def delete(self) -> None:
-        """Deletes all backups."""
+        """Deletes all backups.
+
+        Raises:
+            OSError: If a file cannot be deleted.
+        """
         if not self.path.is_dir():
             return
-        for path in self._paths():
+        # The last one at last: if that is interrupted, the training is done.
+        for path in reversed(self._paths()):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()  # Else `release` does so.
@@ -167,7 +183,7 @@ class BackupFolder:
         found = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
             match = _PATTERN.fullmatch(path.name)
-            if match:
+            if match and path.is_file():  # A folder or a pipe is no backup.
                 found[int(match[1]), int(match[2])] = path
         return [found[place] for place in sorted(found, reverse=True)]
 
@@ -177,6 +193,14 @@ def _read(path):
     with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
         text = parts[_TEXT].tobytes().decode()
         return _with_arrays(json.loads(text), parts)
+
+
+def _is_there(descriptor, path):
+    """Whether an open file still has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _sync(folder):
@@ -190,14 +214,17 @@ def _sync(folder):
 
 def _without_arrays(value, arrays):
     """Returns `value` for JSON; its arrays are appended to `arrays`."""
+    if ops.is_tensor(value):  # Such as a metric that is a vector.
+        value = ops.convert_to_numpy(value)
     if isinstance(value, np.ndarray):
         arrays.append(_as_bytes(value))
         place = len(arrays) - 1
-        return {_ARRAY: [place, value.dtype.name, list(value.shape)]}
+        return {_ARRAY: [place, _name_of(value.dtype), list(value.shape)]}
     if isinstance(value, dict):
-        return {
-            str(key): _without_arrays(x, arrays) for key, x in value.items()
-        }
+        if _is_plain(value):
+            return {key: _without_arrays(x, arrays) for key, x in value.items()}
+        pairs = [list(pair) for pair in value.items()]
+        return {_PAIRS: _without_arrays(pairs, arrays)}
     if isinstance(value, tuple):
         return {_TUPLE: [_without_arrays(x, arrays) for x in value]}
     if isinstance(value, list):
@@ -205,9 +232,22 @@ def _without_arrays(value, arrays):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _is_plain(value):
+    """Whether JSON, which makes every key a string, gives a dict back."""
+    marks = {_ARRAY, _TUPLE, _PAIRS}
+    return all(type(key) is str and key not in marks for key in value)
+
+
 def _as_bytes(array):
     """NumPy's format has no bfloat16."""
     return np.ascontiguousarray(array).reshape(-1).view("uint8")
+
+
+def _name_of(dtype):
+    """Returns what `_dtype` takes: `dtype.name` has no order of bytes."""
+    if dtype.fields is not None:
+        raise TypeError(f"an array of records, {dtype}, cannot be kept")
+    return dtype.name if dtype.kind == "V" else dtype.str
 
 
 def _with_arrays(value, parts):
@@ -220,6 +260,8 @@ def _with_arrays(value, parts):
         return parts[f"array{place}"].view(_dtype(dtype)).reshape(shape)
     if _TUPLE in value:
         return tuple(_with_arrays(x, parts) for x in value[_TUPLE])
+    if _PAIRS in value:
+        return dict(_with_arrays(value[_PAIRS], parts))
     return {key: _with_arrays(x, parts) for key, x in value.items()}
 
 

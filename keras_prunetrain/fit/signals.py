@@ -21,8 +21,12 @@ class Signals:
     def catch(self) -> None:
         """Begins to catch signals; only the main thread of Python can."""
         self.received = None
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # One that is ignored, as Ctrl-C in the background of a shell, stays
+            # so; `None`, of a library in C, could not be given back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._receive)
 
     def _receive(self, number, frame):

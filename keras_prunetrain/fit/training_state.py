@@ -17,6 +17,7 @@ _STATE_OF_KERAS = {
     ),
     keras.callbacks.History: ("epoch", "history"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
     keras.callbacks.ModelCheckpoint: (
         *("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
         "_current_epoch",
@@ -144,11 +145,36 @@ def callback_state(callback: keras.callbacks.Callback) -> Any:
     """
     if hasattr(callback, "get_state"):
         return callback.get_state()
-    for kind, names in _STATE_OF_KERAS.items():
-        if isinstance(callback, kind):
-            found = {name: getattr(callback, name, None) for name in names}
-            return {k: v for k, v in found.items() if v is not None}
-    return None
+    found = {x: getattr(callback, x, None) for x in _names_of_keras(callback)}
+    return {k: v for k, v in found.items() if v is not None} or None
+
+
+def callback_states(
+    callbacks: list[keras.callbacks.Callback],
+) -> list[tuple[str, Any]]:
+    """Returns a pair of the class's name and the state of each callback."""
+    return [(type(x).__name__, callback_state(x)) for x in callbacks]
+
+
+def states_of(
+    callbacks: list[keras.callbacks.Callback], stored: list[tuple[str, Any]]
+) -> list[tuple[keras.callbacks.Callback, Any]]:
+    """Returns pairs of a callback and its state, `None` for new ones.
+
+    Args:
+        callbacks: List of callbacks.
+        stored: The `callback_states` of a backup. Callbacks of one class are
+            told apart by their order.
+    """
+    left = list(stored)
+    pairs = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        kept = next((entry for entry in left if entry[0] == name), None)
+        if kept is not None:
+            left.remove(kept)
+        pairs.append((callback, kept and kept[1]))
+    return pairs
 
 
 def set_callback_state(callback: keras.callbacks.Callback, state: Any) -> None:
@@ -156,8 +182,17 @@ def set_callback_state(callback: keras.callbacks.Callback, state: Any) -> None:
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
-    for name, value in state.items():
-        setattr(callback, name, value)
+    # No other name that a file may have, such as the path of a checkpoint.
+    for name in _names_of_keras(callback):
+        if name in state:
+            setattr(callback, name, state[name])
+
+
+def _names_of_keras(callback):
+    for kind, names in _STATE_OF_KERAS.items():
+        if isinstance(callback, kind):
+            return names
+    return ()
 
 
 def description_of(
@@ -172,12 +207,11 @@ def description_of(
         callbacks: Those of `fit`.
         steps: Integer, the steps of an epoch; `None` if not known.
     """
-    loss = model.loss
     found = {
         "weights": [list(weight.shape) for weight in model.weights],
         "optimizer": type(model.optimizer).__name__,
         "learning_rate": keras_internals.shown_rate(model.optimizer),
-        "loss": str(getattr(loss, "name", loss)),
+        "loss": [_name_of_loss(x) for x in keras.tree.flatten(model.loss)],
         "steps": steps,
         "replicas": replica_count(model),
     }
@@ -186,6 +220,14 @@ def description_of(
             batch = callback.batch and callback.batch.initial
             found |= {**callback.settings(), "batch": batch}
     return found
+
+
+def _name_of_loss(loss):
+    """Returns a name that is the same in each process."""
+    if loss is None or isinstance(loss, str):
+        return loss
+    name = getattr(loss, "name", getattr(loss, "__name__", None))
+    return name if isinstance(name, str) else type(loss).__name__
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

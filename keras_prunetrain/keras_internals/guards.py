@@ -53,15 +53,19 @@ def guard_loop(leave: Callable[[], None]) -> None:
     Args:
         leave: As of `guard_hooks`.
     """
-    for _, caller, variables in calling_methods():
+    for function, caller, variables in calling_methods():
         iterator = variables.get("epoch_iterator")
         if isinstance(caller, keras.Model) and iterator is not None:
+            is_fit = function == "fit"
             break
     else:
         return  # No `fit`, but a loop of the user's own.
     # For a `CallbackList` that the user has made and goes on holding. Here the
     # finalizer may come late: an iterator left in its middle holds itself.
-    weakref.finalize(iterator, _leave_outside, leave).atexit = False
+    # The iterator of the validation goes when all epochs are done, before
+    # `on_train_end`: too early.
+    if is_fit:
+        weakref.finalize(iterator, _leave_outside, leave).atexit = False
     vars(iterator)["catch_stop_iteration"] = functools.partial(
         _guarded_loop, weakref.ref(iterator), leave
     )

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import keras
 
@@ -157,15 +158,22 @@ class CalibratedLasso:
             penalties = attach.weight_penalties(model)
             logs.setdefault("val_task_loss", logs["val_loss"] - penalties)
 
-    def set_factor(self, model: keras.Model, factor: float | None) -> None:
-        """Goes on with the factor that an earlier process has computed."""
-        self.factor = factor
+    def get_state(self) -> dict[str, Any]:
+        """Returns what a further process needs to go on, for a backup."""
+        return {"factor": self.factor, "is_in_val_loss": self._is_in_val_loss}
+
+    def set_state(self, model: keras.Model, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called; after `begin`."""
+        self.factor = state["factor"]
+        self._is_in_val_loss = state["is_in_val_loss"]
         self._first_batch = None
-        self._set_factors(model)
+        if self.acts:  # Else `pause` has set them to 0.
+            self._set_factors(model)
 
     def pause(self, model: keras.Model) -> None:
         """Trains without the lasso for the rest of this `fit`."""
-        self.acts = False
+        # A `fit` that goes on in these epochs never has a gradient of it.
+        self.acts = self._awaits_gradient = False
         attach.detach_lasso(model)
         for lasso, _ in attach.lassos_of(model):  # The user's own.
             lasso.factor = 0.0
