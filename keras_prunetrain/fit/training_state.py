@@ -18,6 +18,10 @@ _STATE_OF_KERAS = {
     keras.callbacks.History: ("epoch", "history"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.TensorBoard: (
+        *("_global_train_batch", "_global_test_batch"),
+        "_previous_epoch_iterations",
+    ),
     keras.callbacks.ModelCheckpoint: (
         *("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
         "_current_epoch",

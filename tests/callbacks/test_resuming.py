@@ -194,6 +194,21 @@ def test_averaged_weights_that_are_in_the_model_leave_it_again(tmp_path):
     pieces.equals(program(tmp_path / "whole", **arguments()))
 
 
+def test_the_curves_of_steps_go_on(tmp_path):
+    boards = []
+
+    def arguments():
+        boards.append(
+            keras.callbacks.TensorBoard(tmp_path / "board", update_freq=1)
+        )
+        return {"behind": [boards[-1]]}
+
+    in_pieces(tmp_path, [(1, 1), (2, 0)], arguments)
+    # Each epoch has two steps, and one of the validation.
+    assert boards[-1]._global_train_batch == 2 * EPOCHS
+    assert boards[-1]._global_test_batch == EPOCHS
+
+
 class Vector(keras.Model):
     """Its step tells a metric that is no single number."""
 
