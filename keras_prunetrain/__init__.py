@@ -5,6 +5,7 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.backup_and_restore import BackupAndRestore
 from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
+from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.layer_rule import LayerRule
 from keras_prunetrain.channels.picture import plot_channels
 from keras_prunetrain.channels.report import channel_report
@@ -15,7 +16,6 @@ from keras_prunetrain.distribution import (
     multi_worker_strategy,
 )
 from keras_prunetrain.fit.meter import EpochMeter
-from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.lasso.group_lasso import GroupLasso
 from keras_prunetrain.memory import training_bytes

@@ -94,7 +94,7 @@ CALLS = {
     "Costs and memory": [
         "kpt.model_cost(None)",
         "kpt.model_cost(model, (8, 8, 8, 8))",
-        "kpt.training_bytes(keras.Sequential(), 8)",
+        "kpt.training_bytes(keras.Sequential(name='new'), 8)",
         "kpt.training_bytes(model, -1)",
         "kpt.gradient_bytes(None)",
         "kpt.communication_bytes(-1, 2)",

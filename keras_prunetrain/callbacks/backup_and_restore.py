@@ -8,10 +8,10 @@ from typing import Any, Literal
 import keras
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.distribution import check_agreement, is_first_worker
 from keras_prunetrain.fit.arguments import check_backups
 from keras_prunetrain.fit.backup_files import BackupFolder
-from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.signals import Signals
 from keras_prunetrain.fit.training_state import (
     callback_states,
@@ -166,7 +166,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._epoch = self._step = self._unsaved_steps = 0
         self._skipped_logs = {}
         self._description = description_of(
-            self.model, self._siblings, self.params.get("steps")
+            self.model, self.params.get("steps"), self._settings()
         )
         if is_first_worker(self.model):
             self._folder.take()
@@ -177,11 +177,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         keras_internals.guard_loop(self._leave)
         self._passes = keras_internals.Passes()
         if self._restored is not None:
-            # Its data set is made anew for each pass.
-            grows = any(
-                isinstance(x, ReconfiguringCallback) and x.batch
-                for x in self._siblings
-            )
+            # Where the batch grows, the data set is made anew for each pass.
+            grows = self._description.get("batch") is not None
             self._passes.begin(self._restored["passes"], reads=grows)
             self._restore_callbacks(self._restored)
         check_agreement(self.model, f"backup={self._epoch, self._step}")
@@ -303,6 +300,14 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "own, or delete this one to begin anew."
             )
         return state
+
+    def _settings(self):
+        """Returns those of the callback that makes the model smaller."""
+        for callback in self._siblings:
+            if isinstance(callback, ReconfiguringCallback):
+                batch = callback.batch and callback.batch.initial
+                return {**callback.settings(), "batch": batch}
+        return {}
 
     def _restore_model(self, state):
         for callback, kept in states_of(self._siblings, state["callbacks"]):

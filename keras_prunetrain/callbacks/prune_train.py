@@ -5,11 +5,11 @@ import os
 from typing import Any
 
 from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.fit.arguments import check_schedule
 from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.monitors import warn_of_monitors
-from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.fit.record import penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
 

@@ -7,7 +7,6 @@ import keras
 from keras.callbacks import Callback
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.callbacks.density_log import DensityLog
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -93,15 +92,20 @@ def _check_restoring(sibling):
 
 
 def logs_behind(
-    callback: Callback, siblings: Sequence[Callback]
-) -> list[DensityLog]:
-    """Returns a list of each `DensityLog` among `siblings`.
+    callback: Callback, siblings: Sequence[Callback], kind: type
+) -> list[Callback]:
+    """Returns a list of each log among `siblings`.
+
+    Args:
+        callback: The callback that makes the model smaller.
+        siblings: List of all callbacks of its `fit`.
+        kind: The class of the logs, `DensityLog`.
 
     Raises:
         ValueError: If one of them stands in front of `callback`, and would log
             an epoch before its reconfiguration.
     """
-    logs = [x for x in siblings if isinstance(x, DensityLog)]
+    logs = [x for x in siblings if isinstance(x, kind)]
     # Another callback may hold `callback` and pass the hooks on to it. It is
     # then not among the siblings, and its order is up to the user.
     place = siblings.index(callback) if callback in siblings else 0
@@ -109,8 +113,8 @@ def logs_behind(
         if siblings.index(log) < place:
             name = type(callback).__name__
             raise ValueError(
-                f"DensityLog stands in front of the {name} whose figures it "
-                "logs. Put it behind in the list of callbacks, or use "
+                f"{kind.__name__} stands in front of the {name} whose figures "
+                "it logs. Put it behind in the list of callbacks, or use "
                 f"`{name}(log_dir=...)`."
             )
     return logs

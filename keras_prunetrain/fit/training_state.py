@@ -8,7 +8,6 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import replica_count
-from keras_prunetrain.fit.reconfiguring import ReconfiguringCallback
 
 # The attributes of Keras's callbacks that change with each epoch.
 _STATE_OF_KERAS = {
@@ -200,30 +199,24 @@ def _names_of_keras(callback):
 
 
 def description_of(
-    model: keras.Model,
-    callbacks: list[keras.callbacks.Callback],
-    steps: int | None,
+    model: keras.Model, steps: int | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the facts that a backup and the new program must share.
 
     Args:
         model: The model as the user has built it.
-        callbacks: Those of `fit`.
         steps: Integer, the steps of an epoch; `None` if not known.
+        settings: Those of the callback that makes the model smaller.
     """
-    found = {
+    return {
         "weights": [list(weight.shape) for weight in model.weights],
         "optimizer": type(model.optimizer).__name__,
         "learning_rate": keras_internals.shown_rate(model.optimizer),
         "loss": [_name_of_loss(x) for x in keras.tree.flatten(model.loss)],
         "steps": steps,
         "replicas": replica_count(model),
+        **settings,
     }
-    for callback in callbacks:
-        if isinstance(callback, ReconfiguringCallback):
-            batch = callback.batch and callback.batch.initial
-            found |= {**callback.settings(), "batch": batch}
-    return found
 
 
 def _name_of_loss(loss):

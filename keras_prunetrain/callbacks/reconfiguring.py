@@ -219,7 +219,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         """Checks all that can be checked; returns the model's `Numbering`."""
         siblings = self._fit.siblings
         check_siblings(self, siblings, ReconfiguringCallback)
-        for log in (*logs_behind(self, siblings), *self._fit.after.callbacks):
+        for log in (
+            *logs_behind(self, siblings, DensityLog),
+            *self._fit.after.callbacks,
+        ):
             log.follow(self)
         self.check()
         settings = {
