@@ -15,8 +15,8 @@ from keras_prunetrain.fit.backup_files import BackupFolder
 from keras_prunetrain.fit.signals import Signals
 from keras_prunetrain.fit.training_state import (
     callback_states,
+    check_same,
     description_of,
-    differences,
     metric_state,
     model_state,
     set_callback_state,
@@ -289,16 +289,10 @@ class BackupAndRestore(keras.callbacks.Callback):
         if found is None:
             return None
         path, state = found
-        if state.get("format") == _FORMAT:
-            differing = differences(state["description"], self._description)
-        else:
-            differing = [f"it has the format {state.get('format')}"]
-        if differing:
-            raise ValueError(
-                f"The backup '{path}' is one of another training: "
-                f"{'; '.join(differing)}. Give each training a folder of its "
-                "own, or delete this one to begin anew."
-            )
+        # Of another format, the description may mean something else.
+        formats = {"format": state.get("format")}, {"format": _FORMAT}
+        check_same(path, *formats)
+        check_same(path, state["description"], self._description)
         return state
 
     def _settings(self):

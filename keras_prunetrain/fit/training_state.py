@@ -1,5 +1,6 @@
 """The state of a training, from which another process can go on."""
 
+import os
 from typing import Any
 
 import keras
@@ -227,13 +228,27 @@ def _name_of_loss(loss):
     return name if isinstance(name, str) else type(loss).__name__
 
 
-def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Says in what the `description_of` a backup differs from another one."""
-    return [
+def check_same(
+    path: os.PathLike, there: dict[str, Any], here: dict[str, Any]
+) -> None:
+    """Raises a `ValueError` if a backup is one of another training.
+
+    Args:
+        path: Path of the backup.
+        there: Its `description_of` the training.
+        here: That of the training that is to go on.
+    """
+    differing = [
         f"{name} was {_short(there.get(name))} and is {_short(here.get(name))}"
         for name in {**there, **here}
         if there.get(name) != here.get(name)
     ]
+    if differing:
+        raise ValueError(
+            f"The backup '{path}' is one of another training: "
+            f"{'; '.join(differing)}. Give each training a folder of its own, "
+            "or delete this one to begin anew."
+        )
 
 
 def _short(value):
