@@ -261,6 +261,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._fit.after.on_test_end()
 
     def on_epoch_end(self, epoch, logs=None):
+        arguments.check_hooks(self, self._fit.options is not None, epoch)
         self._progress.end_epoch(self.meter.seconds)
         self._fit.before.on_epoch_end(epoch)
         average_statistics(self.model)

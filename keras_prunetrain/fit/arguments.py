@@ -148,3 +148,23 @@ def check_backups(
             "`delete_checkpoint` must be True or False. Received: "
             f"delete_checkpoint={delete_checkpoint!r}"
         )
+
+
+def check_hooks(callback: Any, has_begun: bool, epoch: int) -> None:
+    """Raises a `ValueError` if a subclass replaces a hook of its base.
+
+    Args:
+        callback: A callback that makes the model smaller.
+        has_begun: Boolean. Whether the `on_train_begin` of the base was called.
+        epoch: Integer, the epoch that ends.
+    """
+    if has_begun and callback.epoch == epoch:
+        return
+    hook, argument = "on_epoch_begin", "epoch, "
+    if not has_begun:
+        hook, argument = "on_train_begin", ""
+    raise ValueError(
+        f"`{hook}` of {type(callback).__name__} must call "
+        f"`super().{hook}({argument}logs)`: the base class prepares the "
+        "training there."
+    )

@@ -190,3 +190,14 @@ def test_settings_that_no_log_can_show_are_refused_first(settings, received):
     with pytest.raises(ValueError, match=message):
         model.fit(*arrays(), epochs=2, verbose=0, callbacks=[pruning])
     assert model.optimizer.iterations == 0
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin"])
+def test_a_hook_that_does_not_call_the_base_is_named(hook):
+    class Silent(Halfway):
+        pass
+
+    setattr(Silent, hook, lambda self, *arguments, **options: None)
+    message = rf"`{hook}` of Silent .* `super\(\)\.{hook}"
+    with pytest.raises(ValueError, match=message):
+        network().fit(*arrays(), epochs=2, verbose=0, callbacks=[Silent()])
