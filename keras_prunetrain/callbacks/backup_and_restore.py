@@ -39,22 +39,17 @@ class BackupAndRestore(keras.callbacks.Callback):
     then makes the model as small as it was, restores weights, optimizer, random
     generators, history and the state of the callbacks, and continues with the
     next epoch. The training computes the same bits as without the interruption
-    if the program is deterministic
-    (`keras.utils.set_random_seed`, `tf.config.experimental.
-    enable_op_determinism`) and the data are arrays or a `tf.data.Dataset` whose
-    n-th pass is the same in each process; each pass may have an order of its
-    own. A `PyDataset`, a generator and a data set with `steps_per_epoch` start
-    from their beginning instead.
+    if the program is deterministic (`keras.utils.set_random_seed`,
+    `tf.config.experimental.enable_op_determinism`) and the data are arrays or a
+    `tf.data.Dataset` whose n-th pass is the same in each process. A
+    `PyDataset`, a generator and a data set with `steps_per_epoch` start from
+    their beginning.
 
     Example:
 
     ```python
-    model.fit(
-        images,
-        labels,
-        epochs=90,
-        callbacks=[PruneTrainCallback(), BackupAndRestore("backups")],
-    )
+    callbacks = [PruneTrainCallback(), BackupAndRestore("backups")]
+    model.fit(images, labels, epochs=90, callbacks=callbacks)
     ```
 
     A backup is written after the hooks of all callbacks at the end of an epoch

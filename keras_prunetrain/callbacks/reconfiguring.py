@@ -48,8 +48,8 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     A method of pruning is a subclass with two methods: `is_due` says whether
     the model is cut after this epoch, and `plan` says which channels stay. This
     class does everything else: the checks before the first step, the surgery,
-    the records, the growing batch, the history and TensorBoard. It leaves an
-    ordinary model when `fit` ends.
+    the records, the growing batch, the history, TensorBoard and the cleanup.
+    A hook of Keras that a subclass defines must call that of this class.
 
     Example:
 
@@ -66,8 +66,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             each reconfiguration. Defaults to `None`, a fixed batch size.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`, `fold`, `score`.
-        log_dir: Path of a folder for TensorBoard; see `DensityLog`. Defaults to
-            `None`, no logs.
+        log_dir: Path of a folder for TensorBoard (`DensityLog`), or `None`.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
