@@ -5,7 +5,7 @@ STAMP := .venv/installed
 PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
 
-.PHONY: help setup train test test-long lint bench fuzz
+.PHONY: help setup train test test-long lint bench chaos fuzz
 .PHONY: coverage browser
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make browser  look at the TensorBoard dashboards, in Chromium"
 	@echo "make lint   check format and style"
 	@echo "make bench  run the benchmarks that need no recorded run"
+	@echo "make chaos  kill 100 trainings, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 
@@ -58,6 +59,9 @@ bench: setup
 	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 	$(BIN)/python tools/benchmarks/log_overhead.py
 	$(BIN)/python tools/benchmarks/long_run.py
+
+chaos: setup
+	$(BIN)/python tools/chaos.py --kills=100
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/surgery/test_random_graphs.py --graphs=3000
