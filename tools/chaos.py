@@ -4,7 +4,7 @@
 
 A small network trains with `BackupAndRestore`; it is made smaller three times,
 and its batch grows. The process is killed (SIGKILL) at a random moment, and
-every third time while a backup is being written. It is started again, and
+often while a backup is being written. It is started again, and
 killed again, until it ends. Weights, optimizer, history and reports must then
 be those of a training that nobody killed, to the last bit, and no epoch but the
 last one that had begun may have been trained twice.
@@ -53,6 +53,7 @@ DEATHS = {
     5: {"stage": [0, 4]},
 }
 SAVE_FREQS = "epoch", "3"
+AIMED = 0.4  # The share of the kills that wait for a backup to be written.
 BALLAST = 2**22  # Numbers beside the model, for a backup to take its time.
 
 
@@ -121,7 +122,7 @@ def one_training(folder, save_freq, most, seconds, moments):
         process.stdout.readline()
         if kills < most:
             time.sleep(moments.uniform(0.0, seconds * 0.7))
-            if kills % 3 == 2:
+            if moments.random() < AIMED:
                 wait_for_a_backup(process, folder, left, moments)
             process.kill()
         if process.wait() == -9:
