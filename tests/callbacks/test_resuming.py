@@ -313,7 +313,7 @@ def test_backups_that_cannot_be_deleted_are_told_and_harm_no_training(
 
 def test_a_backup_of_a_later_format_is_refused(tmp_path):
     BackupFolder(tmp_path / "backups", 1).write((1, 0), {"format": 99})
-    with pytest.raises(ValueError, match="it has the format 99"):
+    with pytest.raises(ValueError, match="format was 99 and is 1"):
         program(tmp_path)
 
 

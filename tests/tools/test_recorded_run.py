@@ -51,11 +51,20 @@ def test_a_kept_run_is_read(kept):
 
 
 def test_each_run_of_this_repository_can_be_built_again():
-    words = sorted(map(str, (TOOLS / "results").glob("cifar10_*.json")))
+    words = sorted(map(str, (TOOLS / "results").glob("cifar10_resnet20*.json")))
     runs = recorded_run.read_all(words)
     assert len(runs) == 4
     for run in runs:
         assert sum(run.epochs_of_architectures) == run.epochs == 40
+
+
+def test_a_run_on_other_images_or_widths_is_not_built_as_if_it_were_not():
+    (word,) = (TOOLS / "results").glob("cifar10_16x16*width11*.json")
+    assert refusal([word]) == (
+        f"{word}: the run had image_size=16, width=11, and only networks of "
+        "their own width on images of 32x32 pixels are built again here. "
+        "Choose another run."
+    )
 
 
 def test_the_program_wants_files(kept, tmp_path):

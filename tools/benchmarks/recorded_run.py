@@ -75,6 +75,17 @@ def _read(path):
             f"{place}: there is no network '{recipe['network']}' in "
             "keras_prunetrain.models."
         )
+    others = [
+        f"{name}={run.recipe[name]}"
+        for name in ("image_size", "width")
+        if run.recipe.get(name) is not None
+    ]
+    if others:
+        raise ValueError(
+            f"{path}: the run had {', '.join(others)}, and only networks of "
+            "their own width on images of 32x32 pixels are built again here. "
+            "Choose another run."
+        )
     record = records.Record({"epochs": records.COUNT}, ("epochs",))
     epochs = records.checked(run.result, record, path)["epochs"]
     for number, report in enumerate(run.reconfigurations, start=1):
