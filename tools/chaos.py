@@ -81,7 +81,7 @@ def chaos(folder, kills, seed):
         process = begin(whole, save_freq)
         process.stdout.readline()  # It is about to call `fit`.
         started = time.monotonic()
-        if process.wait() != 0:
+        if ended(process) != 0:
             sys.exit("The training fails, without a kill.")
         expected[save_freq] = json.loads((whole / "end.json").read_text())
         seconds = time.monotonic() - started
@@ -125,7 +125,7 @@ def one_training(folder, save_freq, most, seconds, moments):
             if moments.random() < AIMED:
                 wait_for_a_backup(process, folder, left, moments)
             process.kill()
-        if process.wait() == -9:
+        if ended(process) == -9:
             kills += 1
             while_writing += bool(unfinished(folder) - left)
         elif process.returncode != 0:
@@ -170,6 +170,12 @@ def begin(folder, save_freq):
         stdout=subprocess.PIPE,
         cwd=ROOT,
     )
+
+
+def ended(process):
+    """Waits for the end of a process; returns its status."""
+    with process:  # Closes the pipe.
+        return process.wait()
 
 
 def wait_for_a_backup(process, folder, left, moments):
