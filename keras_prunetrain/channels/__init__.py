@@ -1,1 +1,1 @@
-"""How channels run through a model: every channel has a number."""
+"""Follows the channels of a model: every channel has a number."""

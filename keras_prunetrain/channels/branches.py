@@ -1,8 +1,8 @@
-"""Residual branches that only add a constant, and what leaves with them.
+"""Finds the residual branches that only add a constant and can be removed.
 
-The paper's layer removal: once all channels inside a residual branch are dead,
-the branch adds the same constant to every image and every pixel, the output of
-its last normalization for zeros. The addition then needs no branch.
+This is the paper's layer removal. Once all channels inside a residual branch
+are dead, the branch adds the same constant at every pixel of every image: the
+output of its last normalization for zeros. That constant replaces the branch.
 """
 
 import collections
@@ -19,13 +19,13 @@ from keras_prunetrain.channels.rules import rule_for
 
 
 class Addition(NamedTuple):
-    """What is left of an addition that constant branches leave.
+    """An addition after its constant inputs are removed.
 
     Attributes:
         key: Key of the addition's layer.
-        keep: Positions of the inputs that stay: those that are no constants.
-        constant: Float array, shape `(channels,)`: the sum of the inputs that
-            leave, at inference.
+        keep: Positions of the inputs that stay: those that are not constant.
+        constant: Float array, shape `(channels,)`: the sum of the removed
+            inputs, at inference.
     """
 
     key: str
@@ -39,7 +39,7 @@ def constant_branches(
     alive: np.ndarray,
     skip: Iterable[str] = (),
 ) -> tuple[dict[int, Addition], frozenset[str]]:
-    """Finds the additions with constant inputs, and the layers that can leave.
+    """Finds additions with constant inputs, and the layers that can be removed.
 
     Args:
         model: A functional model.
@@ -50,7 +50,7 @@ def constant_branches(
     Returns:
         Dict from the `id` of an addition's output tensor to the `Addition` that
         is left, and the frozenset of the keys of all layers that the outputs of
-        `model` do not need any more.
+        `model` then no longer need.
     """
     dead = {
         label.layer
@@ -74,7 +74,7 @@ def needed_calls(
 ) -> list[keras_internals.Call]:
     """Returns the calls of `model` that its outputs need, in running order.
 
-    Calls inside nested models are not among them.
+    Calls inside nested models are left out.
 
     Args:
         model: A functional model.
@@ -95,7 +95,7 @@ def needed_calls(
 def _unneeded(model, numbering, additions):
     """Returns the keys of the layers that no output of `model` needs."""
     layers = numbering.layers
-    # By the layer: one that also stands in another model has two keys.
+    # Layers are compared by `id`: a layer in two models has two keys.
     needed = {id(layers[key]) for key in _needed_layers(model, additions, "")}
     return frozenset(key for key in layers if id(layers[key]) not in needed)
 
@@ -111,16 +111,16 @@ def _needed_layers(model, additions, prefix):
 def _constant_summands(model, numbering, dead):
     """Returns a dict from the `id` of an addition's output to its `Addition`.
 
-    Additions that no input can leave are not among them.
+    Additions whose inputs must all stay are left out.
     """
     silent = {
         key: np.ones(len(numbering.outputs[key][0].numbers), bool)
         for key in dead
     }
     visits = follow_constants(model, numbering, silent)
-    # An operation that is called twice may not lose a branch in both calls.
+    # An operation called twice may have a constant branch in one call only.
     times = collections.Counter(id(x.call.operation) for x in visits)
-    # The name of an output is that of its layer, which stays for that reason.
+    # Outputs of the model are named after their layers, so those layers stay.
     outputs = set(map(id, model.outputs))
     found = {}
     for key, call, inputs, _ in visits:
@@ -143,7 +143,7 @@ def _constant_summands(model, numbering, dead):
             for x, is_constant in zip(inputs, constants, strict=True)
             if is_constant
         )
-        # An offset per channel can be added on the last axis only.
+        # `Rescaling` can add an offset per channel on the last axis only.
         axis = numbering.outputs[key][0].axis
         if axis == len(output.shape) - 1 or not constant.any():
             keep = tuple(i for i, x in enumerate(constants) if not x)

@@ -1,8 +1,8 @@
-"""Which channels are constants: one value, at every pixel of every image.
+"""Finds constant channels, which have one value at every pixel of every image.
 
-The kernel that computes a channel may have died while the layer's bias, or the
-batch normalization behind it, still gives the channel a value. That value is
-followed through the graph as far as it stays the same at every pixel.
+The kernel weights that compute a channel may all be dead, while the bias or the
+next batch normalization still gives the channel a value. That value is followed
+through the graph for as long as the value is the same at every pixel.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
 
-# Stands in for an image size that is not known; larger than any kernel.
+# Replaces an unknown image size; larger than any kernel.
 _ANY_SIZE = 32
 
 
@@ -27,7 +27,7 @@ class Constant(NamedTuple):
     Attributes:
         values: Float array, shape `(channels,)`: the values of the constant
             channels, 0 for the others.
-        known: Bool array, same shape: which channels are constants.
+        known: Bool array, same shape: True for the constant channels.
     """
 
     values: np.ndarray
@@ -37,7 +37,7 @@ class Constant(NamedTuple):
 def follow_constants(
     model: keras.Model, numbering: Numbering, silent: dict[str, np.ndarray]
 ) -> list[Visit]:
-    """Follows the constants in a model from call to call.
+    """Finds the constant channels that each call in a model reads.
 
     Args:
         model: A functional model.
@@ -47,9 +47,9 @@ def follow_constants(
             the channel is below the threshold.
 
     Returns:
-        List of the `Visit`s of all calls, in running order, nested models and
-        the calls in them included. Each input is a `Constant`, or `None` if
-        no channel of it is constant.
+        List of the `Visit`s of all calls, in running order, including nested
+        models and the calls in them. `Visit.inputs` holds a `Constant` for each
+        input, or `None` for an input without a constant channel.
     """
     visits = []
 
@@ -66,7 +66,7 @@ def follow_constants(
 
 
 def _written(visit, channels, silent):
-    """Returns a `Constant` or `None` for each output, or `None` for all."""
+    """Returns a list, a `Constant` or `None` per output; `None` if unknown."""
     call, rule = visit.call, rule_for(visit.call.operation)
     # Calling a layer with an activity regularizer would add to its losses.
     regularized = getattr(call.operation, "activity_regularizer", None)
@@ -74,7 +74,7 @@ def _written(visit, channels, silent):
         rule is None
         or regularized is not None
         or any(map(_in_training, (*visit.around, call)))
-        or channels.written[0].any_axis  # Its channels are not followed.
+        or channels.written[0].any_axis  # The channel axis is unknown.
     ):
         return None
     if rule.flow == layer_rule.MOVES:
@@ -92,7 +92,7 @@ def _written(visit, channels, silent):
 
 
 def _known(values, known):
-    """Returns the `Constant` of `values` where `known`; `None` if nowhere."""
+    """Returns the `Constant` of the `known` channels, `None` without any."""
     if values is None or not known.any():
         return None
     return Constant(np.where(known, values, 0.0), known)
@@ -103,8 +103,8 @@ def _passed_on(call, rule, values, read):
 
     Args:
         call: A `Call` of one output.
-        rule: The rule of its operation.
-        values: List of the `Constant` of each input, or `None`.
+        rule: The rule of the call's operation.
+        values: List of a `Constant` or `None` for each input.
         read: List of the `Channels` of each input.
     """
     missing = sum(value is None for value in values)
@@ -117,8 +117,8 @@ def _passed_on(call, rule, values, read):
     if rule.constants in ("pass", "zeros"):
         return _unchanged(rule, values[0])
     if rule.repeats is not None and rule.flow == layer_rule.CARRIES:
-        # Where the input is padded with zeros, only a zero is the same at the
-        # border.
+        # The layer may pad its input with zeros: then only a constant of zero
+        # stays the same at the border.
         known = values[0].known & (values[0].values == 0.0)
         repeats = rule.ask("repeats", call.operation)
         return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
@@ -136,7 +136,7 @@ def _passed_on(call, rule, values, read):
 
 
 def _unchanged(rule, value):
-    """Returns the part of a `Constant` that passes the layer as it is."""
+    """Returns the part of a `Constant` that passes the layer unchanged."""
     if value is None or rule.constants == "pass":
         return value
     if rule.constants == "zeros":
@@ -164,12 +164,12 @@ def _moved(constant, numbers, moved):
 
     Args:
         constant: The `Constant` of the channels before, or `None`.
-        numbers: Their channel numbers.
-        moved: The channel numbers afterwards.
+        numbers: The channel numbers before.
+        moved: The channel numbers after.
     """
     if constant is None:
         return None
-    # By channel number: NaN if it is not met, infinite if its channels differ.
+    # Value of each channel number: NaN if absent, infinite if not one constant.
     by_number = np.full(max(numbers.max(), moved.max()) + 1, np.nan)
     for number, value, known in zip(numbers, *constant, strict=True):
         before = by_number[number]
@@ -180,7 +180,7 @@ def _moved(constant, numbers, moved):
 
 
 def _in_training(call):
-    """Whether a call is always one as in training: Monte Carlo dropout."""
+    """Whether a call has `training=True`, as in Monte Carlo dropout."""
     stand_ins = dict.fromkeys(map(id, call.inputs))
     _, kwargs = keras_internals.arguments_with(call, stand_ins)
     return bool(kwargs.get("training"))
@@ -189,8 +189,8 @@ def _in_training(call):
 def _of_zeros(call, channels):
     """Returns each channel's output for an input of zeros, or `None`.
 
-    For a kernel layer that is its activation of the bias. `None` if a channel
-    does not have one value at all pixels.
+    For a layer with a kernel, that output is the activation of the bias. `None`
+    if the output of a channel differs between pixels.
     """
     shape = [size or _ANY_SIZE for size in call.inputs[0].shape[1:]]
     output = _call(call, [np.zeros((1, *shape))])
@@ -201,7 +201,7 @@ def _of_zeros(call, channels):
 
 
 def _call(call, values):
-    """Returns the output of a call for `values` as its inputs, an array."""
+    """Returns the output of a call, as an array, for `values` as inputs."""
     dtype = getattr(call.operation, "compute_dtype", None)
     tensors = {
         id(x): ops.convert_to_tensor(value, dtype)

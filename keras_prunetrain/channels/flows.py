@@ -1,10 +1,10 @@
 """How channel numbers pass through one call: a function for each flow.
 
-Each takes the `Numbers` of the model, which hand out new ones and collect which
-of them are equal; the `Visit` of the call, with the `Channels` that it reads;
-the layer's rule; and the `Channels` that an earlier call of the layer writes,
-`None` in the first call. It returns the list of the `Channels` that the call
-writes, or raises `NotFollowed`.
+Each function takes the model's `Numbers`, which hands out new numbers and
+records equal ones; the `Visit` of the call, with the `Channels` that the call
+reads; the layer's rule; and the `Channels` that the first call of the layer
+writes, `None` in that first call. Each function returns the list of the
+`Channels` that the call writes, or raises `NotFollowed`.
 """
 
 import keras
@@ -15,12 +15,12 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
 from keras_prunetrain.channels.numbers import Channels, merge
 
-# Stands in for an image size that is not known.
+# Replaces an unknown image size.
 _ANY_SIZE = 8
 
 
 class NotFollowed(Exception):
-    """Why channels cannot be followed through a call, in words."""
+    """Channels cannot be followed through a call; the message says why."""
 
 
 def _produces(numbers, visit, rule, earlier):
@@ -28,7 +28,7 @@ def _produces(numbers, visit, rule, earlier):
     x, layer = visit.inputs[0], visit.call.operation
     shape = tuple(visit.call.outputs[0].shape)
     axis = x.axis - len(x.shape) + len(shape)
-    if earlier is not None:  # A layer called twice computes the same.
+    if earlier is not None:  # All calls of a layer share their channels.
         made = earlier[0].numbers
     else:
         made = numbers.new(shape[axis])
@@ -45,17 +45,17 @@ def _produces(numbers, visit, rule, earlier):
 
 
 def _carries(numbers, visit, rule, earlier):
-    """Passes the numbers of the input on, each as often as the rule says."""
+    """Passes on the input's numbers, each repeated as the rule says."""
     x = visit.inputs[0]
     shape = tuple(visit.call.outputs[0].shape)
-    # Pooling a whole image drops all axes but batch and channels.
+    # Global pooling drops all axes except batch and channels.
     axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
     repeated = np.repeat(x.numbers, repeats(rule, visit.call.operation))
     return [x._replace(numbers=repeated, axis=axis, shape=shape)]
 
 
 def _reduces(numbers, visit, rule, earlier):
-    """Passes the numbers on where other axes than theirs are reduced."""
+    """Passes on the input's numbers if only other axes are reduced."""
     x, operation = visit.inputs[0], visit.call.operation
     axes = range(len(x.shape)) if operation.axis is None else operation.axis
     dropped = {axis % len(x.shape) for axis in np.ravel(axes).tolist()}
@@ -71,10 +71,10 @@ def _reduces(numbers, visit, rule, earlier):
 def _joins(numbers, visit, rule, earlier):
     """Ties the numbers of the inputs, position by position.
 
-    This is the paper's channel union. An input of a single channel, which is
-    added to all channels of the others, has to keep it.
+    This is the paper's channel union. The channel of a single-channel input
+    must stay, because it is broadcast to all channels of the others.
     """
-    # Inputs of different rank meet at their last axes, as in NumPy.
+    # Inputs of different rank are aligned at the last axis, as in NumPy.
     from_end = {x.axis - len(x.shape) for x in visit.inputs}
     if len(from_end) > 1:
         raise NotFollowed("the channels of its inputs lie on different axes")
@@ -90,7 +90,7 @@ def _joins(numbers, visit, rule, earlier):
 
 
 def _concatenates(numbers, visit, rule, earlier):
-    """Lines the numbers up, or ties them where another axis grows."""
+    """Concatenates the numbers, or ties them if another axis is joined."""
     shape = tuple(visit.call.outputs[0].shape)
     axes = {x.axis for x in visit.inputs}
     if len(axes) > 1:
@@ -103,7 +103,7 @@ def _concatenates(numbers, visit, rule, earlier):
 
 
 def _moves(numbers, visit, rule, earlier):
-    """Runs the layer on the numbers, which shows where it moves each value."""
+    """Runs the layer on the numbers to see where the layer moves each value."""
     call, x = visit.call, visit.inputs[0]
     if len(x.shape) < 2:
         raise NotFollowed("it reads one number per example, and no channels")
@@ -114,7 +114,7 @@ def _moves(numbers, visit, rule, earlier):
         raise NotFollowed("it pads with a value that is not zero")
     try:
         moved = tree.flatten(call.operation(*args, **kwargs))
-    except Exception as error:  # The stand-in may lack the size it needs.
+    except Exception as error:  # The layer may need another size.
         raise NotFollowed(
             "it does not run on channel numbers in the place of values"
         ) from error
@@ -125,9 +125,9 @@ def _moves(numbers, visit, rule, earlier):
 
 
 def _as_values(x):
-    """Returns a tensor of the shape of `x`, each value its channel's number.
+    """Returns an array shaped like `x` whose values are channel numbers + 1.
 
-    Counted from 1: padding adds zeros.
+    A value of 0 then means padding.
     """
     per_axis = [1] * len(x.shape)
     per_axis[x.axis] = -1
@@ -139,9 +139,9 @@ def _as_values(x):
 def _channels_in(numbers, moved, shape):
     """Returns the `Channels` of a tensor that holds numbers from `_as_values`.
 
-    Where the channels lie on several axes at once (between the reshapings
-    of a channel shuffle), they are tied until they lie on one: on the axis
-    with the most channels left to tell apart.
+    If the channels lie on several axes at once (between the reshapings of a
+    channel shuffle), they are tied until they lie on one axis: the axis that
+    leaves the most channels distinct.
     """
     if not moved.size or not _fits(moved.shape, shape):
         raise NotFollowed("its output does not have the size it was built for")
@@ -151,7 +151,7 @@ def _channels_in(numbers, moved, shape):
         vector = rows.max(axis=0, initial=0)
         if shape[axis] is None or not vector.all():
             continue
-        if len(np.unique(vector)) <= most:  # Ties leave no more than that.
+        if len(np.unique(vector)) <= most:  # Ties only lower this number.
             continue
         if len(rows) > 1:
             rows = np.unique(rows, axis=0)
@@ -175,7 +175,7 @@ def _fits(sizes, shape):
 
 
 def repeats(rule: layer_rule.LayerRule, layer: keras.Operation) -> int:
-    """Returns how many channels `layer` makes of each that it reads."""
+    """Returns how many output channels `layer` makes of an input channel."""
     return rule.ask("repeats", layer) or 1
 
 

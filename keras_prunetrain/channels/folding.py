@@ -1,9 +1,9 @@
-"""Channels that are constants, and the biases that can take them over.
+"""Finds constant channels to remove, and the variables that take them over.
 
-This goes beyond the paper, which removes a channel only if no kernel reads it
-either. A channel whose own kernel is dead is a constant. The contribution of a
-constant to each output of a kernel can be added to the layer's bias, or taken
-off the moving mean of the batch normalization behind it.
+A channel whose own kernel is dead is a constant. What another layer's kernel
+makes of the constant can be added to that layer's bias, or subtracted from the
+moving mean of the next batch normalization. This goes beyond the paper, which
+keeps a channel as long as any kernel reads the channel.
 """
 
 import collections
@@ -23,8 +23,8 @@ class Folding:
     """Which channels can be folded in a model, and into which variables.
 
     Attributes:
-        foldable: Bool array, shape `(numbering.size,)`: channels that are
-            constants and that every kernel that reads them can do without.
+        foldable: Bool array, shape `(numbering.size,)`: constant channels that
+            kernels read, and that all these kernels can do without.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Folding:
         Args:
             model: A functional model.
             numbering: Its `Numbering`.
-            living: For each label, which channels it holds alive; see `Plan`.
+            living: For each label, the channels it keeps alive; see `Plan`.
         """
         self._numbering = numbering
         visits = follow_constants(model, numbering, _silent(numbering, living))
         self._visits = collections.defaultdict(list)
         self._readers = collections.defaultdict(list)
         for visit in visits:
-            # By the layer: one that is in two models has two keys.
+            # By the layer's `id`: a layer in two models has two keys.
             self._visits[id(visit.call.operation)].append(visit)
             for x in visit.call.inputs:
                 self._readers[id(x)].append(visit)
@@ -64,11 +64,11 @@ class Folding:
         self.foldable &= read
 
     def offsets(self, folded: np.ndarray) -> dict[int, np.ndarray]:
-        """Returns the values to add to the variables that take constants over.
+        """Returns the values to add to the variables that take over constants.
 
         Args:
-            folded: Bool array, shape `(numbering.size,)`: the channels that go
-                although a kernel reads them.
+            folded: Bool array, shape `(numbering.size,)`: the channels that are
+                removed although a kernel reads them.
 
         Returns:
             Dict from the `id` of a variable to a float array of its shape.
@@ -98,7 +98,7 @@ class Folding:
         return self._visits[id(self._numbering.layers[label.layer])]
 
     def _constant(self, label: Label) -> Constant | None:
-        """Returns the `Constant` that a kernel reads, the same in all calls."""
+        """Returns the `Constant` that a kernel reads, if equal in all calls."""
         (first, *others) = self._visits_of(label)
         constant = first.inputs[0]
         same = constant is not None and all(
@@ -107,14 +107,14 @@ class Folding:
             and np.array_equal(visit.inputs[0].known, constant.known)
             for visit in others
         )
-        # A kernel in groups, or behind a depthwise one, reads other channels
-        # than the layer.
+        # The input channels of a grouped kernel, or of a kernel behind a
+        # depthwise one, may differ from those of the layer.
         if not same or len(constant.values) != len(label.numbers):
             return None
         return constant
 
     def _dispensable(self, label: Label) -> np.ndarray:
-        """Returns which of the channels that a kernel reads it can do without.
+        """Returns which of its input channels a kernel can do without.
 
         Bool array, shape of `label.numbers`.
         """
@@ -126,10 +126,10 @@ class Folding:
         return constant.known & (constant.values == 0.0)
 
     def _taker(self, label):
-        """Returns the variable that takes a constant over, and its sign.
+        """Returns the variable that takes over a constant, and with which sign.
 
-        `(None, 0)` if there is none, or if padding changes the result at the
-        border.
+        `(None, 0)` if no variable can, for example because padding changes the
+        result at the border.
         """
         layer = self._numbering.layers[label.layer]
         target = rule_for(layer).ask("folds_into", layer)
@@ -156,7 +156,7 @@ class Folding:
 
 
 def _weight(layer, name):
-    """Returns the weight of a layer by the name that its rule gives."""
+    """Returns the weight of `layer` that the layer's rule calls `name`."""
     for weight in layer.weights:
         if keras_internals.weight_name(weight) == name:
             return weight
@@ -167,7 +167,7 @@ def _weight(layer, name):
 
 
 def _silent(numbering, living):
-    """Returns which output channels all kernels of a layer compute as zero.
+    """Returns which output channels are dead in all kernels of a layer.
 
     Dict from the key of a layer to a bool array, shape `(output channels,)`.
     """

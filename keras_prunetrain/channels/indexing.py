@@ -1,4 +1,4 @@
-"""An index into channels, for the channels that a cut leaves.
+"""Adapts an index into channels to the channels that a cut leaves.
 
 Each function can be the `reindex` of a `LayerRule`.
 """
@@ -19,14 +19,14 @@ def reindexed(
 
     Args:
         operation: The operation.
-        x: The smaller tensor.
+        x: The tensor after the cut.
         key: The index into the tensor before the cut.
         read: The `Channels` of the tensor before the cut.
-        alive: Bool array, shape `(len(read.numbers),)`: which of them stay.
+        alive: Bool array, shape `(len(read.numbers),)`: which channels stay.
 
     Returns:
-        `(x, key)` for the operation. Where the wanted channels do not lie
-        evenly in the smaller tensor, they have been taken out of `x`.
+        `(x, key)` for the operation. If the wanted channels are not evenly
+        spaced in the given `x`, the returned `x` holds only these channels.
     """
     key = _key_per_axis(key, len(read.shape))
     i = [i for i, k in enumerate(key) if k is not None][read.axis]
@@ -48,7 +48,7 @@ def retaken(
 ) -> tuple[Any, Any]:
     """Returns the arguments of `ops.take` for the channels that are left.
 
-    Arguments as those of `reindexed`.
+    The arguments are as in `reindexed`.
 
     Returns:
         `(x, indices)` for the operation.
@@ -57,7 +57,7 @@ def retaken(
         return x, indices
     old = np.asarray(indices)
     wanted = alive[old]
-    # Several axes of indices are tied, so that whole rows of them go.
+    # If `indices` has several axes, ties ensure that whole rows go.
     rows = [
         np.flatnonzero(wanted.any(tuple(j for j in range(old.ndim) if j != i)))
         for i in range(old.ndim)
@@ -67,9 +67,9 @@ def retaken(
 
 
 def _key_per_axis(key, rank):
-    """Returns an index as a list, an entry for each of `rank` axes.
+    """Returns an index as a list with an entry for each of `rank` axes.
 
-    Beside these, `None` stands for each new axis.
+    The list also has a `None` for each new axis.
     """
     key = list(key) if isinstance(key, tuple | list) else [key]
     if Ellipsis not in key:
@@ -80,7 +80,7 @@ def _key_per_axis(key, rank):
 
 
 def _as_slice(positions):
-    """Returns the slice that has these `positions`, `None` if none has."""
+    """Returns the slice that selects `positions`, `None` if no slice does."""
     steps = np.unique(np.diff(positions))
     if len(steps) > 1:
         return None

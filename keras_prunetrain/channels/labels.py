@@ -1,4 +1,4 @@
-"""The channel numbers of a model, as they lie along its weights and tensors."""
+"""The channel numbers along the weights and tensors of a model."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ class Label(NamedTuple):
         numbers: Int array, shape `(weight.shape[axis],)`.
         side: `"in"` if the layer reads these channels, `"out"` if it writes
             them.
-        is_kernel: Whether the weight's magnitude says which channels live.
+        is_kernel: Whether the weight has an input and an output channel axis.
     """
 
     layer: str
@@ -37,7 +37,7 @@ class Label(NamedTuple):
         """
         weight = keras_internals.values_of(self.weight)
         others = tuple(i for i in range(weight.ndim) if i != self.axis)
-        # Without a third copy for the absolute values.
+        # `np.abs` would make another copy of the weight.
         return np.maximum(weight.max(axis=others), -weight.min(axis=others))
 
 
@@ -62,15 +62,15 @@ class Numbering:
     Attributes:
         size: Number of different channels.
         layers: Dict from a key to the layer, or other operation. The key is
-            the layer's name, behind the names of the models it is nested in:
+            the layer's name after the names of the models around the layer:
             `"backbone/conv1"`.
         labels: List of `Label`s, one for each channel axis of each weight.
         inputs: Dict from a layer's key to the list of the `Channels` that its
             first call reads.
-        outputs: The same for the `Channels` that its first call writes. Models
-            that were looked into are in `inputs` only.
-        calls: Dict from the `Visit.site` of each call, except those of models
-            that were looked into, to its `CallChannels`.
+        outputs: The same for the `Channels` that its first call writes. Nested
+            functional models are in `inputs` only.
+        calls: Dict from the `Visit.site` of each call, except the calls of
+            nested functional models, to its `CallChannels`.
         frozen: Dict from each number that must stay to the reason, a string.
     """
 

@@ -1,4 +1,4 @@
-"""What can be said about how channels pass through a layer."""
+"""Describes how channels pass through a layer."""
 
 import dataclasses
 import functools
@@ -14,20 +14,20 @@ from keras_prunetrain.checks import is_count, is_integer
 PRODUCES = "produces"  # Computes channels of its own: `Conv2D`.
 CARRIES = "carries"  # Output channel i depends on input channel i: `ReLU`.
 JOINS = "joins"  # Carries several inputs, channel by channel: `Add`.
-CONCATENATES = "concatenates"  # Lines its inputs up: `Concatenate`.
-MOVES = "moves"  # Only puts values elsewhere: `Flatten`.
+CONCATENATES = "concatenates"  # Appends its inputs: `Concatenate`.
+MOVES = "moves"  # Only rearranges values: `Flatten`.
 REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
 
 # The values of the forward pass that a gradient needs.
 Saved = Literal["inputs", "outputs", "nothing"]
-# Of a layer, its config, its output's channels, and the positions that stay.
+# (layer, its config, channels of each output, positions that stay in each)
 Resize = Callable[
     [Any, dict[str, Any], list[Channels], list[np.ndarray]], dict[str, Any]
 ]
-# Of a layer, and the shapes that a call reads and writes.
+# (layer, shapes that a call reads, shapes that the call writes)
 Macs = Callable[[Any, Shapes, Shapes], int]
 
-# Where `LayerRule.folds_into` puts what a layer without a bias computes.
+# Result of `LayerRule.folds_into`: the constant is added to the layer's output.
 OUTPUT = "output"
 
 
@@ -43,7 +43,7 @@ class LayerRule:
         flow: `"produces"` if the layer computes channels of its own;
             `"carries"` if output channel i depends on input channel i and on
             no other; `"joins"` if it does so for several inputs;
-            `"concatenates"`; `"moves"` if it only puts values elsewhere;
+            `"concatenates"`; `"moves"` if it only rearranges values;
             `"reduces"` if it carries the channels and drops other axes.
         size_arguments: Constructor arguments that count the output channels
             (`"filters"`, `"units"`), or something in proportion to them
@@ -53,53 +53,53 @@ class LayerRule:
             which channels are alive. A producing layer without a kernel
             freezes its input channels.
         out_axis: Weight name -> axis of its output channels; `None` for a
-            weight of the shape of one input example. A weight that the layer
-            gave no name is "variable".
+            weight with the shape of one input example. A weight without a name
+            is called `"variable"`.
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
-            the channels. `None`, also as its result, if any axis will do.
+            the channels. `None`, or a result of `None`: any axis will do.
         resize: Function of the layer, its config, the list of the `Channels`
             of each output, and the list of the positions that stay in each
-            that returns a dict of the further constructor arguments that
-            change; see `channels/resizing.py`.
-        reindex: Function of an operation that indexes its input, as `x[key]`
-            does, that returns the arguments for the channels that are left;
-            see `channels/indexing.py`.
-        repeats: Function of the layer that returns how many channels it makes
-            of each input channel, one after the other: a depthwise
-            convolution's multiplier. `None` for one.
-        groups: Function of the layer that returns in how many groups its
-            channels come. The groups stay equally large, so channels at the
-            same place in each group go together. `None` for one.
-        constants: What becomes, at inference, of a channel that has one value
-            at every pixel of every image. `"pointwise"`: the channel has one
-            value again, because every output value depends on the one input
-            value at its place only. `"pass"`: it has the same value, as behind
-            a pooling. `"zeros"`: only a zero stays one, as behind a padding.
-            `"add"`: the layer adds its inputs, so that a constant input can be
-            left out and added later. `None`: unknown.
-        folds_into: Function of a layer with a kernel that returns where to add
-            what the kernel makes of constant channels: the name of a weight,
-            or `"output"` if it can be added to what the layer returns; `None`
-            if it is not the same at every pixel. `None`: never.
+            output. The function returns a dict of the further constructor
+            arguments that change; see `channels/resizing.py`.
+        reindex: For an operation that indexes its input, as `x[key]` does:
+            function that returns the operation's arguments for the channels
+            that are left; see `channels/indexing.py`.
+        repeats: Function of the layer that returns how many adjacent output
+            channels it makes of each input channel, such as the multiplier of
+            a depthwise convolution. `None`: 1.
+        groups: Function of the layer that returns its number of channel
+            groups. The groups stay equally large, so the channels at the same
+            position in all groups are removed together. `None`: 1.
+        constants: What happens, at inference, to a constant channel, which has
+            one value at every pixel of every image. `"pointwise"`: the channel
+            is constant again, because every output value depends only on the
+            input value at the same place. `"pass"`: the channel keeps its
+            value, as in pooling. `"zeros"`: only a zero keeps its value, as in
+            padding. `"add"`: the layer adds its inputs, so a constant input
+            can be left out and added afterwards. `None`: unknown.
+        folds_into: Function of a layer with a kernel that returns where the
+            kernel's result for constant channels can be added: the name of a
+            weight, or `"output"` for the layer's output; `None` if the result
+            differs between pixels. `None`: nowhere.
         subtracts: Name of a weight that the layer subtracts from its input at
-            inference: a constant in front of the layer can be taken off it.
+            inference: a constant that leaves the input is taken off the weight.
         freezes: Function of the layer that returns why all its output channels
             must stay, or `None`.
         refuses: Function of the layer that returns why this rule does not fit
             it, or `None`. The layer is then treated as one without a rule.
-        variant: Function of the layer that returns the rule to use instead,
-            for one that is in truth another kind of layer, or `None`. What it
-            returns does not say `macs` and `saved` anew.
-        macs: Function of the layer, of the shapes that one call reads and of
-            those that it writes (lists of tuples: the sizes of one example,
-            without the batch) that returns the multiply-accumulates of the
-            layer's kernels for one example, an integer. `None`: as the base
-            class of the layer. Flops are twice that.
+        variant: Function of the layer that returns another rule to use for
+            this instance, such as a depthwise `Conv2D`, or `None`. `macs` and
+            `saved` of that other rule are ignored.
+        macs: Function of the layer, the list of the shapes that one call reads
+            and the list of those that the call writes (tuples without the
+            batch). The function returns the multiply-accumulates of the
+            layer's kernels for one example, an integer; flops are twice that
+            number. `None`: as for the layer's base class.
         saved: `"inputs"`, `"outputs"` or `"nothing"`: the values of the forward
             pass that the gradient of the layer needs; or a function of the
-            layer that returns one of them. `None`: as the base class of the
-            layer, or the inputs.
+            layer that returns one of them. `None`: as for the layer's base
+            class, or else the inputs.
 
     Raises:
         ValueError: If an attribute is of the wrong kind.
@@ -137,7 +137,7 @@ class LayerRule:
     def ask(
         self, name: str, layer: Any, /, *arguments: Any, **options: Any
     ) -> Any:
-        """Returns what one of this rule's functions says of a layer.
+        """Calls one of this rule's functions on a layer; checks the result.
 
         Args:
             name: Name of the field that holds the function.
@@ -146,7 +146,7 @@ class LayerRule:
             **options: Likewise, by name.
 
         Returns:
-            What the function returns; `None` if the field is `None`.
+            The function's result; `None` if the field is `None`.
 
         Raises:
             ValueError: If the function fails, or returns a value of the wrong
@@ -159,7 +159,7 @@ class LayerRule:
         try:
             answer = function(layer, *arguments, **options)
         except RuleError:
-            raise  # Of the layer in a wrapper, and named already.
+            raise  # The error already names the layer in a wrapper.
         except Exception as error:
             raise RuleError(
                 f"`{name}` {where}, fails with {error!r}. Mend the function "
@@ -221,7 +221,7 @@ _FLOWS = (PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES)
 _CONSTANTS = ("pointwise", "pass", "zeros", "add")
 _SAVED = ("inputs", "outputs", "nothing")
 
-# Field -> test of its value, and in words.
+# Field -> test of its value, and the expected value in words.
 _FIELDS = {
     "flow": (lambda x: isinstance(x, str) and x in _FLOWS, f"one of {_FLOWS}"),
     "size_arguments": (
@@ -251,7 +251,7 @@ _FIELDS = {
     ),
 }
 
-# Field -> test of what its function returns, and in words.
+# Field -> test of its function's result, and the expected result in words.
 _COUNT = functools.partial(is_count, minimum=1), "an integer of at least 1"
 _REASON = _is_text, "the reason, a string, or `None`"
 _ANSWERS = {

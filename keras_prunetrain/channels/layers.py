@@ -34,7 +34,7 @@ def _last(layer, rank):
 
 
 def _by_axis(layer, rank):
-    # A list of axes has no single channel axis: no channels lie on axis 0.
+    # A list of axes has no single channel axis: 0, the batch, never fits.
     axis = layer.axis
     return axis if isinstance(axis, int) else 0
 
@@ -73,7 +73,7 @@ def _is_pointwise(activation):
             and not (rule.out_axis or rule.resize)
             and rule.ask("freezes", activation) is None
         )
-    # TensorFlow's own, `tf.nn.relu`, are known by their names.
+    # TensorFlow's functions, such as `tf.nn.relu`, are known by their names.
     module = getattr(activation, "__module__", None) or ""
     if module.startswith("tensorflow."):
         return activation.__name__ in _POINTWISE_NAMES
@@ -171,14 +171,14 @@ def _instance_norm(layer):
 
 
 def _noise_shape(layer):
-    # 1 and None mean the same mask for a whole axis, of whatever size.
+    # With 1 or `None`, the mask fits an axis of any size.
     if all(size in (None, 1) for size in layer.noise_shape or ()):
         return None
     return "it has a noise_shape"
 
 
 def _named(*names):
-    # By name: some of the layers are younger than the oldest Keras supported.
+    # By name, because the oldest supported Keras lacks some of the layers.
     names = " ".join(names).split()
     return [getattr(layers, name) for name in names if hasattr(layers, name)]
 
@@ -194,7 +194,7 @@ _POINTWISE_FUNCTIONS = [
     if hasattr(module, name)
 ]
 
-# The gradient of these activations is a function of what they return.
+# The gradient of these activations can be computed from their outputs.
 _GRADIENT_OF_OUTPUT = (
     keras.activations.relu,
     keras.activations.relu6,
@@ -350,7 +350,7 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(
         _named(
-            # Augmentation that moves pixels and leaves their colours.
+            # Augmentations that keep the colour channels apart.
             "CenterCrop RandomCrop RandomFlip RandomRotation RandomShear "
             "RandomPerspective RandomElasticTransform RandomErasing "
             "RandomTranslation RandomZoom RandomGaussianBlur Resizing",
@@ -414,7 +414,7 @@ LAYER_RULES = {
         ),
         refused("attention mixes all channels"),
     ),
-    # The layers that some of `keras.applications` define for themselves.
+    # Layer classes that modules of `keras.applications` define themselves.
     **{
         layer_class: rule
         for module, name, rule in (
@@ -424,7 +424,7 @@ LAYER_RULES = {
                 LayerRule(
                     CARRIES,
                     ("projection_dim",),
-                    out_axis={"variable": -1},  # Keras gave it no name.
+                    out_axis={"variable": -1},  # The weight has no name.
                     channel_axis=_last,
                     constants="pointwise",
                 ),

@@ -1,4 +1,4 @@
-"""Which channels are alive, and why."""
+"""Decides which channels of a model stay, and why."""
 
 import dataclasses
 
@@ -21,23 +21,23 @@ from keras_prunetrain.garbage import no_garbage_collection
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to keep of a model.
+    """Which channels and layers of a model stay in a cut.
 
     Attributes:
         numbering: The model's `Numbering`.
         alive: Bool array, shape `(numbering.size,)`: which channels stay.
-        score: Float array, same shape: how much each channel matters, where
-            branches that leave have no say.
+        score: Float array, same shape: how much each channel matters, without
+            the weights of removed branches.
         living: For each label of `numbering`, in their order, a bool array of
-            the label's shape: which channels this label alone holds alive;
-            `None` if the label has no say.
-        additions: Dict from the `id` of an addition's output to what is left
-            of it, an `Addition`, where branches leave the graph.
-        removed: Keys of the layers that leave the graph with these branches.
-        reasons: Dict from each number that is dead and stays all the same to
-            the reason, a string.
+            the label's shape: which channels this label alone keeps alive;
+            `None` if the label does not count.
+        additions: Dict from the `id` of an addition's output to the `Addition`
+            that is left after its constant branches are removed.
+        removed: Keys of the layers that are removed with these branches.
+        reasons: Dict from the number of each dead channel that stays to the
+            reason, a string.
         offsets: Dict from the `id` of a variable to a float array of its
-            shape: what is added to it for channels that are folded.
+            shape: the values to add to the variable for folded channels.
     """
 
     numbering: Numbering
@@ -64,7 +64,7 @@ def plan_cut(model: keras.Model, options: CutOptions) -> Plan:
 
     Args:
         model: A functional model.
-        options: What `reconfigure` was asked for.
+        options: The options of `reconfigure`.
 
     Raises:
         ValueError: As `reconfigure`.
@@ -96,18 +96,18 @@ def plan_of(
 ) -> Plan:
     """Returns the `Plan` that keeps the channels that the caller has chosen.
 
-    More may stay than those: frozen and skipped ones, and the best of the
-    others where a layer would be left with too few.
+    More channels may stay: frozen and skipped ones, and the best of the others
+    if a layer would otherwise keep too few.
 
     Args:
         model: A functional model.
         numbering: Its `Numbering`.
         alive: Bool array, shape `(numbering.size,)`: the channels to keep.
-        options: What the caller wants besides, of which `channel_multiple`,
+        options: The options of the cut; only `channel_multiple`,
             `min_channels` and `skip` count here.
-        score: Float array, shape `(numbering.size,)`: of the channels that are
-            not to be kept, those with the highest score stay first where some
-            must. Defaults to `None`, the lowest numbers first.
+        score: Float array, shape `(numbering.size,)`: if more channels than
+            `alive` must stay, those with the highest score are chosen first.
+            Defaults to `None`, the lowest numbers first.
 
     Raises:
         ValueError: As `reconfigure`; if `alive` or `score` is no such array, or
@@ -127,9 +127,9 @@ def plan_of(
 
 
 def _check_numbering(model, numbering):
-    """Raises a `ValueError` if the numbers are not those of `model` as it is.
+    """Raises a `ValueError` if `numbering` does not fit the current `model`.
 
-    Those from before a reconfiguration lie along weights that it has replaced.
+    A numbering from before a reconfiguration refers to replaced weights.
     """
     own = {id(variable) for variable in model.variables}
     if any(id(label.weight) not in own for label in numbering.labels):
@@ -172,14 +172,14 @@ def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     """Returns a `Plan` that drops every second channel, dead or not."""
     numbering = number_channels(model)
     alive = np.arange(numbering.size) % 2 == 0
-    # No layer is to leave the graph: the trial is to make each of them anew.
+    # Every layer stays in the graph: the trial is to rebuild each of them.
     for numbers in (*_written(numbering), *_passed_on(numbering)):
         alive[numbers[0]] |= not alive[numbers].any()
     return plan_of(model, numbering, alive, CutOptions(skip=skip))
 
 
 class _Draft:
-    """A plan in the making; the one place with state."""
+    """A `Plan` under construction, which each method takes further."""
 
     def __init__(self, model, numbering, skip):
         self._model = model
@@ -193,19 +193,19 @@ class _Draft:
         self._folding = None
 
     def hold(self, numbers, reason):
-        """Keeps `numbers`, whatever they score."""
+        """Keeps `numbers`, whatever their scores."""
         for number in np.asarray(numbers, int).tolist():
             self._reasons.setdefault(number, reason)
 
     def choose(self, decide):
-        """Decides which channels are alive, and which branches leave.
+        """Decides which channels are alive, and which branches are removed.
 
         Args:
-            decide: Function of the keys of the layers that leave that returns
-                the scores of all channels, and which of them are alive.
+            decide: Function of the keys of the removed layers that returns the
+                scores of all channels, and which channels are alive.
         """
         while True:
-            # A branch that leaves may be the last that held a channel alive.
+            # A removed branch may have been the last to keep a channel alive.
             self._score, self._alive = decide(self._removed)
             dead = ~self._alive
             self._revived = {n: r for n, r in self._reasons.items() if dead[n]}
@@ -218,7 +218,7 @@ class _Draft:
             self._removed = removed
 
     def fold(self, folding):
-        """Lets go of what is constant and need not stay."""
+        """Removes the foldable channels that need not stay."""
         self._folding = folding
         foldable = folding.foldable.copy()
         foldable[list(self._reasons)] = False
@@ -236,17 +236,17 @@ class _Draft:
             (numbers, 1, 1)
             for numbers in _passed_on(self._numbering, self._removed)
         ]
-        # Until nothing changes: what one layer revives may upset another's
-        # count.
+        # Repeat until nothing changes: reviving channels for one layer may
+        # change the count of another layer.
         while sum(self._round_up(*limit) for limit in limits):
             pass
 
     def _round_up(self, numbers, channel_multiple, min_channels):
         """Revives the best dead `numbers`, until there are enough of them.
 
-        A number that stands at several positions, being tied, counts as often.
+        A tied number counts once for each of its positions.
 
-        Returns whether it revived any.
+        Returns whether any number was revived.
         """
         alive = self._alive
         living = int(alive[numbers].sum())
@@ -280,7 +280,7 @@ class _Draft:
 
 
 def _written(numbering, removed=()):
-    """Returns the numbers that each layer writes that stays in the graph."""
+    """Returns the numbers that each remaining kernel writes."""
     return [
         label.numbers
         for label in numbering.kernels("out")
@@ -289,7 +289,7 @@ def _written(numbering, removed=()):
 
 
 def _passed_on(numbering, removed=()):
-    """Returns the numbers of each tensor that stays in the graph."""
+    """Returns the numbers of each output of the remaining layers."""
     return [
         np.unique(channels.numbers)
         for key, outputs in numbering.outputs.items()
@@ -299,7 +299,7 @@ def _passed_on(numbering, removed=()):
 
 
 def _only_in(numbering, removed):
-    """Returns which channels occur in no other layers than `removed`."""
+    """Returns which channels occur only in the layers `removed`."""
     inside, outside = np.zeros((2, numbering.size), bool)
     for key, outputs in numbering.outputs.items():
         for channels in outputs:

@@ -1,27 +1,27 @@
 """Counts the multiply-accumulates of each kind of kernel.
 
-Every function here can be the `macs` of a `LayerRule`. Its arguments are the
-layer and the lists of the shapes that one call reads and writes, tuples of the
-sizes of one example, without the batch; it returns the multiply-accumulates of
-this call for one example, an integer.
+Every function here can be the `macs` of a `LayerRule`. The arguments are the
+layer, the list of the shapes that one call reads, and the list of the shapes
+that the call writes, all without the batch. The result is the number of
+multiply-accumulates of the call for one example.
 """
 
 import math
 
 import keras
 
-# Of all tensors that a call reads, or writes; of one example each.
+# The shapes of all tensors that a call reads, or writes, without the batch.
 Shapes = list[tuple[int, ...]]
 
 
 def at_outputs(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts a convolution: its kernel is applied at every output position."""
-    # A kernel is (..., in_channels / groups, out_channels): groups are in it.
+    # Groups are part of the shape: (..., in_channels / groups, out_channels).
     return math.prod(layer.kernel.shape) * _positions(layer, written[0])
 
 
 def at_inputs(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
-    """Counts a transposed convolution: one kernel for every input position."""
+    """Counts a transposed convolution, applied at every input position."""
     return math.prod(layer.kernel.shape) * _positions(layer, read[0])
 
 
@@ -33,12 +33,12 @@ def separable(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
 
 
 def dense(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
-    """Counts a matrix that is applied at every position before the last."""
+    """Counts a matrix that is applied to the last axis at every position."""
     return math.prod(layer.kernel.shape) * math.prod(read[0][:-1])
 
 
 def einsum(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
-    """Counts a kernel that is repeated along the axes that it does not sum."""
+    """Counts the kernel once for each index of the input's unsummed axes."""
     left, right = layer.equation.split("->")[0].split(",")
     sizes = dict(zip(right.strip(), layer.kernel.shape, strict=True))
     contracted = math.prod(sizes[axis] for axis in sizes if axis in left)

@@ -1,12 +1,12 @@
 """Numbers every channel of a model and follows it through the graph.
 
 Every channel that a layer computes gets a number. A tensor's channel axis is
-then a vector of numbers. `Conv2D` makes new ones; `ReLU` passes them on; `Add`
-declares the numbers of its inputs equal, position by position, which is the
-paper's channel union; `Concatenate` concatenates them; a layer that only moves
-values is run on the numbers themselves, which shows where it puts each. In the
-end every axis of every weight carries a label, and cutting a model is array
-work without a single layer class in it.
+then a vector of numbers. `Conv2D` makes new numbers; `ReLU` passes its input's
+numbers on; `Add` ties the numbers of its inputs, which declares them equal (the
+paper's channel union); `Concatenate` concatenates them; a layer that only moves
+values is run on the numbers, which shows where the layer puts each value. In
+the end every channel axis of every weight has a `Label`, and a cut only selects
+positions along these axes, whatever the classes of the layers.
 """
 
 import collections
@@ -54,18 +54,18 @@ class _Numberer:
     def __init__(self):
         self._numbers = Numbers()
         self._layers = {}
-        self._labels = {}  # By the weight's id and the axis.
+        self._labels = {}  # By the id of the weight, and the axis.
         self._inputs = {}
         self._outputs = {}
         self._calls = {}
         self._first_reads = {}  # By the layer's id.
-        self._passed = collections.defaultdict(list)  # By the id of a part.
-        self._given_up = {}  # The same; why it cannot be followed.
+        self._passed = collections.defaultdict(list)  # By an id of `_parts`.
+        self._given_up = {}  # From such an id to why it cannot be followed.
 
     def number(self, model):
-        """Runs the graph of `model` on channel numbers; returns the result.
+        """Runs the graph of `model` on channel numbers; returns a `Numbering`.
 
-        The numbers of inputs and outputs are frozen: callers rely on them.
+        The model's inputs and outputs are frozen: callers rely on their shapes.
         """
         numbers = self._numbers
         inputs = [
@@ -96,12 +96,12 @@ class _Numberer:
         )
 
     def _visit(self, visit):
-        """Returns the `Channels` that a call writes, `None` for a model's."""
+        """Returns the `Channels` that a call writes, `None` for a model."""
         layer, key = visit.call.operation, visit.key
         self._layers[key] = layer
         self._inputs.setdefault(key, visit.inputs)
         if keras_internals.is_graph(layer):
-            # A model that is called twice has one set of inputs.
+            # All calls of a model share one set of input channels.
             self._tie_calls(layer, visit.inputs)
             return None
         rule = rule_for(layer)
@@ -128,14 +128,14 @@ class _Numberer:
     def _give_up(self, visit, written, parts, problem):
         """Freezes the channels of a call that cannot be followed.
 
-        Other calls with a part in common are frozen, too: a layer that is cut
-        for one call is cut for all.
+        Other calls with the same layer or weight are frozen, too: a layer is
+        cut for all its calls at once.
 
         Returns:
             List of new, frozen `Channels` for the outputs.
         """
         reason = _because(visit, problem)
-        # The outputs too: ties may have put their numbers in use.
+        # Freeze the outputs too: their numbers may already be in use.
         touched = [*visit.inputs, *written]
         for part in parts:
             touched += self._passed.pop(part, ())
@@ -147,15 +147,15 @@ class _Numberer:
         ]
 
     def _tie_calls(self, layer, channels):
-        """Ties the channels that all calls read of a layer with one config."""
-        # By the layer: one that stands in two models has two keys.
+        """Ties the input channels of all calls, which share one config."""
+        # By the layer's id: a layer in two models has two keys.
         first = self._first_reads.setdefault(id(layer), channels)
         for a, b in zip(first, channels, strict=False):
             if len(a.numbers) == len(b.numbers):
                 self._numbers.tie(a.numbers, b.numbers)
 
     def _as_expected(self, visit, rule):
-        """Returns the `Channels` on the axes on which the layer reads them."""
+        """Returns the inputs' `Channels`, on the axes that the rule expects."""
         if rule is None:
             raise NotFollowed("no rule for this class, see register_rule")
         read = []
@@ -193,11 +193,11 @@ class _Numberer:
         return written
 
     def _label(self, labels):
-        """Adds the labels of a call, tied to those of an earlier one."""
+        """Adds the labels of a call, tied to the labels of earlier calls."""
         for label in labels:
             axis = (id(label.weight), label.axis)
             known = self._labels.setdefault(axis, label)
-            # A weight that is used twice has one channel for both uses.
+            # A weight that is used twice has the same channels in both uses.
             self._numbers.tie(known.numbers, label.numbers)
 
     def _freeze_by_rule(self, visit, rule, written):
@@ -209,7 +209,7 @@ class _Numberer:
             written: List of the `Channels` that the call writes.
         """
         if rule.flow == PRODUCES and not _reads_with_kernel(visit, rule):
-            # No weight says how much a channel of the input counts.
+            # No weight tells how much an input channel matters.
             reason, channels = "it reads without a kernel", visit.inputs
         else:
             reason = rule.ask("freezes", visit.call.operation)
@@ -220,7 +220,7 @@ class _Numberer:
 
 
 def _parts(layer, rule):
-    """Returns the ids of a layer and its weights, none if no cut changes it."""
+    """Returns the ids of a layer and its weights; none if no cut changes it."""
     weights = getattr(layer, "weights", ())
     if weights or (rule and (rule.size_arguments or rule.resize)):
         return {id(layer), *map(id, weights)}
@@ -268,7 +268,7 @@ def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
                         visit.key, weight, axis, numbers, side, len(axes) == 2
                     )
                 )
-            elif size != 1:  # 1: all channels share it.
+            elif size != 1:  # All channels share an axis of size 1.
                 raise NotFollowed(
                     f"its rule expects {len(numbers)} channels on axis {axis} "
                     f"of '{name}', which has shape {tuple(weight.shape)}"
@@ -291,8 +291,8 @@ def _checked_axis(weight, axis):
 def _as_read(numbers, layer, rule, size):
     """Returns the channel numbers along an input axis of a weight."""
     groups = rule.ask("groups", layer)
-    if groups is not None:  # All groups read what the first one reads.
+    if groups is not None:  # All groups are tied to the first one.
         return numbers[: len(numbers) // groups]
-    if len(numbers) != size:  # Behind a depthwise kernel, of its outputs.
+    if len(numbers) != size:  # The weight reads a depthwise kernel's outputs.
         return np.repeat(numbers, repeats(rule, layer))
     return numbers

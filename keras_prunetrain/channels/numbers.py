@@ -1,4 +1,4 @@
-"""Channel numbers: handed out, declared equal, frozen, and merged at last."""
+"""Hands out channel numbers, ties and freezes them, and merges tied ones."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ class Channels(NamedTuple):
         numbers: Int array, shape `(channels,)`.
         axis: Int, where the channels lie; the batch is axis 0.
         shape: The tensor's shape, batch first, `None` where unknown.
-        any_axis: Whether nothing is known of the tensor. Its numbers are
-            frozen, and any axis may be read as that of the channels.
+        any_axis: Whether the tensor's channel axis is unknown. Its numbers are
+            then frozen, and a layer may read any axis as its channel axis.
     """
 
     numbers: np.ndarray
@@ -23,16 +23,16 @@ class Channels(NamedTuple):
 
 
 class Numbers:
-    """Hands out channel numbers, and collects what becomes known of them.
+    """Hands out channel numbers, and records which are equal or must stay.
 
     Attributes:
-        count: How many numbers there are, before equal ones are merged.
+        count: How many numbers there are before equal ones are merged.
     """
 
     def __init__(self):
         self.count = 0
         self._ties = []  # Pairs of arrays whose numbers are equal.
-        self._frozen = []  # Numbers, why they must stay, whether said first.
+        self._frozen = []  # The arguments of each call of `freeze`.
 
     def new(self, size: int) -> np.ndarray:
         """Returns `size` numbers that no channel has yet, sorted ints."""
@@ -44,7 +44,7 @@ class Numbers:
         self._ties.append((a, b))
 
     def tie_groups(self, numbers: np.ndarray, groups: int) -> None:
-        """Declares channels at the same place in each of `groups` equal."""
+        """Ties the numbers at the same position of all `groups`."""
         first, *others = numbers.reshape(groups, -1)
         for other in others:
             self.tie(first, other)
@@ -56,9 +56,9 @@ class Numbers:
 
         Args:
             numbers: Int array.
-            reason: Why, in words for the report.
-            first: Whether this reason outranks those given without `first`. Of
-                reasons of one rank, the one that was given first counts.
+            reason: Why the numbers must stay, in words for the report.
+            first: Whether this reason outranks reasons without `first`. Of
+                reasons of one rank, the earliest counts.
         """
         self._frozen.append((numbers, reason, first))
 
@@ -69,12 +69,12 @@ class Numbers:
         axis: int = -1,
         first: bool = False,
     ) -> Channels:
-        """Returns new, frozen numbers for a tensor of which nothing is known.
+        """Returns new, frozen `Channels` for a tensor of unknown layout.
 
         Args:
             shape: Shape of the tensor, batch first.
             reason: As in `freeze`.
-            axis: Where its channels lie, as long as nobody reads another axis.
+            axis: The assumed channel axis; a layer may read another one.
             first: As in `freeze`.
         """
         size = shape[axis] if len(shape) > 1 else 0
@@ -87,7 +87,7 @@ class Numbers:
         return merge(self.count, self._ties)
 
     def frozen(self, merged: np.ndarray) -> dict[int, str]:
-        """Returns a dict from each merged number that must stay to why.
+        """Returns a dict from each merged number that must stay to the reason.
 
         Args:
             merged: The array that `merged` returns.
@@ -102,8 +102,8 @@ class Numbers:
 def merge(count: int, ties: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Returns, for each of `count` numbers, its number after all `ties`.
 
-    Tied numbers get the same one, and the results are 0, 1, 2, ... in the order
-    of the lowest number of each.
+    Tied numbers get the same result. The results are 0, 1, 2, ..., in the order
+    of the lowest number of each tied set.
     """
     lowest = np.arange(count)
     if ties:

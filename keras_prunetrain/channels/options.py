@@ -1,4 +1,4 @@
-"""What a caller can say about a cut: the arguments of `reconfigure`."""
+"""The options of a cut: the arguments of `reconfigure`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -10,18 +10,18 @@ from keras_prunetrain.checks import is_count, is_number
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutOptions:
-    """Which channels are dead, and which of these stay all the same.
+    """Which channels are dead, and which dead channels stay.
 
-    The one list of these options, whose meaning `reconfigure` describes:
-    callbacks take them by these names.
+    Callbacks take these options by these names; `reconfigure` explains the
+    options in detail.
 
     Attributes:
         threshold: Float, at least 0. A channel that scores less is dead.
-        channel_multiple: Integer. Layers keep a multiple of so many channels.
-        min_channels: Integer. Layers keep at least so many channels.
+        channel_multiple: Integer. Layers keep a multiple of this many channels.
+        min_channels: Integer. Layers keep at least this many channels.
         skip: The layers whose channels all stay.
-        fold: Boolean. Whether channels also go that are only constants.
-        score: How much the channels of one label matter.
+        fold: Boolean. Whether constant channels are removed, too.
+        score: Function of a `Label`: how much each of its channels matters.
 
     Raises:
         ValueError: If one of them is out of its range.
@@ -51,11 +51,11 @@ class CutOptions:
             raise ValueError(
                 f"`fold` must be True or False. Received: fold={self.fold!r}"
             )
-        if isinstance(self.skip, Mapping):  # What would its values mean?
+        if isinstance(self.skip, Mapping):  # A dict's values have no use here.
             raise ValueError(
                 "`skip` must be a layer, a name, a function of a layer, or a "
                 f"list of these. Received: skip={self.skip!r}"
             )
-        if isinstance(self.skip, Iterator):  # It can be read once only.
+        if isinstance(self.skip, Iterator):  # Iterators can be read only once.
             object.__setattr__(self, "skip", tuple(self.skip))
         check_score(self.score)

@@ -14,7 +14,7 @@ from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import Score, magnitude
 from keras_prunetrain.checks import is_path
 
-# The colour-blind can tell these apart, and so can readers of a black print.
+# These colours differ for the colour-blind, and in black-and-white print.
 _GOES = "#56b4e9"
 _STAYS = "#ffffff"
 _FROZEN = "#cccccc"
@@ -43,8 +43,8 @@ def plot_channels(
         score: As in `channel_report`.
 
     Raises:
-        ImportError: If pydot is not installed, or, unless for a `.dot` file,
-            Graphviz is not.
+        ImportError: If pydot is not installed; or if Graphviz is not, unless
+            the file is a `.dot` file.
         ValueError: If `to_file` is no path, has another suffix or cannot be
             written; otherwise as `channel_report`.
     """
@@ -58,12 +58,12 @@ def plot_channels(
         ) from error
     plan = plan_cut(model, CutOptions(threshold=threshold, score=score))
     nodes, edges = _nodes(plan), _edges(plan)
-    for source, _ in edges:  # No layer computes these: the model's input.
+    for source, _ in edges:  # A source without a kernel, such as an input.
         if source not in nodes:
             nodes[source] = _ellipse(source, _FROZEN)
     dot = pydot.Dot(_quoted(model.name), rankdir="TB")
-    # The names of nodes are numbers: no name of a layer can end one early, or
-    # be taken for another one.
+    # Nodes are called n0, n1, ..., because the name of a layer may contain
+    # special characters of DOT, or equal the name of another node.
     ids = {node: f"n{i}" for i, node in enumerate(nodes)}
     for node, attributes in nodes.items():
         dot.add_node(pydot.Node(ids[node], **attributes))
@@ -91,7 +91,7 @@ def _drawn(dot, kind):
 
 
 def _checked_path(to_file):
-    """Returns the path of a file whose suffix says a format known here."""
+    """Returns `to_file` as a path, whose suffix names one of the formats."""
     if is_path(to_file):
         path = pathlib.Path(to_file).expanduser()
         if path.suffix.removeprefix(".") in _FORMATS:
@@ -103,11 +103,11 @@ def _checked_path(to_file):
 
 
 def _sets(plan):
-    """Returns, for each channel number, the set that it belongs to.
+    """Returns the set that each channel number belongs to.
 
     All channels that one layer computes are in one set. Channels that no
-    kernel computes are in none, which is -1: those of the model's input, and
-    those of layers of which nothing is known.
+    kernel computes have -1 in the place of a set: the channels of the model's
+    inputs, and of layers that cannot be followed.
     """
     written = [label.numbers for label in plan.numbering.kernels("out")]
     sets = merge(plan.numbering.size, [(x[:-1], x[1:]) for x in written])
@@ -152,7 +152,7 @@ def _ellipse(text, colour):
 
 
 def _edges(plan: Plan) -> list[tuple[str | int, str | int]]:
-    """Returns pairs of nodes, each once, in the order of the model."""
+    """Returns the edges, each a pair of nodes, in the order of the model."""
     sets, sources = _sets(plan), _sources(plan.numbering)
     edges = {}
     for label in plan.numbering.kernels():
@@ -167,14 +167,14 @@ def _edges(plan: Plan) -> list[tuple[str | int, str | int]]:
 
 
 def _sources(numbering):
-    """Returns a dict from each number to what its channel comes from."""
+    """Returns a dict from each number to the name of its channel's source."""
     sources = {}
     for key, outputs in numbering.outputs.items():
         for channels in outputs:
             for number in channels.numbers.tolist():
                 sources.setdefault(number, key)
     for number, reason in numbering.frozen.items():
-        # "mixing (Softmax): it mixes channels", or "model input".
+        # `reason` is "mixing (Softmax): it mixes channels", or "model input".
         sources[number] = reason.partition(":")[0]
     return sources
 

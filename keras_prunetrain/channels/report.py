@@ -1,4 +1,4 @@
-"""Why a channel stays, for every layer, in words."""
+"""Reports for every layer which channels could go, and why the others stay."""
 
 import collections
 import dataclasses
@@ -20,16 +20,16 @@ class LayerChannels:
 
     Attributes:
         layer: Key of the layer; names of nested models come first.
-        channels: Number of channels that it computes.
-        dead: Number of those that score below the threshold in this layer's
-            own kernel, on the side that computes them. 0 for a layer that
-            cannot be looked into.
-        removable: Number of those that can go: dead in every layer that
-            computes or reads them, and not frozen.
+        channels: Number of channels that the layer computes.
+        dead: Number of these channels that score below the threshold on the
+            output side of the layer's own kernel. 0 for a layer that cannot be
+            followed.
+        removable: Number of these channels that can go: dead in every layer
+            that computes or reads them, and not frozen.
         coupled_with: Other layers that compute the same channels, because
             their outputs are added, or multiplied, channel by channel.
-        held_by: Reasons why channels stay that are frozen, or dead in this
-            layer, each with the number of those channels.
+        held_by: Reasons why the frozen channels, and the channels that are
+            dead in this layer, stay; each with its number of channels.
     """
 
     layer: str
@@ -93,7 +93,7 @@ def report_of(plan: Plan) -> ChannelReport:
     """Returns the `ChannelReport` of a `Plan`."""
     numbering = plan.numbering
     computed = _computed(numbering)
-    living = collections.defaultdict(list)  # Number -> labels it lives by.
+    living = collections.defaultdict(list)  # Number -> labels keeping it alive.
     for label, lives in zip(numbering.labels, plan.living, strict=True):
         if lives is not None:
             for number in set(label.numbers[lives].tolist()):
@@ -102,7 +102,7 @@ def report_of(plan: Plan) -> ChannelReport:
     for key, numbers in computed.items():
         for number in numbers.tolist():
             writers[number].add(key)
-    own = collections.defaultdict(list)  # Layer -> labels of what it computes.
+    own = collections.defaultdict(list)  # Layer -> output labels of kernels.
     for label in numbering.kernels("out"):
         own[label.layer].append(label)
     rows = []
@@ -130,8 +130,8 @@ def report_of(plan: Plan) -> ChannelReport:
 def _computed(numbering: Numbering) -> dict[str, np.ndarray]:
     """Returns the numbers that each layer with a kernel computes.
 
-    Layers that cannot be looked into are among them if they have a weight that
-    may be a kernel: recurrent layers, say, or a model in a wrapper.
+    Layers that cannot be followed are included if they have a weight that may
+    be a kernel: for example recurrent layers, or a model in a wrapper.
     """
     kernels = {x.layer: x.numbers for x in numbering.kernels("out")}
     labelled = {id(label.weight) for label in numbering.labels}
@@ -155,7 +155,7 @@ def _is_dead(labels, own):
 
 
 def _reasons(plan, living, own, numbers, dead):
-    """Returns why frozen `numbers` stay, and those of them that are `dead`."""
+    """Returns why the frozen channels of `numbers` and the `dead` ones stay."""
     reasons = collections.Counter()
     frozen = plan.numbering.frozen
     for number in numbers.tolist():

@@ -1,9 +1,9 @@
-"""Constructor arguments of layers for the channels that a cut leaves.
+"""Adapts constructor arguments of layers to the channels that a cut leaves.
 
 `shape`, `cuts` and `per_channel` make the `resize` of a `LayerRule`: a function
 of the layer, its config, the list of the `Channels` of each of its outputs, and
-the list of the positions that stay in each of these, sorted ints. It returns a
-dict of the arguments that change.
+the list of the positions that stay in each output, sorted ints. That function
+returns a dict of the arguments that change.
 """
 
 from typing import Any
@@ -28,9 +28,9 @@ def new_arguments(
     Args:
         rule: The rule of the layer.
         layer: The layer, or another operation.
-        config: Its config.
-        outputs: List of the `Channels` of each of its outputs.
-        keeps: List of the positions that stay in each, sorted ints.
+        config: The layer's config.
+        outputs: List of the `Channels` of each output of the layer.
+        keeps: List of the positions that stay in each output, sorted ints.
 
     Raises:
         ValueError: If the rule does not fit the config.
@@ -56,7 +56,7 @@ def new_arguments(
 def shape(name: str) -> Resize:
     """Resizes an argument that holds the output's shape.
 
-    With or without the batch; -1 stays, it is inferred.
+    The shape may include the batch. A size of -1 stays: Keras infers it.
     """
 
     def resize(layer, config, outputs, keeps):

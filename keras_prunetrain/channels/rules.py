@@ -1,7 +1,7 @@
-"""The rules of all classes in one table, and how to add to it.
+"""The table with the rules of all classes, and functions to read and extend it.
 
-The package knows layer classes by their rules only. A layer without a rule is
-never guessed at: the channels that it touches stay.
+The package knows a layer class only by its rule. If a layer has no rule, all
+channels that the layer reads or writes stay.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from keras_prunetrain.channels.operations import operation_rules
 
 
 def _inner(wrapper, extra_axes):
-    """Returns the rule of a wrapped layer, as one of the wrapper, or `None`.
+    """Returns the wrapped layer's rule, adapted to the wrapper, or `None`.
 
     Args:
-        wrapper: A layer with one other in it, `wrapper.layer`.
-        extra_axes: Number of axes of the wrapper's input, behind the batch,
-            that the wrapped layer does not see.
+        wrapper: A layer that wraps another one, `wrapper.layer`.
+        extra_axes: Number of axes of the wrapper's input, after the batch,
+            that the wrapped layer's input lacks.
     """
     layer = wrapper.layer
     rule = rule_for(layer)
     if (
         rule is None
         or rule.flow not in (PRODUCES, CARRIES)
-        or None in rule.out_axis.values()  # Of the shape of a whole input.
+        or None in rule.out_axis.values()  # A weight shaped like the input.
     ):
         return None
 
@@ -63,8 +63,8 @@ def _spectrally_normalized(wrapper):
     """Returns the wrapped layer's rule, extended to `vector_u`.
 
     The wrapper divides the kernel by its largest singular value, which is the
-    same without rows and columns of zeros. The channels of a depthwise kernel
-    may go before the kernel's weights are zero: for those there is no rule.
+    same without rows and columns of zeros. The result is `None` for a depthwise
+    kernel, whose channels may be removed before their weights are zero.
     """
     rule = _inner(wrapper, 0)
     if rule is None or "kernel" not in rule.in_axis.keys() & rule.out_axis:
@@ -118,8 +118,8 @@ _RULES = {
 def rule_for(operation: keras.Operation) -> LayerRule | None:
     """Returns the `LayerRule` for a layer, or other operation, or `None`.
 
-    Only the class itself counts: a subclass may do something else with its
-    channels.
+    A subclass does not inherit the rule, because it may treat its channels
+    differently.
     """
     rule = _RULES.get(type(operation))
     if rule is not None:
@@ -137,7 +137,7 @@ def macs_of(operation: keras.Operation, read: Shapes, written: Shapes) -> int:
     Args:
         operation: A layer, or an operation of `keras.ops`.
         read: List of the shapes that this call reads, without the batch.
-        written: List of the shapes that it writes, likewise.
+        written: List of the shapes that this call writes, likewise.
 
     Raises:
         ValueError: If `LayerRule.macs` fails, or returns no integer of at
@@ -152,10 +152,10 @@ def macs_of(operation: keras.Operation, read: Shapes, written: Shapes) -> int:
 
 
 def saved_by(operation: keras.Operation) -> Saved:
-    """Returns which values of a call its gradient needs.
+    """Returns which values of a call the gradient needs.
 
-    They are the inputs where neither the rule of the class nor that of a base
-    class has `saved`.
+    The default is the inputs, if neither the class nor a base class has a rule
+    with `saved`.
 
     Raises:
         ValueError: If `LayerRule.saved` fails, or returns none of the three
@@ -170,7 +170,7 @@ def saved_by(operation: keras.Operation) -> Saved:
 
 
 def _that_says(field, operation):
-    """Returns the rule of the nearest base class that sets a field."""
+    """Returns the rule that sets `field`, of the class or its nearest base."""
     for layer_class in type(operation).__mro__:
         rule = _RULES.get(layer_class)
         if getattr(rule, field, None) is not None:
@@ -182,7 +182,7 @@ def _that_says(field, operation):
 def _warn_unknown(layer_class):
     """Warns that nothing is counted for a class, once in a process.
 
-    A training counts after each reconfiguration.
+    A training would otherwise warn after each reconfiguration.
     """
     log = logging.getLogger("keras_prunetrain")
     if issubclass(layer_class, keras.Model):
@@ -202,8 +202,8 @@ def register_rule(layer_class: type[layers.Layer], rule: LayerRule) -> None:
     """Teaches the package about a layer class, or replaces what it knew.
 
     Args:
-        layer_class: A subclass of `keras.layers.Layer`. Its subclasses need
-            rules of their own, but for what a call costs: `macs` and `saved`.
+        layer_class: A subclass of `keras.layers.Layer`. Its subclasses inherit
+            only `macs` and `saved`, and otherwise need rules of their own.
         rule: A `LayerRule`.
 
     Raises:

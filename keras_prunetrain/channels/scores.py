@@ -1,9 +1,9 @@
-"""How much channels matter: what decides which of them are alive.
+"""Scores channels: the score of a channel decides whether the channel stays.
 
-A score is a function of one `Label`, that is of one labelled axis of one
-weight. It returns a float array of shape `(channels,)`, each value finite and
-at least 0, or `None` if this label has no say. The score of a channel number
-is the largest one over all labels that have a say.
+A score function takes one `Label`, which stands for one channel axis of one
+weight. The function returns a float array of shape `(channels,)`, finite and at
+least 0, or `None` if this label does not count. The score of a channel number
+is the largest score over all labels that count.
 """
 
 from collections.abc import Callable, Collection
@@ -32,11 +32,11 @@ def magnitude(label: Label) -> np.ndarray | None:
 
 
 def label_scores(numbering: Numbering, score: Score) -> list[np.ndarray | None]:
-    """Returns what `score` makes of each label, in the order of the labels.
+    """Returns the result of `score` for each label, in the order of the labels.
 
     Raises:
         ValueError: If `score` is no function, if it fails, or if it returns
-            something else than it should.
+            a value of the wrong kind.
     """
     check_score(score)
     return [_checked(_asked(score, x), x) for x in numbering.labels]
@@ -61,9 +61,9 @@ def channel_scores(
 
     Args:
         numbering: A `Numbering`.
-        by_label: The list that `label_scores` returns for it.
-        removed: Keys of the layers that leave the graph; their labels have no
-            say. A channel number on which no label has a say scores 0.
+        by_label: The list that `label_scores` returns for this numbering.
+        removed: Keys of the layers that leave the graph, whose labels do not
+            count. A channel number without a label that counts scores 0.
     """
     scores = np.zeros(numbering.size)
     for label, values in zip(numbering.labels, by_label, strict=True):
@@ -77,9 +77,9 @@ def scores_of_layers(
 ) -> dict[str, np.ndarray]:
     """Returns the scores of the channels that each layer's kernel writes.
 
-    Those by `magnitude` are the layer's own; a channel of one layer may be
-    alive because of its weights in another. Another score may come from any
-    weight: each channel has the score that decides whether it stays.
+    With `magnitude`, the scores are those of the layer's own kernel; the
+    weights of another layer may still keep a channel alive. With another
+    `score`, they are the scores over all labels, which decide what stays.
 
     Returns:
         Dict from the key of a layer to a float array, `(channels,)`.
@@ -97,7 +97,7 @@ def scores_of_layers(
 def unscored(
     numbering: Numbering, by_label: list[np.ndarray | None]
 ) -> np.ndarray:
-    """Returns the channel numbers on which no label has a say, sorted ints."""
+    """Returns the channel numbers that no label scores, sorted ints."""
     silent = np.ones(numbering.size, bool)
     for label, values in zip(numbering.labels, by_label, strict=True):
         if values is not None:
@@ -106,7 +106,7 @@ def unscored(
 
 
 def _asked(score, label):
-    """Returns what the caller's `score` says, or names where it fails."""
+    """Returns `score(label)`; if `score` fails, the error names the label."""
     try:
         return score(label)
     except Exception as error:
@@ -121,20 +121,20 @@ def _place(label):
 
 
 def _checked(values, label):
-    """Returns the scores of one label as an array, `None` if it has no say.
+    """Returns the scores of one label as an array, or `None`.
 
     Args:
-        values: What the score function has returned for the label.
+        values: The result of the score function for the label.
         label: The `Label`.
 
     Raises:
-        ValueError: If that is no array of a number of at least 0 per channel.
+        ValueError: If `values` is not one finite number >= 0 per channel.
     """
     if values is None:
         return None
     where = _place(label)
     try:
-        # Not the real part of what is complex.
+        # "same_kind" refuses complex numbers.
         scores = np.asarray(values).astype("float64", casting="same_kind")
     except (TypeError, ValueError, OverflowError):
         scores = np.empty(0)

@@ -1,4 +1,4 @@
-"""Which layers `skip` means, and which channels are theirs."""
+"""Finds the layers that `skip` selects, and the channels of these layers."""
 
 import fnmatch
 import functools
@@ -10,19 +10,19 @@ import numpy as np
 
 from keras_prunetrain.channels.labels import Numbering
 
-# A layer, a name or a pattern of names, or a function that says if it is meant.
+# A layer, a name, a pattern of names, or a function that selects layers.
 Wanted = str | keras.Operation | Callable[[keras.Operation], bool]
 Skip = Wanted | Iterable[Wanted]
 
 
 def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
-    """Returns the keys of the layers that `skip` names.
+    """Returns the keys of the layers that `skip` selects.
 
     Args:
         numbering: A `Numbering`.
         skip: One of, or several of: a layer; a name or a pattern
             (`"stage1_*"`) of names or keys; a function of a layer that returns
-            whether it is meant.
+            whether to skip the layer.
 
     Raises:
         ValueError: If one of them matches no layer, or is a function that
@@ -48,7 +48,7 @@ def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
 
 
 def _each(skip: Skip) -> tuple[Wanted, ...]:
-    """Returns what is wanted, one by one."""
+    """Returns the entries of `skip`, which may be a single one, as a tuple."""
     if isinstance(skip, str):
         return (skip,)
     try:
@@ -58,14 +58,14 @@ def _each(skip: Skip) -> tuple[Wanted, ...]:
 
 
 def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
-    """Returns a function of a key and its layer: whether `wanted` means it."""
+    """Returns a function of a key and its layer: whether `wanted` fits them."""
     if isinstance(wanted, str):
         return lambda key, layer: (
             key == wanted
             or fnmatch.fnmatchcase(key, wanted)
             or fnmatch.fnmatchcase(layer.name, wanted)
         )
-    # A layer is callable, too.
+    # Layers are callable too, and are compared by identity.
     if isinstance(wanted, keras.Operation) or not callable(wanted):
         wanted = functools.partial(operator.is_, wanted)
 

@@ -1,4 +1,4 @@
-"""One walk over the calls of a model, those of nested models among them."""
+"""Walks over the calls of a model, including the calls of nested models."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from keras_prunetrain import keras_internals
 
 
 class Visit(NamedTuple):
-    """One call, as a walk meets it.
+    """One call that a walk visits.
 
     Attributes:
-        key: Name of the operation, behind the names of the models it is nested
-            in: `"backbone/conv1"`.
+        key: Name of the operation, after the names of the models around the
+            operation: `"backbone/conv1"`.
         call: The `keras_internals.Call`.
-        inputs: List of what stands in for each tensor that the call reads.
+        inputs: List of the stand-ins for the tensors that the call reads.
         around: The calls of the models that the call is nested in, the
             outermost first.
     """
@@ -27,10 +27,10 @@ class Visit(NamedTuple):
 
     @property
     def site(self) -> tuple[int, ...]:
-        """Tells the call apart from all others, in every walk alike.
+        """An identifier of the call, unique in the model, equal in every walk.
 
         A nested model that is called twice has one set of tensors for both
-        calls, so the calls around are part of it.
+        calls, so the identifier includes the calls in `around`.
         """
         return tuple(id(x.outputs[0]) for x in (*self.around, self.call))
 
@@ -46,15 +46,15 @@ def run_graph(
 
     Args:
         model: A functional model.
-        inputs: List of what stands in for `model.inputs`.
-        visit: Function of a `Visit` that returns the list of what stands in
-            for the call's outputs; or, of a model, `None`: its own calls are
-            then visited.
+        inputs: List of the stand-ins for `model.inputs`.
+        visit: Function of a `Visit` that returns the list of the stand-ins for
+            the call's outputs. For a nested model, the function may return
+            `None`: the calls in the model are then visited.
         prefix: String that the keys begin with.
         around: The calls that the model is nested in.
 
     Returns:
-        List of what stands in for `model.outputs`.
+        List of the stand-ins for `model.outputs`.
     """
     values: dict[int, Any] = dict(
         zip(map(id, model.inputs), inputs, strict=True)
