@@ -44,7 +44,7 @@ class DynamicBatch:
 
     Args:
         initial: Integer. The first batch size, over all replicas.
-        granularity: Integer. The batch grows to multiples of so many examples
+        granularity: Integer. The batch grows to multiples of this many examples
             per replica. Defaults to `32`, the paper's.
         memory_budget: Number of bytes that one training iteration may take on
             each replica, as `training_bytes` counts them; `"device"` for the
@@ -107,7 +107,7 @@ class DynamicBatch:
             *("size", "examples"),
         )
         values = [f"{name}={getattr(self, name)!r}" for name in names]
-        # A function without its address, which differs between processes.
+        # Leaves out the function's address, which differs between processes.
         scaling = self.scaling
         if callable(scaling):
             scaling = getattr(scaling, "__qualname__", type(scaling).__name__)
@@ -155,7 +155,7 @@ class DynamicBatch:
         return {"size": self.size, "growth": growth}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called, in a `fit` that has begun."""
+        """Restores a state of `get_state`, in a `fit` that has begun."""
         self.size = state["size"]
         if self.growth is not None and state["growth"] is not None:
             self.growth.set_state(state["growth"])
@@ -163,7 +163,7 @@ class DynamicBatch:
     def __call__(self, examples: "tf.data.Dataset") -> "tf.data.Dataset":
         """Returns `examples` in batches of the current size.
 
-        Shuffle before, with a seed where several workers share the examples:
+        Shuffle `examples` before, with a seed where several workers share them:
         each worker takes its part of every batch, so all workers must see the
         same order. Each pass over the result reads the size anew when it
         begins. Outside of `fit`, call `batch(examples)` anew once the batch has
@@ -210,10 +210,10 @@ class DynamicBatch:
             sample_weight: Array; optional.
             shuffle: Boolean. Whether each pass has an order of its own.
             seed: Integer, at least 0, that decides the orders; `None` for
-                orders of chance. Several workers need the same integer.
+                random orders. Several workers need the same integer.
 
         Returns:
-            A `tf.data.Dataset` as of `__call__`.
+            A `tf.data.Dataset` as `__call__` returns it.
 
         Raises:
             ValueError: If there are no arrays of equally many examples, if the
@@ -250,7 +250,7 @@ class DynamicBatch:
         return factor
 
     def _check_scaling(self):
-        """Raises a `ValueError` if `scaling` is none, or fails for a ratio."""
+        """Raises a `ValueError` if `scaling` is no scaling or fails."""
         if isinstance(self.scaling, str) and self.scaling in _SCALINGS:
             return
         if not callable(self.scaling):
@@ -266,7 +266,7 @@ class DynamicBatch:
                 self._scaled(ratio)
 
 
-# Of the variable that data sets read.
+# The largest value of the variable that data sets read.
 _LARGEST = 2**63 - 1
 
 
@@ -276,11 +276,11 @@ def _checked_count(name, value):
             f"`{name}` must be an integer of at least 1, which fits into 64 "
             f"bits. Received: {name}={value!r}"
         )
-    return int(value)  # Workers compare settings as text: 8 is `np.int64(8)`.
+    return int(value)  # Workers compare settings as text, and NumPy's differ.
 
 
 def _checked_budget(budget):
-    """Returns a memory budget; of a number, its bytes as an integer."""
+    """Returns a valid memory budget; a number becomes an integer."""
     if budget is None or (isinstance(budget, str) and budget == "device"):
         return budget
     if not is_number(budget) or budget <= 0:

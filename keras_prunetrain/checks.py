@@ -1,4 +1,4 @@
-"""Checks of single values that the caller hands in, one place for all."""
+"""Checks of single values that a caller passes."""
 
 import inspect
 import math
@@ -15,7 +15,7 @@ def is_integer(value: Any) -> bool:
 
 
 def is_count(value: Any, minimum: int = 0) -> bool:
-    """Whether `value` is such an integer of at least `minimum`."""
+    """Whether `value` is an integer (`is_integer`) of at least `minimum`."""
     return is_integer(value) and bool(value >= minimum)
 
 

@@ -154,7 +154,7 @@ def communication_bytes(
         )
     group = 1 if devices_per_machine is None else devices_per_machine
     are_counts = is_count(devices, 1) and is_count(group, 1)
-    # A number of devices that no float can hold is none.
+    # `is_number` refuses an integer that no float can hold.
     if not are_counts or not is_number(devices) or devices % group:
         raise ValueError(
             "`devices` must be an integer of at least 1, and "
@@ -189,8 +189,8 @@ class _Tally:
         return Cost(
             parameters=self.operation.count_params() if is_layer else 0,
             forward_flops=2 * self.macs,
-            # The gradient of the output times the kernel's input, and times
-            # the kernel.
+            # Each gradient is the gradient of the output times the kernel's
+            # input, or times the kernel.
             weight_gradient_flops=2 * self.macs,
             data_gradient_flops=2 * self.macs,
             activation_bytes=sum(self.kept.values()),

@@ -23,7 +23,7 @@ def size_variable(size: int) -> "tf.Variable":
         with tf.init_scope(), tf.device("/CPU:0"):
             return tf.Variable(size, dtype="int64")
 
-    # The scope of a strategy is that of one thread.
+    # The scope of a strategy applies to one thread only.
     with futures.ThreadPoolExecutor(1) as executor:
         return executor.submit(on_cpu).result()
 
@@ -121,7 +121,7 @@ def structure_of(x: Any, y: Any, sample_weight: Any) -> Any:
     # A data set would stack a list to one tensor.
     structure = _lists_as_tuples(structure)
     if y is None and isinstance(structure, tuple):
-        structure = (structure,)  # Else the second input were the target.
+        structure = (structure,)  # Else the second input would be the target.
     return structure
 
 
@@ -172,7 +172,7 @@ def positions_in(
     Args:
         tensors: A structure of tensors with the same number of rows.
         shuffle: Whether each pass has an order of its own.
-        seed: Decides the orders; `None` for orders of chance.
+        seed: Integer that decides the orders; `None` for random orders.
 
     Raises:
         ValueError: If `shuffle` is no boolean or `seed` no integer.

@@ -177,16 +177,16 @@ def check_agreement(model: keras.Model, description: str) -> None:
 def average_statistics(model: keras.Model) -> None:
     """Gives all replicas the mean of their moving statistics.
 
-    A `BatchNormalization` that is not `synchronized` has other statistics on
-    each replica, those of the examples that the replica has seen. Training does
-    not read them; `evaluate`, a saved file and the constant of a removed branch
-    do.
+    A `BatchNormalization` that is not `synchronized` has its own statistics on
+    each replica, those of the examples that the replica has seen. `evaluate`,
+    a saved file and the constant of a removed branch use them; training does
+    not.
     """
     own = [w for w in model.non_trainable_weights if "float" in w.dtype]
     if replica_count(model) == 1 or not own:
         return
     means = [
-        # Exact where all rows are equal: frozen weights stay as they are.
+        # This form is exact for equal rows: frozen weights do not change.
         rows[0] + (rows - rows[0]).mean(axis=0, dtype=rows.dtype)
         for rows in _values_of_replicas(model, own)
     ]
@@ -216,8 +216,8 @@ def _gathered(strategy, values):
         rows = [ops.convert_to_tensor(value)[None] for value in values]
         return context.all_gather(rows, axis=0)
 
-    # The strategy keeps a traced function that it is handed for good, and so
-    # it gets one that is not.
+    # A strategy keeps every traced function that it runs, forever, and so it
+    # gets a function that is not traced.
     results = tf.function(lambda: strategy.run(gather), autograph=False)()
     return [
         strategy.experimental_local_results(result)[0].numpy()

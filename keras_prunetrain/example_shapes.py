@@ -1,8 +1,8 @@
 """The sizes of one example's tensors, in one run through a model.
 
 A model may leave sizes open: `keras.Input((None, None, 3))` takes images of any
-size. The model in which it is nested, or the data, give the size, and each call
-is asked for the shapes that it writes when it reads tensors of that size.
+size. The data, or the outer model of a nested one, give the size, and each call
+is asked for the shapes of its outputs when its inputs have that size.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from keras_prunetrain.checks import is_count
 from keras_prunetrain.keras_internals import arguments_with, is_graph
 from keras_prunetrain.variables import item_bytes
 
-# Of one example, without the batch; `None` is a size that is not known.
+# The shape of one example, without the batch; `None` is an unknown size.
 Shape = tuple[int | None, ...]
-# That of the one input, or those of all; `None` for those of the model.
+# The shape of the only input, or a list of all; `None` for the model's own.
 InputShapes = Shape | list[Shape | None] | None
 
 
@@ -53,7 +53,7 @@ def layer_calls(
     Args:
         model: A functional model. Models nested in it are taken apart.
         input_shapes: Shape of one example, or a list of one for each of
-            `model.inputs`, `None` where the model's own is all that is known.
+            `model.inputs`, `None` for an input with the model's own shape.
             Defaults to `None`, the shapes of the model's inputs.
 
     Returns:
@@ -95,13 +95,13 @@ def shapes_in(data: Any, model: keras.Model) -> list[Shape | None]:
         model: The functional model that is trained.
 
     Returns:
-        List of a shape for each of `model.inputs`; `None` where `data` has no
-        shape without drawing from it, as a `keras.utils.PyDataset` or a
-        generator, or has one that does not fit the model.
+        List of a shape for each of `model.inputs`; `None` for a shape that does
+        not fit the model, or that is unknown before the data are drawn, as from
+        a `keras.utils.PyDataset` or a generator.
     """
     if hasattr(data, "element_spec"):  # A `tf.data.Dataset`.
         data, *_ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
-    if isinstance(data, dict):  # `fit` hands its arrays on by name.
+    if isinstance(data, dict):  # `fit` passes its arrays on by name.
         data = [data.get(tensor.name) for tensor in model.inputs]
     leaves = keras.tree.flatten(data)
     if len(leaves) != len(model.inputs):
@@ -184,7 +184,7 @@ def _shapes_written(call, read):
 
 
 def _merged(shape, other):
-    """Returns `shape` with the sizes that only `other` knows."""
+    """Returns `shape` with its unknown sizes taken from `other`."""
     if other is None or len(shape) != len(other):
         return tuple(shape)
     return tuple(

@@ -1,4 +1,4 @@
-"""Python's search for objects that refer to each other in a circle."""
+"""Switches Python's search for reference cycles off for a while."""
 
 import contextlib
 import gc
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Holds the search back while thousands of small objects are made.
+    """Disables the search while thousands of small objects are made.
 
-    While the layers of a model are made, Python would search all of TensorFlow
-    again and again: 15% of the time.
+    While the layers of a model are made, Python would search all objects of
+    TensorFlow again and again, which takes 15% of the time.
     """
     was_enabled = gc.isenabled()
-    # An interrupt may come in the place of any line, but only once. The search
-    # is let go twice, so that a line is left that does it.
+    # An interrupt may come instead of any line, but only once. Two lines enable
+    # the search again, so at least one of them runs.
     try:
         try:
             gc.disable()

@@ -19,9 +19,9 @@ from keras_prunetrain.memory import (
 )
 
 _LOG = logging.getLogger("keras_prunetrain")
-# Bytes that an iteration may take, over the bytes that are counted. The largest
-# ratio that was measured is 1.14 (tools/benchmarks/memory.py); the rest is
-# reserve.
+# Ratio of the bytes that an iteration may take to the bytes that are counted.
+# The largest ratio that was measured is 1.14 (tools/benchmarks/memory.py); the
+# rest is reserve.
 _OVERHEAD = 1.25
 _OTHER_DATA = (
     "`fit` does not train on the data set of this DynamicBatch: hand it "
@@ -109,8 +109,8 @@ class BatchGrowth:
         self._model = weakref.ref(model)
         self._input_shapes = None
         self.budget = _budget_for(batch, model, input_shapes)
-        # The update of the last growth, and its number if all updates had been
-        # of the initial size.
+        # The number of updates at the last growth, as counted, and converted
+        # to updates of the initial size.
         self._since = (0, 0)
 
     def belongs_to(self, model: keras.Model) -> bool:
@@ -130,11 +130,11 @@ class BatchGrowth:
             self._since = (0, 0)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what the first architecture and the last growth decided."""
+        """Returns the budget and the last growth, for a backup."""
         return {"budget": self.budget, "since": self._since}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Restores a state of `get_state`."""
         self.budget = state["budget"]
         self._since = tuple(state["since"])
 
@@ -145,7 +145,7 @@ class BatchGrowth:
         examples; a schedule of the learning rate is read there.
 
         Args:
-            iterations: Integer, or integer tensor: those of the optimizer, at
+            iterations: Integer, or integer tensor: updates of the optimizer, at
                 least as many as at the last growth.
         """
         update, initial_updates = self._since

@@ -20,16 +20,15 @@ def training_bytes(
 ) -> int:
     """Returns the bytes that a training iteration keeps at its peak.
 
-    The sum of the activations that the backward pass needs, for each example,
-    and of the weights, one gradient for each weight that trains, and the
-    optimizer's slots, for all examples together. The bytes are counted, not
-    measured: TensorFlow took 9 to 14% more as the batch grew
-    (`tools/benchmarks/memory.py`).
+    Each example adds the activations that the backward pass needs. All examples
+    share the weights, one gradient for each weight that trains, and the
+    optimizer's slots. The bytes are counted, not measured: TensorFlow took 9 to
+    14% more as the batch grew (`tools/benchmarks/memory.py`).
 
     Args:
         model: A compiled functional model.
         batch_size: Integer, at least 0: the examples on one replica; 0 for the
-            variables alone.
+            part that all examples share.
         input_shapes: Shape of one example, as of `model_cost`. Defaults to
             `None`, the shapes of the model's inputs.
 
@@ -75,11 +74,11 @@ def iteration_bytes(
 
 
 def _optimizer_bytes(model):
-    """Returns the bytes of the slots, also of those that are not made yet."""
+    """Returns the bytes of the slots, even if they are not made yet."""
     optimizer = model.optimizer
     if not optimizer.built:
-        # The slots are made in the first step, for the weights that train by
-        # then. Until then, only a copy may make them.
+        # Keras makes the slots in the first step, for the weights that train by
+        # then. Before that step, only a copy may make slots.
         with keras_internals.strategy_scope(model):
             optimizer = keras_internals.copy_optimizer(optimizer)
             optimizer.build(model.trainable_variables)
@@ -104,7 +103,7 @@ def device_bytes() -> int:
     if limits:
         return min(limits)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # "max", or no such limit.
+    with contextlib.suppress(OSError, ValueError):  # No file, or "max" in it.
         limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text()
         total = min(total, int(limit))
     return total // len(tf.config.list_logical_devices("CPU"))

@@ -11,7 +11,7 @@ from keras_prunetrain.checks import check_model
 def gradient_bytes(model: keras.Model) -> int:
     """Returns the bytes of all gradients of `model`, one per trainable weight.
 
-    Devices exchange so many bytes in each update (see `communication_bytes`).
+    Devices exchange this many bytes in each update (see `communication_bytes`).
 
     Args:
         model: A `keras.Model` that is built.

@@ -1,7 +1,7 @@
 """The private parts of Keras that this package needs, all in one place.
 
-Each function says which attribute it reads and why nothing public does. The
-tests of these modules fail when a new Keras moves one of them.
+The docstrings say which private attributes are read and why no public one is
+enough. The tests of these modules fail when a new Keras moves an attribute.
 """
 
 from keras_prunetrain.keras_internals.callers import (

@@ -1,7 +1,7 @@
-"""The methods of Keras that are calling: which `fit` a callback acts in.
+"""Finds the `fit` in which a callback acts, in the frames of its callers.
 
-Keras tells a callback its model and `params`, and neither the callbacks beside
-it nor the arguments of `fit`. All of that stands in the frames of the callers.
+Keras gives a callback its model and `params`, but not the other callbacks and
+the arguments of `fit`. These are local variables of the calling methods.
 """
 
 import os
@@ -15,9 +15,9 @@ _KERAS = os.path.dirname(keras.__file__) + os.sep
 
 
 def calling_list() -> keras.callbacks.CallbackList | None:
-    """Returns the `CallbackList` that calls, `None` if there is none.
+    """Returns the `CallbackList` that calls a callback, `None` if none does.
 
-    To be called from a method of a callback, such as `set_model`.
+    Call this from a method of the callback, such as `set_model`.
     """
     for _, caller, _ in calling_methods():
         if isinstance(caller, keras.callbacks.CallbackList):
@@ -28,9 +28,9 @@ def calling_list() -> keras.callbacks.CallbackList | None:
 def fit_argument(name: str) -> Any:
     """Returns the value of an argument of the running `Model.fit`.
 
-    To be called from a callback: `Callback.params` has only what `fit` made of
-    some of its arguments. Returns `None` outside of `fit`, and for a name that
-    is no argument.
+    Call this from a callback: `Callback.params` has only values that `fit`
+    derives from some of its arguments. Returns `None` outside of `fit`, and for
+    a name that is no argument.
     """
     for function, caller, variables in calling_methods():
         is_fit = function == "fit" and isinstance(caller, keras.Model)
@@ -42,8 +42,8 @@ def fit_argument(name: str) -> Any:
 def running_fits() -> list[tuple[keras.Model, keras.callbacks.CallbackList]]:
     """Returns `(model, CallbackList)` of each `fit` that is running.
 
-    The innermost first: a callback may call `fit` in its turn. One that has not
-    made its list yet is left out.
+    The innermost `fit` comes first: a callback may call `fit` itself. A `fit`
+    that has not made its `CallbackList` yet is left out.
     """
     found = []
     for function, caller, variables in calling_methods():
@@ -57,13 +57,13 @@ def running_fits() -> list[tuple[keras.Model, keras.callbacks.CallbackList]]:
 def calling_methods() -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yields `(name, self, local variables)` of the calling methods of Keras.
 
-    The innermost first; `self` is `None` for a function.
+    The innermost method comes first; `self` is `None` for a function.
     """
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        # To read a frame's variables keeps them alive until it ends; that is
-        # not to happen to the user's.
+        # Reading a frame's variables keeps them alive until the frame ends, so
+        # the frames of the user's code are skipped.
         if code.co_filename.startswith(_KERAS):
             variables = frame.f_locals
             yield code.co_name, variables.get("self"), variables

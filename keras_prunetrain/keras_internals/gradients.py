@@ -1,10 +1,10 @@
 """The private part of TensorFlow that keeps the gradients of traced functions.
 
 A `tf.custom_gradient` that is traced (`keras.ops.custom_gradient`,
-`tf.nn.silu`, the exchange between replicas in an optimizer's step) puts a
-function into a registry of the process, for good. That function refers to the
-graph in which it was traced, and the graph to the memory of every variable that
-it reads: a model can be deleted, and its weights stay.
+`tf.nn.silu`, the exchange between replicas in an optimizer's step) adds a
+function to a global registry, forever. The function refers to the graph in
+which it was traced, and the graph refers to the memory of every variable that
+it reads: the weights of a deleted model stay in memory.
 """
 
 import importlib
@@ -19,10 +19,10 @@ _COLLECTION = "keras_prunetrain/gradients"
 def release_gradients(variables: Sequence[keras.Variable]) -> None:
     """Lets the traced functions that read `variables` be freed once unused.
 
-    The registry holds the gradients that were put there while these functions
-    were traced. From here on their graphs hold them instead. A function that is
-    still in use can be differentiated as before, whoever uses it; with the last
-    reference to it, its gradients leave memory and registry.
+    The registry holds the gradients that were added while these functions were
+    traced; now the graphs of the functions hold these gradients instead. A
+    function that is still in use can be differentiated as before. When its last
+    reference goes, its gradients leave the memory and the registry.
 
     Args:
         variables: List of `keras.Variable`s.
@@ -41,18 +41,18 @@ def release_gradients(variables: Sequence[keras.Variable]) -> None:
 
 
 def _registry():
-    """Returns the dict from the name of a gradient to a dict with its "type".
+    """Returns the registry: for each name, a dict with the gradient as "type".
 
-    The public `tf.RegisterGradient` only adds to it.
+    The public `tf.RegisterGradient` can only add gradients to the registry.
     """
     ops = importlib.import_module("tensorflow.python.framework.ops")
     return ops.gradient_registry._registry
 
 
 def _handles(variables):
-    """Yields the tensors by which TensorFlow counts who uses a memory."""
+    """Yields the tensors that refer to the memory of `variables`."""
     for variable in variables:
-        # A variable of several replicas has a memory in each.
+        # A variable of several replicas has one handle on each of them.
         for value in getattr(variable.value, "values", [variable.value]):
             yield value.handle
 
@@ -60,7 +60,7 @@ def _handles(variables):
 def _graph_of(gradient):
     """Returns the graph of a `tf.custom_gradient`; `None` for other gradients.
 
-    Nothing knows the graph but the variables that its function closes over.
+    The graph can only be reached by the variables of the function's closure.
     """
     result = _closure(_closure(gradient).get("tape_grad_fn")).get("result")
     for tensor in keras.tree.flatten(result):
@@ -91,6 +91,6 @@ def _reads(graph, handles):
 
 
 def _borrowed(gradient):
-    """Returns a function that calls `gradient` and does not keep it."""
+    """Returns a function that calls `gradient` by a weak reference."""
     reference = weakref.ref(gradient)
     return lambda *arguments: reference()(*arguments)

@@ -31,18 +31,18 @@ def is_graph(operation: Any) -> bool:
 def graph_of(model: keras.Operation) -> keras.Model | None:
     """Returns the functional model that holds the graph of `model`.
 
-    That is `model` itself, or a model inside of a `Sequential`; `None` if
-    `model` has no graph.
+    This is `model` itself, or the functional model inside of a `Sequential`;
+    `None` if `model` has no graph.
     """
     return _function(model)
 
 
 def calls(model: keras.Model) -> list[Call]:
-    """Returns the `Call`s of a functional model, in an order that runs.
+    """Returns the `Call`s of a functional model, in order of execution.
 
-    `Model.operations` names the operations, but an operation that is called
-    twice, or that belongs to several models, has calls in each of them: only
-    `Function._nodes_by_depth` says which of them make up this model.
+    The public `Model.operations` has each operation once, but an operation may
+    be called twice, or in several models. Only `Function._nodes_by_depth` says
+    which calls make up this model.
     """
     nodes_by_depth = _function(model)._nodes_by_depth
     return [
@@ -54,7 +54,7 @@ def calls(model: keras.Model) -> list[Call]:
 
 
 def calls_of(operation: keras.Operation) -> list[Call]:
-    """Returns the `Call`s of one operation, in whatever models they are."""
+    """Returns the `Call`s of one operation in all models."""
     return [_call(x) for x in operation._inbound_nodes if not x.is_input]
 
 
@@ -71,7 +71,7 @@ def arguments_with(
 
     Args:
         call: A `Call`.
-        values: Dict from `id` of a `KerasTensor` to what stands in for it.
+        values: Dict from the `id` of each `KerasTensor` to its replacement.
     """
     return call.arguments.fill_in(values)
 
@@ -86,13 +86,13 @@ def has_array_arguments(call: Call) -> bool:
 
 
 def operation_class(tensors: Any) -> type[keras.Operation]:
-    """Returns the class of the operation that `tensors` came out of.
+    """Returns the class of the operation that returned `tensors`.
 
-    The functions of `keras.ops` are public, the classes that they put into a
-    functional graph are not.
+    The functions of `keras.ops` are public; the classes of the operations that
+    they add to a functional graph are private.
 
     Args:
-        tensors: A `KerasTensor`, or a list of what one operation returned.
+        tensors: A `KerasTensor`, or a list of the outputs of one operation.
     """
     return type(producer(keras.tree.flatten(tensors)[0]))
 
@@ -100,9 +100,9 @@ def operation_class(tensors: Any) -> type[keras.Operation]:
 def application_layer(
     module: str, name: str
 ) -> type[keras.layers.Layer] | None:
-    """Returns a layer class of `keras.applications`, `None` if it is not there.
+    """Returns a layer class of `keras.applications`, `None` if there is none.
 
-    Those that an architecture defines for itself are exported nowhere.
+    Layer classes that an architecture defines for itself have no public name.
     """
     path = f"keras.src.applications.{module}"
     try:
@@ -112,12 +112,12 @@ def application_layer(
 
 
 def producer(tensor: keras.KerasTensor) -> keras.Operation:
-    """Returns the operation that a `KerasTensor` came out of."""
+    """Returns the operation that returned a `KerasTensor`."""
     return tensor._keras_history.operation
 
 
 def structures(model: keras.Model) -> tuple[Any, Any]:
-    """Returns inputs and outputs of a functional model as they were nested."""
+    """Returns the nested inputs and outputs of a functional model."""
     function = _function(model)
     return function._inputs_struct, function._outputs_struct
 

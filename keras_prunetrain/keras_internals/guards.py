@@ -1,14 +1,14 @@
-"""Notices that a `fit` ends with an exception, which Keras tells no callback.
+"""Lets a callback clean up when a `fit` ends with an exception.
 
-Keras calls `on_train_end` after the last epoch only: not after Ctrl-C, nor if a
-callback, the data, the loss, a layer or the validation raises. A callback that
-has changed the model would leave it so.
+Keras calls `on_train_end` only after the last epoch. After Ctrl-C, or if a
+callback, the data, the loss, a layer or the validation raises, Keras calls no
+hook, and a callback's changes of the model would remain.
 
 The user's code runs in the hooks of the `CallbackList` and in the loops over
 batches, inside of `epoch_iterator.catch_stop_iteration()`: both are guarded.
-For the few lines of `fit` in between (the first look at validation data, the
-reset of a metric) there are finalizers of two objects that `fit` alone holds.
-They act when the exception's traceback goes, and with it the locals of `fit`.
+The few lines of `fit` in between (the first look at validation data, the reset
+of a metric) are covered by finalizers of two objects that only `fit` holds. The
+finalizers run when the traceback, and with it the locals of `fit`, is freed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from keras_prunetrain.keras_internals.list_hooks import wrap_hook
 def guard_hooks(
     callbacks: keras.callbacks.CallbackList, leave: Callable[[], None]
 ) -> None:
-    """Has `leave()` called if a hook of a `CallbackList` raises.
+    """Makes a `CallbackList` call `leave()` if one of its hooks raises.
 
     Args:
         callbacks: A `keras.callbacks.CallbackList`; modified.
@@ -46,12 +46,12 @@ def _guarded(leave, hook):
 
 
 def guard_loop(leave: Callable[[], None]) -> None:
-    """Has `leave()` called if the running `fit` or `evaluate` breaks off.
+    """Makes the running `fit` or `evaluate` call `leave()` if it raises.
 
-    To be called from `on_train_begin` and `on_test_begin`.
+    Call this from `on_train_begin` and `on_test_begin`.
 
     Args:
-        leave: As of `guard_hooks`.
+        leave: As for `guard_hooks`.
     """
     for function, caller, variables in calling_methods():
         iterator = variables.get("epoch_iterator")
@@ -59,11 +59,11 @@ def guard_loop(leave: Callable[[], None]) -> None:
             is_fit = function == "fit"
             break
     else:
-        return  # No `fit`, but a loop of the user's own.
-    # For a `CallbackList` that the user has made and goes on holding. Here the
-    # finalizer may come late: an iterator left in its middle holds itself.
-    # The iterator of the validation goes when all epochs are done, before
-    # `on_train_end`: too early.
+        return  # The user's own training loop calls the callback.
+    # This finalizer serves where the user has made the `CallbackList` and still
+    # holds it. The finalizer may run late: an iterator that was left in
+    # mid-epoch refers to itself. The iterator of the validation gets no
+    # finalizer: Keras frees it after the last epoch, before `on_train_end`.
     if is_fit:
         weakref.finalize(iterator, _leave_outside, leave).atexit = False
     vars(iterator)["catch_stop_iteration"] = functools.partial(

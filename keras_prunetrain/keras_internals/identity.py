@@ -1,9 +1,10 @@
-"""Objects of Keras that go on with the state of others.
+"""Gives objects of Keras the state of others while they keep their identity.
 
-A user, `fit` and the callbacks hold a model, its layers and its optimizer. What
-such an object is lies in its `__dict__`: with that of another one it has become
-that one, and it keeps its identity. The private attributes that are named here
-are those in which Keras's objects refer to each other.
+A user, `fit` and the callbacks refer to a model, its layers and its optimizer.
+The state of such an object is its `__dict__`: with the `__dict__` of another
+object it behaves like that object, and all references to it stay valid. The
+private attributes named here are those by which Keras's objects refer to each
+other.
 """
 
 import collections
@@ -21,7 +22,7 @@ from keras_prunetrain.keras_internals.optimizer import (
     optimizer_variables,
 )
 
-# What `compile` and `fit` set on a model.
+# The attributes that `compile` and `fit` set on a model.
 TRAINER_ATTRIBUTES = frozenset(
     {
         "_compile_config",
@@ -50,13 +51,13 @@ _CLOSURES = ("build", "quantize")
 
 
 def set_states(pairs: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-    """Gives each object the `__dict__` that belongs to it: all, or none.
+    """Gives either all objects their new `__dict__`, or none of them.
 
-    Python raises a `KeyboardInterrupt` between two of its own instructions. The
-    loop is inside of one, so that no interrupt finds it half done.
+    Python raises a `KeyboardInterrupt` between two bytecode instructions. One
+    instruction sets all dicts, so no interrupt can come between two of them.
 
     Args:
-        pairs: List of pairs of an object and a dict.
+        pairs: List of pairs of an object and its new `__dict__`.
     """
     before = [(one, vars(one)) for one, _ in pairs]
     try:
@@ -67,9 +68,9 @@ def set_states(pairs: Sequence[tuple[Any, dict[str, Any]]]) -> None:
 
 
 def _set_all(pairs):
-    """Gives each object its `__dict__`, within one instruction of Python."""
+    """Gives each object its `__dict__`, within one bytecode instruction."""
     objects, states = zip(*pairs, strict=True)
-    # That of `object`: those of Keras are written in Python.
+    # `object.__setattr__` is written in C, the methods of Keras in Python.
     setting = map(
         object.__setattr__, objects, itertools.repeat("__dict__"), states
     )
@@ -77,10 +78,10 @@ def _set_all(pairs):
 
 
 def operations_in(model: keras.Operation) -> list[keras.Operation]:
-    """Returns all operations in a functional model, itself too, each once.
+    """Returns a functional model and all operations in it, each once.
 
-    Those of nested models are among them, and layers inside of layers, which no
-    public attribute names.
+    The result includes the operations of nested models, and the layers inside
+    of layers, which no public attribute lists.
     """
     found, waiting = {}, [model]
     while waiting:
@@ -93,7 +94,7 @@ def operations_in(model: keras.Operation) -> list[keras.Operation]:
 
 
 def forget_calls(model: keras.Model) -> None:
-    """Makes all layers forget that they were called to make `model`."""
+    """Removes the calls that make up `model` from the lists of its layers."""
     for function in _functions(model):
         for node in itertools.chain(*function._nodes_by_depth.values()):
             _remove(node.operation._inbound_nodes, node)
@@ -103,7 +104,7 @@ def forget_calls(model: keras.Model) -> None:
 
 def _remove(nodes, node):
     """Removes one call from the list of an operation's calls."""
-    # TensorFlow saves no list of its own kind from which something was removed.
+    # TensorFlow cannot save a `ListWrapper` from which an item was removed.
     if type(nodes).__name__ != "ListWrapper":
         nodes[:] = [x for x in nodes if x is not node]
 
@@ -121,15 +122,15 @@ def successors(
     pairs: Sequence[tuple[keras.Operation, keras.Operation]],
     others: Iterable[tuple[Any, Any]] = (),
 ) -> list[tuple[keras.Operation, dict[str, Any]]]:
-    """Returns what turns old layers and models into new ones, for `set_states`.
+    """Returns pairs for `set_states` that turn old operations into new ones.
 
-    The new ones are modified: they refer to the old objects in the place of
-    each other, and the models among them train as the old ones do.
+    The new operations are modified: their references to each other become
+    references to the old ones, and new models train as the old models do.
 
     Args:
-        pairs: List of pairs of an old and a new operation. The new ones refer
-            to each other, the old ones are not modified.
-        others: List of pairs of other objects that the new ones may hold.
+        pairs: List of pairs of an old and a new operation. The old operations
+            are not modified.
+        others: List of pairs of an old and a new object of another kind.
     """
     twins = {id(new): old for old, new in [*pairs, *others]}
     for old, new in pairs:
@@ -153,7 +154,7 @@ def successors(
 
 
 def _functions(operation):
-    """Returns the graph that belongs to `operation`, a list of one or none."""
+    """Returns a list of the graph of `operation`, empty if it has none."""
     if not is_graph(operation):
         return []
     is_sequential = isinstance(operation, keras.Sequential)
@@ -166,8 +167,8 @@ def _twin(value, twins):
 
 def _keep_trainer(old, new, twins):
     """Lets `new` train as `old` does: loss, metrics and their values."""
-    # Loss and metrics have this list as well. Keras lets it know the tracker of
-    # the model that it comes from, and so it would keep all the old layers.
+    # Loss and metrics hold this list as well. The list refers to the tracker of
+    # the old model, and would keep all the old layers in memory.
     names = getattr(old, "output_names", None)
     if hasattr(names, "tracker"):
         names.tracker = None
@@ -182,7 +183,7 @@ def _keep_trainer(old, new, twins):
 
 
 def _relink_function(function, twins):
-    """Lets the graph of a functional model consist of the twins."""
+    """Replaces new operations in a functional model's graph by their twins."""
     by_depth = collections.defaultdict(list)
     for depth, operations in function._operations_by_depth.items():
         by_depth[depth] = [_twin(x, twins) for x in operations]
@@ -206,9 +207,9 @@ def _relink_function(function, twins):
 
 
 def _relink_attributes(operation, twins):
-    """Lets all attributes of `operation` refer to the twins."""
+    """Replaces new objects in the attributes of `operation` by their twins."""
     tracker = getattr(operation, "_tracker", None)
-    if tracker is not None:  # `x + y` is no layer and has none.
+    if tracker is not None:  # An operation such as `x + y` has no tracker.
         for name, (_, store) in tracker.config.items():
             store[:] = [_twin(x, twins) for x in store]
             tracker.stored_ids[name] = set(map(id, store))
@@ -223,7 +224,7 @@ def _relink_attributes(operation, twins):
 
 
 def _relinked(value, twins):
-    """Returns `value`, or a copy of it that holds the twins."""
+    """Returns `value`, or a copy in which twins replace the new objects."""
     if not isinstance(value, list | tuple | set | dict):
         return _twin(value, twins)
     items = (
@@ -246,15 +247,15 @@ def _relinked(value, twins):
 
 
 def _set_untracked(one, attributes):
-    """Sets attributes as Keras does where it tracks no dependencies."""
+    """Sets attributes without Keras's tracking of dependencies."""
     tracking = importlib.import_module("keras.src.utils.tracking")
     try:
         with tracking.DotNotTrackScope():
             for name, value in attributes.items():
                 setattr(one, name, value)
     except BaseException:
-        # An interrupt on the way out of the scope would leave all of Keras
-        # without tracking.
+        # An interrupt at the exit of the scope would leave tracking switched
+        # off in all of Keras.
         tracking.set_global_attribute("tracking_on", True)
         raise
 
@@ -262,10 +263,10 @@ def _set_untracked(one, attributes):
 def optimizer_successors(
     optimizer: Optimizer, copy: Optimizer
 ) -> list[tuple[Optimizer, dict[str, Any]]]:
-    """Returns what turns `optimizer` into `copy`, for `set_states`.
+    """Returns the pairs for `set_states` that turn `optimizer` into `copy`.
 
-    What users and callbacks hold stays the same object: the optimizers that it
-    wraps, the learning rate, the step count. `copy` is modified.
+    The objects that users and callbacks may hold stay the same: the wrapped
+    optimizers, the learning rate and the step count. `copy` is modified.
 
     Args:
         optimizer: An optimizer; not modified.
@@ -278,12 +279,12 @@ def optimizer_successors(
             name: value
             for name, value in vars(old).items()
             if isinstance(value, Optimizer)
-            # Of `MultiOptimizer`: its members, and which weight is whose.
+            # A `MultiOptimizer`'s members, and which member updates a weight.
             or name in ("_inner_optimizers", "_optimizer_map")
         }
         _set_untracked(new, kept)
         for name, value in vars(old).items():
-            # A hook around the step stays, a slot of a weight that is gone not.
+            # Keeps step hooks, and drops the slots of removed weights.
             if name not in vars(new) and not _is_by_variable(name, value):
                 vars(new)[name] = value
     return [(old, vars(new)) for old, new in pairs]

@@ -1,10 +1,10 @@
-"""The private part of TensorFlow that keeps the operations that it has run.
+"""The private part of TensorFlow that caches the kernels of operations.
 
-TensorFlow keeps what it prepared in order to run an operation outside of a
-traced function, one of each for all attributes and inputs. The operations that
-make, read and write a variable have its shape, its type and its name among
-them. What is kept takes about 35 kB each, and stays for good: every smaller
-model of 34 variables and slots would leave 1.8 MB behind.
+TensorFlow caches a kernel for each operation that runs outside of a traced
+function, one for each combination of attributes and inputs. If the operation
+makes, reads or writes a variable, the variable's shape, type and name are part
+of this combination. A kernel takes about 35 kB and is never freed: every
+smaller model of 34 variables and slots would leave 1.8 MB behind.
 """
 
 import contextlib
@@ -12,16 +12,16 @@ import importlib
 
 import keras
 
-# None of these holds a state of its own.
+# None of these operations holds a state of its own.
 _OPERATIONS = ("VarHandleOp", "ReadVariableOp", "AssignVariableOp")
 
 
 def release_kernels() -> None:
-    """Lets TensorFlow forget how variables of former shapes are used.
+    """Frees the kernels that make, read and write variables.
 
-    It prepares the operations anew when they are next run, which takes about a
-    millisecond each. All operations can be forgotten by
-    `keras.utils.clear_session`, but that also resets names and seeds.
+    TensorFlow makes a kernel anew when its operation runs next, in about a
+    millisecond. `keras.utils.clear_session` would free the kernels of all
+    operations, but also reset names and seeds.
     """
     if keras.backend.backend() != "tensorflow":
         return
@@ -29,11 +29,11 @@ def release_kernels() -> None:
 
     eager = importlib.import_module("tensorflow.python.eager.context")
     context = eager.context()
-    # An operation is run as a function of this name; with that function goes
-    # all that was prepared for it.
+    # TensorFlow runs an operation as a function with such a name; removing the
+    # function frees its kernels.
     prefixes = tuple(f"__wrapped__{name}_device_" for name in _OPERATIONS)
     for name in context.list_function_names():
         if name.startswith(prefixes):
-            # Another thread may have been faster.
+            # Another thread may have removed the function already.
             with contextlib.suppress(tf.errors.InvalidArgumentError):
                 context.remove_function(name)

@@ -11,12 +11,12 @@ from keras_prunetrain.keras_internals.graph import is_graph
 from keras_prunetrain.keras_internals.identity import TRAINER_ATTRIBUTES
 from keras_prunetrain.keras_internals.variables import Unfilled, weight_name
 
-# What a layer is made of, and users train, save or nest.
+# The parts of a layer that users train, save or nest.
 Part = keras.Variable | keras.random.SeedGenerator | keras.layers.Layer
 
-# What `Layer.__init__` sets and no config has, but for flags that have a
-# public setter. `RematScope` writes `_remat_mode`; a setter of the same name
-# writes `_supports_masking`.
+# Settings that `Layer.__init__` makes and no config has. `RematScope` sets
+# `_remat_mode`, and the public setter of `supports_masking` sets
+# `_supports_masking`.
 _SETTINGS = (
     "_allow_non_tensor_positional_args",
     "_convert_input_args",
@@ -26,7 +26,7 @@ _SETTINGS = (
     "supports_jit",
 )
 
-# What Keras notes about a layer while it is made, built and called.
+# Attributes in which Keras records how a layer was made, built and called.
 _NOTES = (
     "_auto_config",
     "_auto_config_error_args",
@@ -42,14 +42,14 @@ _NOTES = (
 def base_attributes() -> frozenset[str]:
     """Returns the names of the attributes that each layer has, a frozenset.
 
-    Keras keeps its books in them: nodes, trackers, paths, losses.
+    Keras keeps its own records in them: nodes, trackers, paths, losses.
     """
     return frozenset(vars(keras.layers.Layer(name="bare")))
 
 
 @functools.cache
 def _model_attributes():
-    """Returns those of each model, whose training is none of its layers'."""
+    """Returns the names of the attributes that each model has, a frozenset."""
     bare = keras.Model(name="bare")
     return base_attributes() | TRAINER_ATTRIBUTES | frozenset(vars(bare))
 
@@ -61,7 +61,7 @@ def own_attributes(layer: keras.Operation) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(layer).items()
-        # `_self_`: TensorFlow's books.
+        # TensorFlow's own attributes begin with `_self_`.
         if name not in base and not name.startswith("_self_")
     }
 
@@ -74,21 +74,21 @@ def carry_settings(layer: keras.Operation, clone: keras.Operation) -> None:
 
 
 def set_trainable(layer: keras.layers.Layer, trainable: bool) -> None:
-    """Sets the flag of `layer` alone; the setter spreads it to its parts."""
+    """Sets `trainable` of `layer`, but not of its parts as the setter does."""
     vars(layer)["_trainable"] = trainable
 
 
 def parts(layer: keras.layers.Layer) -> dict[str, Part]:
     """Returns the variables, seed generators and layers that `layer` holds.
 
-    Those of its inner layers are theirs. `Layer.variables` has all of them in
-    one list, whose order and length depend on how the layer was made; the
-    attribute in which a variable lies says which one it is.
+    The parts of inner layers are left out. `Layer.variables` has all variables
+    in one list, whose order and length depend on how the layer was made; the
+    attribute that holds a variable identifies it.
 
     Returns:
         Dict from a path of attributes (`"_kernel"`, `"cells[0]"`) to the part.
-        A part that lies in no attribute has a path of its name and a number
-        (`"<variable 1>"`), a layer of a functional model its name.
+        The path of a part in no attribute is its name and a number
+        (`"<variable 1>"`); the path of a functional model's layer is its name.
     """
     if is_graph(layer):
         return {inner.name: inner for inner in layer.layers}
@@ -127,7 +127,7 @@ def is_part(value: Any) -> bool:
 
 
 def _tracked(layer):
-    """Returns what Keras itself knows to be parts of `layer`, in its order."""
+    """Returns the parts of `layer` that Keras tracks, in Keras's order."""
     return [
         *layer._trainable_variables,
         *layer._non_trainable_variables,
@@ -151,13 +151,13 @@ def set_attribute(layer: keras.layers.Layer, name: str, value: Any) -> None:
 
 
 def track(layer: keras.layers.Layer, part: Part) -> None:
-    """Adds to a built `layer` a part that lies in no attribute of it."""
+    """Adds a part to a built `layer` without setting an attribute."""
     with _unlocked(layer):
         layer._tracker.track(part)
 
 
 def replace_part(layer: keras.layers.Layer, old: Part, new: Part) -> None:
-    """Puts the part `new` wherever `layer` itself holds the part `old`."""
+    """Replaces the part `old` by `new` wherever `layer` itself holds `old`."""
     for name, value in own_attributes(layer).items():
         vars(layer)[name] = _replaced(value, old, new)
     tracker = layer._tracker
@@ -173,7 +173,7 @@ def replace_part(layer: keras.layers.Layer, old: Part, new: Part) -> None:
 
 
 def _replaced(value, old, new):
-    """Returns `value` with `new` for `old`; lists and dicts are changed."""
+    """Returns `value` with `new` for `old`; modifies lists and dicts."""
     if value is old:
         return new
     if isinstance(value, list):
@@ -191,7 +191,7 @@ def _replaced(value, old, new):
 
 @contextlib.contextmanager
 def _unlocked(layer):
-    """Lets a layer that is built take further parts."""
+    """Lets parts be added to a built layer inside of the `with` block."""
     was_locked = layer._tracker.locked
     layer._tracker.unlock()
     try:
@@ -224,11 +224,11 @@ def variable_like(
 
 
 def blank_copy(operation: keras.Operation) -> keras.Operation:
-    """Returns an operation of the same class and name that has nothing else.
+    """Returns an operation of the same class and name, without its contents.
 
-    `__init__` of the class is not called, as nobody knows its arguments. For a
-    layer, its settings and what Keras has noted about it are copied; its parts
-    and the attributes of its class are missing.
+    `__init__` of the class is not called, as its arguments are unknown. The
+    copy of a layer has the layer's settings and Keras's records about it; its
+    parts and the attributes of its class are missing.
     """
     new = type(operation).__new__(type(operation))
     if not isinstance(operation, keras.layers.Layer):
@@ -266,7 +266,7 @@ def fill_copy(
     if not isinstance(layer, keras.layers.Layer):
         vars(copy).update(attributes)
         return
-    # In the same lists and the same order, which is that of saved files.
+    # Saved files have the parts in this order, so the copy keeps it.
     for store, (_, members) in layer._tracker.config.items():
         for member in members:
             counterpart = twins.get(id(member), member)

@@ -18,13 +18,13 @@ _NAME = "learning rate"
 def scale_learning_rate(
     optimizer: Optimizer, ratio: float, count: Callable[[Any], Any]
 ) -> None:
-    """Lets `optimizer` train with another learning rate than it shows.
+    """Lets `optimizer` train with its learning rate times `ratio`.
 
     Schedules, callbacks and users read `Optimizer.learning_rate`, change it and
-    write it back: a ratio in it would be multiplied again and again. So the
-    ratio is there only inside `Optimizer.apply`, where the step reads the rate,
-    for the update as well as for decoupled weight decay.
-    `restore_learning_rate` undoes it.
+    write it back, so a ratio in it would be multiplied again and again. The
+    ratio therefore acts only inside `Optimizer.apply`, where a step reads the
+    rate for the update and for decoupled weight decay.
+    `restore_learning_rate` removes the ratio.
 
     Args:
         optimizer: An optimizer; those that it wraps are scaled, too.
@@ -53,12 +53,12 @@ class _ScaledRate:
         self._optimizer = optimizer
         self._ratio = ratio
         self._count = count
-        # A list, because replicas are threads that meet in the middle of a
-        # step: one may have left it while another is inside.
+        # A list, because replicas are threads that synchronize within a step:
+        # one thread may have left the step while another is still in it.
         self._steps = []
 
     def step(self, step, gradients, variables):
-        """Takes the step while the ratio acts: a hook of `add_step_hook`."""
+        """Runs the step with the scaled rate: a hook for `add_step_hook`."""
         self._steps.append(True)
         try:
             return step(gradients, variables)
@@ -66,11 +66,11 @@ class _ScaledRate:
             self._steps.pop()
 
     def current(self):
-        """Returns the rate that the step reads, scaled while it is taken."""
+        """Returns the learning rate, scaled while a step runs."""
         optimizer = self._optimizer
         rate = optimizer._learning_rate
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            # As in Keras: accumulated gradients count as updates here.
+            # As in Keras, steps that only accumulate gradients count as well.
             rate = rate(self._count(optimizer._iterations))
         else:
             rate = type(optimizer)._get_current_learning_rate(optimizer)
@@ -86,10 +86,10 @@ def update_count(optimizer: Optimizer) -> int:
 
 
 def scheduled_rate(optimizer: Optimizer) -> float | None:
-    """Returns what a schedule gives the next step; `None` if there is none.
+    """Returns the rate of the next step by a schedule; `None` without one.
 
-    The schedule has moved on once the step is done, and `learning_rate` does
-    not tell that it is one.
+    After the step, the schedule gives the rate of a later step. The public
+    `learning_rate` does not tell whether there is a schedule.
     """
     rate = getattr(_first(optimizer), "_learning_rate", None)
     is_schedule = isinstance(
@@ -101,9 +101,9 @@ def scheduled_rate(optimizer: Optimizer) -> float | None:
 
 
 def shown_rate(optimizer: Optimizer) -> float | None:
-    """Returns `Optimizer.learning_rate`, a float; `None` if there are several.
+    """Returns `Optimizer.learning_rate`, a float; `None` if there is none.
 
-    A `MultiOptimizer` has none of its own.
+    A `MultiOptimizer` has no learning rate of its own.
     """
     rate = getattr(optimizer, "learning_rate", None)
     return None if rate is None else float(keras.ops.convert_to_numpy(rate))

@@ -1,7 +1,7 @@
-"""What acts around the hooks of a `CallbackList`: of all callbacks at once.
+"""Wraps the hooks of a `CallbackList`, which call all callbacks.
 
-A callback hears of an event in its place of the list. What has to act before
-the first callback, or behind the last, has no place there.
+Keras calls the callbacks in the order of the list. A wrapper can act before the
+first callback and after the last one.
 """
 
 import functools
@@ -16,16 +16,15 @@ def wrap_hook(
     name: str,
     around: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Has `around(hook)` called in the place of a hook of a `CallbackList`.
+    """Replaces a hook of a `CallbackList` by the call `around(hook)`.
 
     Args:
         callbacks: A `keras.callbacks.CallbackList`; modified.
         name: Name of the hook, such as `"on_epoch_end"`.
-        around: Function of `hook`, which takes no argument and tells all
-            callbacks. What was wrapped earlier acts inside of it.
+        around: Function of `hook`; the call `hook()` calls all callbacks,
+            inside of the wrappers that were added earlier.
     """
-    # Without a reference of the list to itself, which would keep the model
-    # alive.
+    # A strong reference of the list to itself would keep the model alive.
     vars(callbacks)[name] = functools.partial(
         _wrapped,
         weakref.ref(callbacks),

@@ -12,8 +12,8 @@ from keras_prunetrain.keras_internals.variables import Unfilled
 def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Returns the optimizers that `optimizer` wraps, a dict.
 
-    `LossScaleOptimizer` has an attribute of its own for it, `MultiOptimizer` a
-    list; nothing public names both.
+    `LossScaleOptimizer` holds one in an attribute, `MultiOptimizer` several in
+    a list; no public attribute covers both.
     """
     inner = {}
     for name, value in vars(optimizer).items():
@@ -27,7 +27,7 @@ def inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
 def optimizer_pairs(
     optimizer: Optimizer, copy: Optimizer
 ) -> Iterator[tuple[Optimizer, Optimizer]]:
-    """Yields `(optimizer, copy)`, then those that they wrap, pair by pair.
+    """Yields `(optimizer, copy)`, then the pairs of optimizers in them.
 
     Args:
         optimizer: An optimizer.
@@ -42,13 +42,13 @@ def optimizer_pairs(
 def copy_optimizer(optimizer: Optimizer) -> Optimizer:
     """Returns a new optimizer with the settings of `optimizer`, no slots.
 
-    The optimizers that it wraps are copied as well. A learning rate that is a
-    schedule or a function is passed as an object, and so is the function by
-    which a `MultiOptimizer` chooses: serialized, they would have to be
-    registered.
+    The wrapped optimizers are copied as well. A learning rate that is a
+    schedule or a function is passed on as an object, and so is the function by
+    which a `MultiOptimizer` chooses a member: serialization would require that
+    the user registers them.
 
     Raises:
-        ValueError: If its config does not make a second one.
+        ValueError: If the config of `optimizer` does not make a second one.
     """
     try:
         if isinstance(optimizer, keras.optimizers.MultiOptimizer):
@@ -80,7 +80,7 @@ def _rate_is_object(optimizer):
 def _with_plain_rate(optimizer):
     """Returns a shallow copy of `optimizer` whose `get_config` always works.
 
-    The original is not touched: whatever interrupts, it goes on training.
+    The original is not modified, so an interrupt does not harm its training.
     """
     plain = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
@@ -123,7 +123,7 @@ def build_copy(
 ) -> None:
     """Makes the slots of `copy`, without values.
 
-    Each weight stays with the member of a `MultiOptimizer` that has trained it.
+    In a `MultiOptimizer`, each weight stays with the member that updated it.
 
     Args:
         optimizer: An optimizer that has been built.
@@ -150,10 +150,10 @@ def build_copy(
 
 @contextlib.contextmanager
 def _unfilled_slots(optimizer):
-    """Lets `optimizer` and those in it make slots that are `Unfilled`.
+    """Lets `optimizer` and the optimizers in it make slots by `Unfilled`.
 
-    Which initializer a slot gets is written in `Optimizer.build`; all of them
-    make it by `Optimizer.add_variable`.
+    `Optimizer.build` has the initializers in its code, and makes every slot by
+    `Optimizer.add_variable`, which is replaced here.
     """
     optimizers = [x for x, _ in optimizer_pairs(optimizer, optimizer)]
     for one in optimizers:
@@ -175,7 +175,7 @@ def _without_initializer(add_variable):
 def leaf_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     """Returns the optimizers that update variables, a list.
 
-    That is `optimizer` itself, or those that it wraps, however deep.
+    This is `optimizer` itself, or the innermost optimizers that it wraps.
     """
     inner = inner_optimizers(optimizer)
     if not inner:
@@ -188,13 +188,13 @@ def carry_exclusions(
     smaller: Optimizer,
     pairs: Iterable[tuple[keras.Variable, keras.Variable]],
 ) -> None:
-    """Excludes from weight decay what `exclude_from_weight_decay` excluded.
+    """Copies the exclusions that `exclude_from_weight_decay` has made.
 
-    That is in no config. The variables are kept by a key of their own.
+    No config has these exclusions. Optimizers store the variables by key.
 
     Args:
         optimizer: The optimizer of the model.
-        smaller: That of the smaller model; modified.
+        smaller: The optimizer of the smaller model; modified.
         pairs: Pairs of a variable and its counterpart in the smaller model.
     """
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
@@ -216,14 +216,14 @@ def optimizer_variables(
     dict[str, list[keras.Variable | None]],
     dict[str, keras.Variable],
 ]:
-    """Returns what an optimizer holds, by attribute name.
+    """Returns the variables of an optimizer, by attribute name.
 
-    Names of slots differ from class to class (`momentums`, `_velocities`), and
-    the order of `Optimizer.variables` from version to version; the lists among
-    the attributes, one entry for each trainable variable, do not.
+    The names of slots differ between classes (`momentums`, `_velocities`), and
+    the order of `Optimizer.variables` between versions of Keras. In all of
+    them, slots are lists with one entry for each trainable variable.
 
     Returns:
-        The list of the variables that it updates; a dict from attribute name
+        The list of the variables to update; a dict from attribute name
         to a list of slots, in the same order, each a variable or `None`; and
         a dict from attribute name to a single variable.
     """

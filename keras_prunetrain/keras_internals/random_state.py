@@ -12,22 +12,22 @@ from keras import ops
 def random_state() -> dict[str, Any]:
     """Returns the state of all random generators of the process, a dict.
 
-    That is all that `keras.utils.set_random_seed` seeds. Generators that belong
-    to a layer are among the variables of its model.
+    These are the generators that `keras.utils.set_random_seed` seeds. The seed
+    generators of layers are among the variables of their model.
     """
     state = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
     }
-    # Not made here: that would draw from Python's generator.
+    # Making a missing generator here would draw from Python's generator.
     generator = _internals("backend.common.global_state").get_global_attribute(
         "global_seed_generator"
     )
     if generator is not None:
         state["keras"] = ops.convert_to_numpy(generator.state)
     if keras.backend.backend() == "tensorflow":
-        # An operation that is run eagerly gets a seed of its own from the
-        # generator that `tf.random.set_seed` seeds, which is private.
+        # Each eager operation gets a seed from a private generator, which
+        # `tf.random.set_seed` seeds.
         context = _context()
         seeds = getattr(context, "_rng", None)  # `None` before the first seed.
         state["tensorflow"] = seeds and (context._seed, seeds.getstate())
@@ -35,14 +35,14 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Brings a `random_state` back.
+    """Restores a `random_state`.
 
     Args:
-        state: Dict as of `random_state`; sequences in it may have become lists.
+        state: Dict that `random_state` returned; its tuples may be lists.
     """
     if "keras" in state:
-        # Layers and functions without a seed of their own draw from it. Keras
-        # makes it by a private function, and public ones only draw.
+        # Layers and functions without a seed of their own draw from this
+        # generator, which only a private function of Keras makes.
         generator = _internals("random.seed_generator").global_seed_generator()
         generator.state.assign(state["keras"])
     random.setstate(_as_tuples(state["python"]))
@@ -56,7 +56,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _as_tuples(value):
-    """`random.setstate` takes no list."""
+    """Returns `value` with tuples for lists, as `random.setstate` needs it."""
     if isinstance(value, list | tuple):
         return tuple(map(_as_tuples, value))
     return value

@@ -1,7 +1,7 @@
-"""Epochs and steps that are left out because they were done before.
+"""Skips the epochs and steps that were done before a training resumes.
 
-The object that iterates over an epoch, a local variable of `fit`, knows the
-data as `fit` reads them, and where in them it is.
+The epoch iterator, a local variable of `fit`, reads the data and knows the
+current position in them.
 """
 
 import functools
@@ -15,14 +15,14 @@ from keras_prunetrain.keras_internals.callers import calling_methods
 
 
 class Passes:
-    """The passes over the data that the running `fit` has begun.
+    """Counts the passes over the data that the running `fit` begins.
 
-    A `tf.data.Dataset` that shuffles or draws anew in each pass decides on a
-    pass when its iterator is made, by how many were made before. Keras makes
-    one or two for an epoch. To be made in a hook of a callback.
+    The order of a `tf.data.Dataset` that shuffles or draws anew in each pass
+    depends on how many iterators were made before. Keras makes one or two
+    iterators for an epoch. Make this object in a hook of a callback.
 
     Attributes:
-        begun: Integer, how many there were so far.
+        begun: Integer, the number of passes begun so far.
     """
 
     def __init__(self):
@@ -39,12 +39,12 @@ class Passes:
         return type(iterator)._get_iterator(iterator)
 
     def begin(self, count: int, reads: bool = False) -> None:
-        """Lets the data be as behind `count` passes.
+        """Brings the data into their state after `count` passes.
 
         Args:
             count: Integer.
             reads: Whether a pass begins only when its first batch is read, as
-                where a function makes the data set of each pass.
+                for a data set that a function makes anew in each pass.
         """
         # With a fixed number of steps, one iterator serves many epochs.
         iterator = self._iterator and self._iterator()
@@ -56,15 +56,15 @@ class Passes:
 
 
 def skip_steps(count: int, done: Callable[[], None]) -> None:
-    """Lets the next epoch of the running `fit` begin behind `count` steps.
+    """Lets the next epoch of the running `fit` begin after `count` steps.
 
-    To be called from a hook of a callback. The data of these steps are read and
-    dropped.
+    Call this from a hook of a callback. The data of the skipped steps are read
+    and dropped.
 
     Args:
         count: Integer, at least 1.
-        done: Function to call when they are skipped. The metrics of the model,
-            which Keras may make in the first step only, have their variables.
+        done: Function to call after the skipped steps. By then the metrics,
+            which Keras may make only in the first step, have their variables.
     """
     found = _epoch_iterator()
     if found is not None:
@@ -75,7 +75,7 @@ def skip_steps(count: int, done: Callable[[], None]) -> None:
 
 
 def _epoch_iterator():
-    """Returns the model of the running `fit`, and what iterates for it."""
+    """Returns the model of the running `fit`, and its epoch iterator."""
     for function, caller, variables in calling_methods():
         iterator = variables.get("epoch_iterator")
         is_fit = function == "fit" and isinstance(caller, keras.Model)
@@ -85,9 +85,9 @@ def _epoch_iterator():
 
 
 def _behind(iterator, model, count, done):
-    """Yields the steps of an epoch behind the first `count`; `done()` before.
+    """Calls `done()` and yields the steps of an epoch after the first `count`.
 
-    Draws the batches of the others, so that the data are where they were.
+    Before, the batches of the first `count` steps are read and dropped.
     """
     iterator = iterator()
     del vars(iterator)["_enumerate_iterator"]  # For this epoch only.
@@ -103,15 +103,15 @@ def _behind(iterator, model, count, done):
             done()
             skipped = True
         yield begin, end, batches
-    if not skipped:  # Nobody knew how many steps there are: it was the last.
+    if not skipped:  # The epoch has no step after the first `count`.
         done()
 
 
 def _build_metrics(model, batch):
     """Makes the variables of the compiled metrics, as the first step does.
 
-    `compile` only notes which metrics there are, and the method that makes them
-    from the shapes of a batch is private.
+    `compile` only stores the metrics; a private method makes their variables
+    from the shapes of a batch.
     """
     with model.distribute_strategy.scope():
         model._symbolic_build(data_batch=tree.map_structure(_of_one, batch))

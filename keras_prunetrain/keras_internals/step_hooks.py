@@ -1,7 +1,7 @@
 """Hooks around an optimizer's step, inside the train step.
 
-Keras has no public place to act between the gradients of a step and its update,
-or behind the update. Here an optimizer object gets an `apply` of its own, which
+Keras has no public hook between the gradients of a step and the update, or
+after the update. Here an optimizer object gets an `apply` of its own, which
 runs an ordered list of hooks around the `apply` of its class.
 """
 
@@ -20,17 +20,17 @@ StepHook = Callable[[Step, list[Any], list[keras.Variable]], Any]
 def add_step_hook(optimizer: Optimizer, name: str, hook: StepHook) -> None:
     """Lets `hook` act around every step of `optimizer`, traced or eager.
 
-    A step that is traced already does not change: make the train function anew.
+    A train function that is traced already does not change; make it anew.
 
     Args:
         optimizer: An optimizer that wraps no other (`leaf_optimizers`).
         name: String. A hook of the same name is replaced and keeps its place
-            in the order; a new one acts inside of those that are there.
-        hook: Function of `step, gradients, variables` that calls
-            `step(gradients, variables)` once, which does the rest: the inner
-            hooks and the update. `gradients` and `variables` are lists of equal
-            length. The hook may change the gradients before, and assign
-            variables afterwards. Replicas run it in threads of their own.
+            in the order; a new hook acts inside of the existing ones.
+        hook: Function of `step, gradients, variables`. It calls
+            `step(gradients, variables)` once, which runs the inner hooks and
+            the update. `gradients` and `variables` are lists of equal length.
+            The hook may change the gradients before this call, and assign
+            variables after it. Each replica runs the hook in its own thread.
     """
     hooked = vars(optimizer).get("apply")
     if hooked is None:
@@ -39,7 +39,7 @@ def add_step_hook(optimizer: Optimizer, name: str, hook: StepHook) -> None:
 
 
 def remove_step_hook(optimizer: Optimizer, name: str) -> None:
-    """Takes the hook `name` off again; does nothing if there is none."""
+    """Removes the hook `name`; does nothing if there is none."""
     hooked = vars(optimizer).get("apply")
     if hooked is not None:
         hooked.hooks.pop(name, None)
@@ -48,7 +48,7 @@ def remove_step_hook(optimizer: Optimizer, name: str) -> None:
 
 
 class _HookedApply:
-    """Takes the place of `Optimizer.apply` in one object.
+    """Replaces `Optimizer.apply` in one object.
 
     Attributes:
         hooks: Dict from names to hooks, the outermost first.
@@ -59,7 +59,7 @@ class _HookedApply:
         self._optimizer = optimizer
 
     def __call__(self, grads, trainable_variables=None):
-        # As in Keras, which calls this an update of all variables.
+        # As in Keras, `None` stands for all variables.
         if trainable_variables is None:
             trainable_variables = self._optimizer._trainable_variables
         step = functools.partial(type(self._optimizer).apply, self._optimizer)

@@ -15,8 +15,8 @@ def strategy_scope(
 ) -> contextlib.AbstractContextManager[Any]:
     """Returns the scope in which variables for `model` must be made.
 
-    Outside of it they would silently not be distributed. Only the TensorFlow
-    trainer has `distribute_strategy`.
+    Variables that are made elsewhere would silently not be distributed. Only
+    the TensorFlow trainer has `distribute_strategy`.
     """
     if hasattr(model, "distribute_strategy"):
         return model.distribute_strategy.scope()
@@ -24,7 +24,7 @@ def strategy_scope(
 
 
 def repair_distributed_fit() -> None:
-    """Lets `fit` work on several machines, `evaluate` on an uneven batch.
+    """Repairs `fit` on several machines and `evaluate` on an uneven batch.
 
     Two private functions of Keras's TensorFlow trainer fail there (Keras 3.8 to
     3.15, keras-team/keras#20585): `_maybe_symbolic_build` averages a batch over
@@ -45,7 +45,7 @@ def repair_distributed_fit() -> None:
             (trainer.TensorFlowTrainer, "_maybe_symbolic_build"),
         )
     ):
-        return  # A Keras that does it in another way, and maybe right.
+        return  # This version of Keras may not need the repair.
     if getattr(trainer, "_repaired_by_keras_prunetrain", False):
         return
     trainer._repaired_by_keras_prunetrain = True
@@ -72,7 +72,7 @@ def _with_any_axis(reduce):
 
 
 def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-    """Builds metrics and optimizer by the first batch of one replica."""
+    """Builds metrics and optimizer from the first batch of one replica."""
     if self._distribute_strategy is None:
         return
     strategy = self.distribute_strategy
@@ -89,7 +89,8 @@ def _maybe_symbolic_build(self, iterator=None, data_batch=None):
 def on_several_machines(strategy: Any) -> bool:
     """Whether `strategy` has replicas in other processes.
 
-    What Keras asks as well; `cluster_resolver` has no answer for one worker.
+    Keras reads the same attribute; for one worker, `cluster_resolver` does not
+    give the answer.
     """
     return getattr(strategy.extended, "_in_multi_worker_mode", bool)()
 
@@ -113,7 +114,7 @@ def compile_like(
             "run_eagerly": model.run_eagerly,
             "steps_per_execution": model.steps_per_execution,
             "jit_compile": model.jit_compile,
-            # A loss that is scaled has a LossScaleOptimizer by now.
+            # If the loss is scaled, `optimizer` is a LossScaleOptimizer.
             "auto_scale_loss": False,
         },
     )
@@ -125,13 +126,13 @@ def example_count(model: keras.Model, steps: int) -> int | None:
     `fit` weighs the mean of the loss by the examples of each step, so the
     weights of `_loss_tracker` add up to their number. The result is `None` if a
     `train_step` of the user's own counts steps instead, or nothing. On several
-    replicas this is an exchange, so that all of them have to call it.
+    replicas the count is an exchange, in which all replicas must take part.
 
     Args:
         model: The model, while it trains.
-        steps: Integer. How many steps the epoch has had.
+        steps: Integer, the number of steps that the epoch has had.
     """
-    # The JAX trainer holds the values of variables back while it trains.
+    # During training, the JAX trainer writes the variables only when asked to.
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
     count = int(keras.ops.convert_to_numpy(model._loss_tracker.count))
@@ -144,8 +145,8 @@ def announce_steps(
 ) -> None:
     """Tells the progress bars among `callbacks` how long an epoch is.
 
-    They read `params["steps"]` once, when `fit` begins, and pass it on when an
-    epoch begins; `target` is not documented.
+    A progress bar copies `params["steps"]` to `target` when `fit` begins, and
+    reads `target`, an undocumented attribute, when an epoch begins.
     """
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.ProgbarLogger):
@@ -166,8 +167,8 @@ def renew_steps(model: keras.Model) -> None:
 def _forget_tracings():
     """Lets TensorFlow count the tracings of Keras's steps from zero.
 
-    It counts those of all models together and warns of the fifth, as if the
-    same step were traced again and again.
+    TensorFlow counts the tracings of all models together, and warns at the
+    fifth, as if one step were traced again and again.
     """
     if keras.config.backend() != "tensorflow":
         return

@@ -1,4 +1,4 @@
-"""What Keras does to variables, and a faster way to do it."""
+"""Names of variables, and faster ways to read and to make variables."""
 
 import re
 
@@ -9,8 +9,7 @@ import numpy as np
 def weight_name(weight: keras.Variable) -> str:
     """Returns the name that a layer gave to `weight`; "variable" if none.
 
-    Keras tells those without a name apart by a number, in all layers of a
-    process together.
+    Keras numbers the variables without a name, across all layers of a process.
     """
     return re.sub(r"^variable_\d+$", "variable", weight.name)
 
@@ -19,7 +18,7 @@ def values_of(variable: keras.Variable) -> np.ndarray:
     """Returns the values of `variable` as an array.
 
     `convert_to_numpy` copies a tensor of TensorFlow twice and a variable three
-    times, which takes a large model as long as all the rest; this once.
+    times, which is slow for a large model; this function copies once.
     """
     tensor = keras.ops.convert_to_tensor(variable)
     if keras.config.backend() == "tensorflow":
@@ -28,9 +27,9 @@ def values_of(variable: keras.Variable) -> np.ndarray:
 
 
 class Unfilled(keras.initializers.Zeros):
-    """Takes memory for a variable that is going to be assigned, not more.
+    """Allocates memory for a variable whose values will be assigned later.
 
-    Writing zeros into it takes a large model as long as its values.
+    In a large model, writing zeros takes as long as writing the values.
     """
 
     def __call__(self, shape, dtype=None):
@@ -38,7 +37,7 @@ class Unfilled(keras.initializers.Zeros):
             return super().__call__(shape, dtype)
         import tensorflow as tf
 
-        # As an array: a tuple takes TensorFlow three times as long.
+        # TensorFlow takes three times as long with a tuple.
         shape = np.array(shape, "int32")
         dtype = tf.as_dtype(keras.backend.standardize_dtype(dtype))
         return tf.raw_ops.Empty(shape=shape, dtype=dtype)

@@ -45,7 +45,7 @@ def conv_bn(
     relu: bool = True,
     weight_decay: float = 0.0,
 ) -> keras.KerasTensor:
-    """Applies a convolution without bias, BN and, unless told not to, ReLU.
+    """Applies a convolution without bias, BN and, by default, ReLU.
 
     Args:
         x: Tensor `(batch, height, width, channels)`.
@@ -86,7 +86,7 @@ def classifier(
     """Averages over the pixels and maps to logits `(batch, classes)`."""
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.layers.Dense(
-        int(classes),  # Keras takes no integer of NumPy's.
+        int(classes),  # Keras refuses NumPy's integers.
         kernel_initializer=small_uniform(),
         kernel_regularizer=l2(weight_decay),
         bias_regularizer=l2(weight_decay),
@@ -97,8 +97,8 @@ def classifier(
 def he_normal() -> keras.initializers.Initializer:
     """Returns a new fan-out He initializer, as in the authors' code.
 
-    New for each layer: a Keras initializer draws the same values again each
-    time it is called.
+    A Keras initializer draws the same values each time it is called, so each
+    layer needs one of its own.
     """
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"

@@ -15,7 +15,7 @@ def resnet8(
     weight_decay: float = 0.0,
     width: int = 16,
 ) -> keras.Model:
-    """Builds the smallest one, for quick starts: basic blocks 1/1/1.
+    """Builds ResNet8, the smallest, for quick starts: basic blocks 1/1/1.
 
     Args:
         input_shape: Tuple `(height, width, channels)`, in pixels.
@@ -95,7 +95,7 @@ def resnet50_cifar(
 
 
 def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
-    """Three stages of residual blocks, each twice as wide as the last."""
+    """Builds three stages of residual blocks, whose width doubles each time."""
     check_arguments(input_shape, classes, weight_decay, width)
     inputs = keras.Input(input_shape, name="image")
     x = conv_bn(inputs, width, 3, "stem", weight_decay=weight_decay)

@@ -16,7 +16,7 @@ def vgg11(
 
     Args:
         input_shape: Tuple `(height, width, channels)`, at least 32 pixels
-            high and wide: the five pools halve it.
+            high and wide: each of the five pools halves both.
         classes: Integer. Number of logits.
         weight_decay: Float, at least 0. Coupled weight decay on every
             trainable weight. Defaults to `0.0`.

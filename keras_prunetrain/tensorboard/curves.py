@@ -9,11 +9,11 @@ from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
 
 def channel_points(run: LoggedRun, channels: int) -> dict[str, float]:
-    """Returns which share of its channels the model has left, and each layer.
+    """Returns the shares of channels left in the model and in each layer.
 
     Args:
         run: The `LoggedRun`, which has noted the epoch.
-        channels: Those of the whole model after the epoch.
+        channels: The channels of the whole model after the epoch.
     """
     shares = zip(run.layers, run.densities[-1], strict=True)
     return {
@@ -26,12 +26,12 @@ def channel_points(run: LoggedRun, channels: int) -> dict[str, float]:
 def cost_points(
     run: LoggedRun, cost: Cost | None, examples: int | None
 ) -> dict[str, float | None]:
-    """Returns what the training of an epoch cost; `None` for what is unknown.
+    """Returns the costs of training one epoch; `None` for an unknown cost.
 
     Args:
         run: The `LoggedRun`.
         cost: The `Cost` of the model that was trained, `None` if unknown.
-        examples: Those of the epoch, `None` if unknown.
+        examples: The number of examples in the epoch, `None` if unknown.
     """
     if cost is None:
         return {}
@@ -44,7 +44,7 @@ def cost_points(
 
 
 def log_points(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the history of `fit` knows of an epoch.
+    """Returns the points that the logs of an epoch contain.
 
     Args:
         logs: The logs of the epoch.

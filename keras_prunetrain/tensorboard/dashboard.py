@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 # More lines in one chart cannot be told apart.
 _LINES = 6
-# Always 0: TensorBoard's axes would begin just below the curves.
+# A curve of zeros, so that TensorBoard's axes begin at 0.
 ZERO = "reference/zero"
 
 
 def stages(numbering: Numbering) -> dict[str, list[str]]:
-    """Groups the layers with a kernel by the size of what they compute.
+    """Groups the layers with a kernel by the spatial size of their outputs.
 
     Args:
         numbering: The `Numbering` of a model.
 
     Returns:
         Dict from a title (`"32x32"`; `"vectors"` for layers whose outputs have
-        no places) to a list of layers, in running order. A size that comes
-        again later in the model is a stage of its own: `"32x32 (2)"`.
+        no spatial axes) to a list of layers, in running order. A size that
+        comes again later in the model is a further stage: `"32x32 (2)"`.
     """
     groups = {}
     written = {

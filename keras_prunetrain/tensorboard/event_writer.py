@@ -14,7 +14,7 @@ from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.tensorboard import dashboard
 
 _LOG = logging.getLogger("keras_prunetrain")
-_SMALLEST = 1e-12  # Of which a logarithm is shown.
+_SMALLEST = 1e-12  # Smaller scores are shown as this one.
 # The tags of the histograms.
 MAGNITUDES = "log10_of_magnitude_over_threshold"
 SCORES = "log10_of_score_over_threshold"
@@ -31,10 +31,10 @@ def check_installed() -> None:
 
 
 def curve_value(value: Any) -> float | None:
-    """Returns `value` as the point of a curve, `None` if it is no such point.
+    """Returns `value` as a point of a curve, `None` if it is no number.
 
     Metrics may be vectors (`F1Score()` has a value for each class), and
-    callbacks put strings into `logs`: neither has a place in a curve.
+    callbacks put strings into `logs`: curves can show neither.
 
     Args:
         value: Whatever `logs` holds: a number, an array, a tensor, a string.
@@ -68,16 +68,16 @@ class EventWriter:
 
     @contextlib.contextmanager
     def at(self, step: int) -> Iterator[None]:
-        """Lets what is written inside belong to `step`, and be in the file."""
+        """Assigns all that is written inside to `step`; flushes the file."""
         import tensorflow as tf
 
-        # Keras's own TensorBoard callback leaves another condition behind.
+        # Keras's own TensorBoard callback leaves its `record_if` in effect.
         with self._writer.as_default(step), tf.summary.record_if(True):
             yield
         self._writer.flush()
 
     def values(self, values: Mapping[str, Any]) -> None:
-        """Writes those of a dict of values that are a `curve_value`."""
+        """Writes each value of a dict that has a `curve_value`."""
         import tensorflow as tf
 
         for tag, value in values.items():
@@ -100,13 +100,13 @@ class EventWriter:
     def settings(
         self, values: Mapping[str, Any], results: Sequence[str], run: str
     ) -> None:
-        """Writes the settings, and which curves are results beside them.
+        """Writes the settings of a run, and which curves are its results.
 
         Args:
-            values: Dict of settings; `None` for those that a run has not.
-                TensorBoard takes the columns of one run for all.
+            values: Dict of settings; `None` for settings that the run lacks.
+                TensorBoard shows the columns of one run for all runs.
             results: List of tags of scalars.
-            run: String that tells this run apart.
+            run: String that identifies this run.
         """
         from tensorboard.plugins.hparams import api
 
@@ -125,8 +125,8 @@ class EventWriter:
 
         Args:
             scores: As `scores_of_layers` returns them.
-            score: The function that gave them.
-            threshold: Float above 0. What is shown as 0.
+            score: The function that computed the scores.
+            threshold: Float above 0. The score that is shown as 0.
         """
         import tensorflow as tf
         from tensorboard.plugins.histogram import summary
@@ -140,7 +140,7 @@ class EventWriter:
             "threshold, what is below 0 is dead."
         )
         for layer, values in scores.items():
-            # Of a training that has diverged, what is left.
+            # After a training has diverged, some scores are not finite.
             shown = np.maximum(values[np.isfinite(values)], _SMALLEST)
             # `tf.summary.histogram` takes many times as long.
             histogram = summary.histogram_pb(

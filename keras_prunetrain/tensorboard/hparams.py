@@ -5,18 +5,18 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-# TensorBoard takes the columns of one run for all, of whichever it reads first:
-# a dense run has the same ones.
+# For all runs, TensorBoard shows the columns of the run that it reads first, so
+# every run has these columns, even a dense one.
 _COLUMNS = (
     *("penalty_ratio", "interval", "threshold", "finetune_epochs", "factor"),
 )
 
 
 def settings_of(training: Any) -> dict[str, Any]:
-    """Returns the settings of a method, `None` for those that it has not.
+    """Returns the settings of a method, `None` for settings that it lacks.
 
-    TensorBoard sorts the settings by name and shows the first five, so the name
-    of the one that tells runs apart begins with an "a".
+    TensorBoard sorts the settings by name and shows the first five, so the
+    setting that distinguishes the runs has a name that begins with an "a".
 
     Args:
         training: A `ReconfiguringCallback` or a `DenseTraining`.
@@ -32,7 +32,7 @@ def result_tags(names: Iterable[str]) -> list[str]:
     """Returns the tags of the results of a run, in the order of the columns.
 
     Args:
-        names: The metrics of an epoch. One of the validation comes first.
+        names: The metrics of an epoch. A validation metric becomes the first.
     """
     results = sorted(names, key=lambda name: not name.startswith("val_"))
     return [
@@ -46,9 +46,9 @@ def result_tags(names: Iterable[str]) -> list[str]:
 def name_of_run(folder: pathlib.Path) -> str:
     """Returns a name by which the run in `folder` has a row of its own.
 
-    Runs of the same settings, but another seed, would share one. The end of
-    the path is for people; the checksum of all of it tells runs apart whose
-    paths end alike.
+    Runs that differ only in the seed would otherwise share a row. The end of
+    the path is for readers; the checksum of the whole path distinguishes runs
+    whose paths end alike.
     """
     folder = folder.resolve()
     return f"{'/'.join(folder.parts[-2:])} {zlib.crc32(bytes(folder)):08x}"

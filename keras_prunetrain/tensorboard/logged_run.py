@@ -1,4 +1,4 @@
-"""What a folder of event files knows of its run."""
+"""The record of a run in the folder of its event files."""
 
 import json
 import os
@@ -11,13 +11,13 @@ _RECORD = "density_log.json"
 
 
 class LoggedRun:
-    """The record beside the event files, by which a run is known again.
+    """The record beside the event files, by which a run is recognized.
 
     Args:
         folder: Path of a local folder.
 
     Raises:
-        ValueError: If `folder` lies elsewhere.
+        ValueError: If `folder` is not the path of a local folder.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -42,7 +42,7 @@ class LoggedRun:
 
     @property
     def training_flops(self) -> int | None:
-        """Integer, per example, of the model at first; `None` if unknown."""
+        """Integer, FLOPs of the first model per example; `None` if unknown."""
         return self._record["training_flops"]
 
     @property
@@ -52,7 +52,7 @@ class LoggedRun:
 
     @property
     def densities(self) -> list[list[float]]:
-        """For each epoch a list of the share of its channels in each layer."""
+        """A list for each epoch: the share of channels left in each layer."""
         return self._record["densities"]
 
     def begin(
@@ -61,7 +61,7 @@ class LoggedRun:
         """Begins the run, or goes on with the one in the folder.
 
         Args:
-            channels: Integer. Those of the whole model.
+            channels: Integer, the channels of the whole model.
             counts: Dict from each layer with a kernel to its channels.
             training_flops: Integer, per example, or `None`.
 
@@ -91,7 +91,7 @@ class LoggedRun:
         scratch = record.with_suffix(".new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            scratch.unlink(missing_ok=True)  # A link is not written through.
+            scratch.unlink(missing_ok=True)  # Never write through a link.
             scratch.touch()
             scratch.unlink()
             text = record.read_text() if record.exists() else None
@@ -115,14 +115,14 @@ class LoggedRun:
 
         Args:
             epoch: Integer. The first one of this `fit`.
-            counts: Dict from each layer to its channels before it.
+            counts: Dict from each layer to its channels before this epoch.
 
         Raises:
             ValueError: If the run in the folder is another one.
         """
         done = len(self.densities)
         if not self._resumes:
-            # A second `fit` begins to count anew.
+            # A second `fit` counts its epochs anew.
             if not done:
                 self._record["offset"] = -epoch
             return done - epoch
@@ -172,10 +172,10 @@ class LoggedRun:
             self.densities.append(row)
 
     def save(self) -> None:
-        """Writes the record; whoever reads it finds the old or the new one."""
+        """Writes the record so that a reader finds the old or the new one."""
         path = self.folder / _RECORD
         scratch = path.with_suffix(".new")
-        scratch.unlink(missing_ok=True)  # A link is not written through.
+        scratch.unlink(missing_ok=True)  # Never write through a link.
         scratch.write_text(json.dumps(self._record))
         scratch.replace(path)
 
