@@ -107,6 +107,7 @@ def train(recipe, data, workdir, strategy=None, restart=False):
                 model.save(path)
             result = recorder.result(model)
             files.write_json("result.json", result)
+            files.delete_backups()  # Until now the run could go on from them.
         except ValueError as error:
             if files.begun:
                 raise
@@ -148,7 +149,7 @@ def _fit(model, recipe, data, files, strategy):
     )
     meter = kpt.EpochMeter()
     recorder = Recorder(files, recipe, pruning, meter)
-    backup = kpt.BackupAndRestore(files.backups)
+    backup = kpt.BackupAndRestore(files.backups, delete_checkpoint=False)
     model.fit(
         batches,
         validation_data=data.validation_batches(recipe.batch_size),

@@ -246,6 +246,11 @@ class Workdir:
         self.write_json(RECIPE, recipe)
         self.begun = True
 
+    def delete_backups(self):
+        """Deletes the backups of this run, which has finished."""
+        if self.backups.parent == self.folder:  # Else they are shared.
+            shutil.rmtree(self.backups, ignore_errors=True)
+
     @contextlib.contextmanager
     def replacing(self, name):
         """Gives the path to write a record to, which then takes its place.

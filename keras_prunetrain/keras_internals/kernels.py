@@ -3,8 +3,8 @@
 TensorFlow caches a kernel for each operation that runs outside of a traced
 function, one for each combination of attributes and inputs. If the operation
 makes, reads or writes a variable, the variable's shape, type and name are part
-of this combination. A kernel takes about 35 kB and is never freed: every
-smaller model of 34 variables and slots would leave 1.8 MB behind.
+of this combination. A kernel takes about 35 kB and is never freed: a smaller
+model of 34 variables and slots would leave 53 kernels behind, 1.8 MB.
 """
 
 import contextlib

@@ -203,6 +203,32 @@ def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
     workdir.check(folder)
 
 
+def test_a_run_whose_model_cannot_be_saved_is_not_trained_twice(
+    tmp_path, monkeypatch
+):
+    words = [
+        *(train_cifar, *SMALL, "--width=2", "--epochs=2", "--method=dense"),
+        *("--image_size=4", "--batch_size=512", f"--workdir={tmp_path}"),
+    ]
+
+    def fail(model, path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(keras.Model, "save", fail)
+        run(*words)
+    assert "No space left on device" in str(caught.value)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert len(before.splitlines()) == 2
+
+    run(*words)
+
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 2
+    assert (tmp_path / "model.keras").exists()
+    assert not (tmp_path / "backups").exists()
+
+
 def test_comparison_shows_ratios(finished, capsys):
     method, folder, _ = finished
     compare.main([str(folder), str(folder)])
