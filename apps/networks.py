@@ -15,13 +15,6 @@ APPLICATIONS = sorted(
 )
 
 
-def has_width(network):
-    """Whether the first stage of `network` can be made wider or narrower."""
-    if network not in models.__all__:
-        return False
-    return "width" in inspect.signature(getattr(models, network)).parameters
-
-
 def compiled(recipe, data):
     """Returns the compiled network.
 

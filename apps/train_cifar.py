@@ -25,7 +25,6 @@ from apps import (  # noqa: E402
     compare,
     console,
     data,
-    networks,
     recipe_flags,
     records,
     training,
@@ -54,21 +53,14 @@ def define(values):
     )
     command_line.integer(
         *("width", None, 1, 1024),
-        "Of a ResNet's first stage, in channels.",
+        "Of the network's first stage, in channels; later stages are multiples "
+        "of it.",
         flag_values=values,
     )
     command_line.integer(
         *("image_size", None, 1, 1024),
         "Pixels of a side, for images that are downscaled. It must divide the "
         "size of the images.",
-        flag_values=values,
-    )
-    flags.register_multi_flags_validator(
-        ["width", "network"],
-        lambda found: (
-            found["width"] is None or networks.has_width(found["network"])
-        ),
-        "only a ResNet has a width. Leave --width out, or choose one.",
         flag_values=values,
     )
 

@@ -36,7 +36,8 @@ class Recipe:
             `PruneTrainCallback`; a dense run ignores them.
         granularity: That of a `DynamicBatch`, with the memory of the first
             architecture as its budget; `None` for a fixed batch size.
-        width: Channels of the first stage of a ResNet; `None` for its own.
+        width: Channels of the first stage of a network of
+            `keras_prunetrain.models`; `None` for its own.
         image_size: Pixels of the sides of an image; `None` for their own.
     """
 

@@ -123,7 +123,6 @@ COMMANDS = {
         "train_cifar --workdir=run --learning_rate=nan",
         "train_cifar --workdir=run --momentum=2",
         "train_cifar --workdir=run --width=0",
-        "train_cifar --workdir=run --network=vgg11 --width=8",
         "train_cifar --workdir=run --network=resnet21",
         "train_cifar --workdir=run --learning_rate_drops=20,half",
         "train_cifar --workdir=run --epochs=5 --finetune_epochs=5",

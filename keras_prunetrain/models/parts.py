@@ -9,7 +9,7 @@ def check_arguments(
     input_shape: tuple[int | None, ...],
     classes: int,
     weight_decay: float,
-    width: int = 1,
+    width: int,
 ) -> None:
     """Checks the arguments that all networks here have.
 

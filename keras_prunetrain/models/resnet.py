@@ -97,6 +97,7 @@ def resnet50_cifar(
 def _resnet(name, block, blocks, input_shape, classes, weight_decay, width):
     """Builds three stages of residual blocks, whose width doubles each time."""
     check_arguments(input_shape, classes, weight_decay, width)
+    width = int(width)  # Small integers of NumPy would overflow.
     inputs = keras.Input(input_shape, name="image")
     x = conv_bn(inputs, width, 3, "stem", weight_decay=weight_decay)
     for stage, channels in enumerate((width, 2 * width, 4 * width), start=1):

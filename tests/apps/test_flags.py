@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import keras
 import pytest
@@ -14,7 +15,6 @@ from apps import (
     train_cifar,
     train_imagenet,
 )
-from keras_prunetrain import models
 from tests.apps.programs import parsed
 
 SHARED = [
@@ -211,16 +211,16 @@ def test_words_beside_the_flags_end_the_program(program, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_only_a_resnet_has_a_width(tmp_path):
-    assert refusal(
+@pytest.mark.parametrize("network", ["resnet8", "vgg11", "vgg13"])
+def test_every_network_for_cifar_has_a_width(network, tmp_path):
+    _, values = parsed(
         *(train_cifar, f"--workdir={tmp_path}"),
-        *("--network=vgg11", "--width=8"),
-    ) == (
-        "flags width=8, network=vgg11: only a ResNet has a width. Leave "
-        "--width out, or choose one."
+        *(f"--network={network}", "--width=2"),
     )
-    for network in models.__all__:
-        assert networks.has_width(network) == network.startswith("resnet")
+    cifar = types.SimpleNamespace(image_shape=(32, 32, 3), classes=10)
+    model = networks.compiled(recipe_flags.recipe(values), cifar)
+    first = next(x for x in model.layers if hasattr(x, "filters"))
+    assert first.filters == 2
 
 
 def test_networks_are_functions_that_build_one():

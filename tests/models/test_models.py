@@ -100,9 +100,34 @@ def test_stages_widen_while_the_image_shrinks(build, widths):
         assert block.output.shape == (None, size, size, width)
 
 
-def test_vgg_widths():
-    widths = [conv.filters for conv in convolutions(models.vgg11())]
-    assert widths == [64, 128, 256, 256, 512, 512, 512, 512]
+@pytest.mark.parametrize("width", [1, 24, 64])
+def test_all_stages_of_a_vgg_are_multiples_of_its_width(width):
+    model = models.vgg11(width=width)
+    widths = [conv.filters for conv in convolutions(model)]
+    assert widths == [width * n for n in (1, 2, 4, 4, 8, 8, 8, 8)]
+    assert model.get_layer("logits").kernel.shape == (8 * width, 10)
+
+
+@pytest.mark.parametrize(
+    ("build", "width"),
+    [(models.resnet8, 16), (models.vgg11, 64), (models.vgg13, 64)],
+)
+def test_the_width_of_the_paper_is_the_default(build, width):
+    shapes = [
+        [weight.shape for weight in model.weights]
+        for model in (build(), build(width=width))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("build", [models.resnet8, models.vgg11, models.vgg13])
+def test_half_the_width_halves_every_layer_but_image_and_logits(build):
+    full, half = build(width=4), build(width=2)
+    for one, other in zip(full.layers, half.layers, strict=True):
+        shape = list(one.output.shape)
+        if one.name not in ("image", "logits"):
+            shape[-1] //= 2
+        assert list(other.output.shape) == shape
 
 
 def test_equal_shapes_start_with_different_weights():
@@ -129,10 +154,7 @@ def test_batch_normalization_as_in_the_paper():
     ],
 )
 def test_arguments_out_of_range_are_refused(argument, value):
-    builders = [models.resnet8]
-    if argument != "width":
-        builders.append(models.vgg11)
-    for build in builders:
+    for build in (models.resnet8, models.vgg11):
         with pytest.raises(
             ValueError, match=f"`{argument}` must be .*Received"
         ):
@@ -145,3 +167,9 @@ def test_numbers_of_numpy_are_numbers():
     )
     assert model.output_shape == (None, 4)
     assert model.get_layer("logits").kernel_regularizer.l2 == 0.25
+
+
+@pytest.mark.parametrize("build", [models.resnet8, models.vgg11])
+def test_a_small_integer_of_numpy_does_not_overflow(build):
+    channels = build(width=np.int8(32)).get_layer("pool").output.shape[-1]
+    assert channels == 32 * (4 if build is models.resnet8 else 8)
