@@ -99,10 +99,25 @@ def is_first_worker(strategy_or_model: Any) -> bool:
             "or `None`. Received: "
             f"strategy_or_model={strategy_or_model!r}"
         )
+    return _worker_of(strategy) is None
+
+
+def worker_name(model: keras.Model) -> str | None:
+    """Returns a name of this worker, such as `worker1`; of the first, `None`.
+
+    Args:
+        model: The model that the workers train.
+    """
+    return _worker_of(getattr(model, "distribute_strategy", None))
+
+
+def _worker_of(strategy):
     resolver = getattr(strategy, "cluster_resolver", None)
     jobs = resolver.cluster_spec().jobs if resolver else ()
     first = "chief" if "chief" in jobs else "worker"
-    return not jobs or (resolver.task_type, resolver.task_id) == (first, 0)
+    if not jobs or (resolver.task_type, resolver.task_id) == (first, 0):
+        return None
+    return f"{resolver.task_type}{resolver.task_id}"
 
 
 def prepare_strategy(model: keras.Model) -> None:

@@ -9,13 +9,12 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
-from keras_prunetrain.distribution import check_agreement, is_first_worker
+from keras_prunetrain.distribution import check_agreement
 from keras_prunetrain.fit.arguments import check_backups
-from keras_prunetrain.fit.backup_files import BackupFolder
+from keras_prunetrain.fit.backups import Backups
 from keras_prunetrain.fit.signals import Signals
 from keras_prunetrain.fit.training_state import (
     callback_states,
-    check_same,
     description_of,
     metric_state,
     model_state,
@@ -27,7 +26,6 @@ from keras_prunetrain.fit.training_state import (
 from keras_prunetrain.surgery.redoing import repeat_cuts
 
 _LOG = logging.getLogger("keras_prunetrain")
-_FORMAT = 1
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -65,8 +63,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     the middle of that epoch.
 
     The files are deleted when `fit` ends without an error. On several workers,
-    the first worker writes the files and all workers read them, so all must
-    see the same folder.
+    all must see the same folder: the first worker writes the state of the
+    training, and each other one a small file beside it with its own statistics
+    and random generators.
 
     Args:
         backup_dir: Path of a local folder for the backups of this training,
@@ -97,7 +96,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.backup_dir = os.fspath(backup_dir)
         self.save_freq = save_freq
         self.delete_checkpoint = delete_checkpoint
-        self._folder = BackupFolder(backup_dir, int(keep))
+        self._backups = Backups(backup_dir, int(keep))
         self._signals = Signals()
         self._siblings: list[keras.callbacks.Callback] = []
         self._description: dict[str, Any] = {}
@@ -150,7 +149,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _leave(self):
         """Lets go of the folder and of the signals, however `fit` ends."""
         self._signals.release()
-        self._folder.release()
+        self._backups.release()
         if self.model is not None:
             self.model._initial_epoch = None  # It would hold for any `fit`.
 
@@ -163,9 +162,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._description = description_of(
             self.model, self.params.get("steps"), self._settings()
         )
-        if is_first_worker(self.model):
-            self._folder.take()
-        self._restored = self._read()
+        self._backups.begin(self.model)
+        self._restored = self._backups.read(self._description)
         if self._restored is not None:
             self._restore_model(self._restored)
         hook()
@@ -176,7 +174,11 @@ class BackupAndRestore(keras.callbacks.Callback):
             grows = self._description.get("batch") is not None
             self._passes.begin(self._restored["passes"], reads=grows)
             self._restore_callbacks(self._restored)
-        check_agreement(self.model, f"backup={self._epoch, self._step}")
+        check_agreement(
+            self.model,
+            f"backup={self._epoch, self._step}, save_freq={self.save_freq}, "
+            f"delete_checkpoint={self.delete_checkpoint}",
+        )
         self._signals.catch()
 
     def _begin_epoch(self, hook):
@@ -218,20 +220,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             hook(logs=self._restored["logs"])
         if self._signals.received:
             self._signals.end(self.backup_dir)
-        if self.delete_checkpoint and is_first_worker(self.model):
-            self._delete()
+        if self.delete_checkpoint:
+            self._backups.delete()
         self._leave()
-
-    def _delete(self):
-        try:
-            self._folder.delete()
-        except OSError as error:
-            _LOG.warning(
-                "The backups in '%s' cannot be deleted, and the next training "
-                "would go on from there. Delete them. %s",
-                self.backup_dir,
-                error,
-            )
 
     # What a backup holds.
 
@@ -242,30 +233,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         else:
             is_due = self._unsaved_steps >= self.save_freq
         if is_due or self._signals.received:
-            self._back_up()
+            self._unsaved_steps = 0
+            place = self._epoch, self._step
+            self._backups.write(place, self._state, together=is_due)
         if self._signals.received:
             self._signals.end(self.backup_dir)
 
-    def _back_up(self):
-        self._unsaved_steps = 0
-        if not is_first_worker(self.model):
-            return
-        try:
-            self._folder.write((self._epoch, self._step), self._state())
-        # TypeError: a callback's state has something that is no data.
-        except (OSError, TypeError, ValueError) as error:
-            _LOG.warning(
-                "No backup after step %d of epoch %d: %s. The training goes "
-                "on, and the last backup stays in '%s'.",
-                self._step,
-                self._epoch + 1,
-                error,
-                self.backup_dir,
-            )
-
     def _state(self):
         return {
-            "format": _FORMAT,
             "description": self._description,
             "epoch": self._epoch,
             "step": self._step,
@@ -277,18 +252,6 @@ class BackupAndRestore(keras.callbacks.Callback):
             "random": keras_internals.random_state(),
             "callbacks": callback_states(self._siblings),
         }
-
-    def _read(self):
-        """Returns the state of the last backup, `None` if there is none."""
-        found = self._folder.read()
-        if found is None:
-            return None
-        path, state = found
-        # Of another format, the description may mean something else.
-        formats = {"format": state.get("format")}, {"format": _FORMAT}
-        check_same(path, *formats)
-        check_same(path, state["description"], self._description)
-        return state
 
     def _settings(self):
         """Returns those of the callback that makes the model smaller."""

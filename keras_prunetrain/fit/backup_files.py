@@ -23,7 +23,8 @@ _TEXT = "state"
 _ARRAY, _TUPLE, _PAIRS = "__array__", "__tuple__", "__pairs__"
 _NAME = "backup-{:05d}-{:07d}.npz"  # Epoch, and steps of it.
 _PATTERN = re.compile(r"backup-(\d{5,})-(\d{7,})\.npz")
-_UNFINISHED = re.compile(r"backup-\d{5,}-\d{7,}\.new")
+_PART = re.compile(r"backup-(\d{5,})-(\d{7,})\.[a-z]+\d+\.npz")
+_UNFINISHED = r"backup-\d{{5,}}-\d{{7,}}{}\.new"
 _LOCK = "backup.lock"
 
 
@@ -113,7 +114,29 @@ class BackupFolder:
             OSError: If the file cannot be written.
             TypeError: If `state` holds something else.
         """
+        self._write(self.path / _NAME.format(*place), state)
+        old = self._paths()[self._keep :]
+        for path in (*old, *self._parts(_place_of(x) for x in old)):
+            path.unlink(missing_ok=True)
+
+    def write_part(
+        self, place: tuple[int, int], state: dict[str, Any], worker: str
+    ) -> None:
+        """Writes what a worker adds to a backup; the arguments of `write`.
+
+        Args:
+            place: As for `write`.
+            state: As for `write`.
+            worker: Name of the worker: lower case letters and a number.
+
+        Raises:
+            OSError: As `write`.
+            TypeError: As `write`.
+        """
         path = self.path / _NAME.format(*place)
+        self._write(path.with_suffix(f".{worker}.npz"), state, f"\\.{worker}")
+
+    def _write(self, path, state, part=""):
         scratch = path.with_suffix(".new")
         arrays: list[np.ndarray] = []
         text = json.dumps(_without_arrays(state, arrays))
@@ -121,7 +144,7 @@ class BackupFolder:
         parts[_TEXT] = np.frombuffer(text.encode(), "uint8")
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.iterdir():  # Of a process that was killed.
-            if _UNFINISHED.fullmatch(left.name):
+            if re.fullmatch(_UNFINISHED.format(part), left.name):
                 left.unlink()
         try:
             with scratch.open("xb") as file:
@@ -133,8 +156,6 @@ class BackupFolder:
             scratch.unlink(missing_ok=True)
             raise
         _sync(self.path)
-        for old in self._paths()[self._keep :]:
-            old.unlink(missing_ok=True)
 
     def read(self) -> tuple[pathlib.Path, dict[str, Any]] | None:
         """Returns the path and the state of the last backup that is whole.
@@ -164,6 +185,24 @@ class BackupFolder:
             )
         return None
 
+    def read_part(self, path: pathlib.Path, worker: str) -> Any:
+        """Returns what a worker has added to the backup `path`.
+
+        `None` if it has added nothing, or if its file is damaged.
+        """
+        part = path.with_suffix(f".{worker}.npz")
+        try:
+            return _read(part)
+        except Exception as error:
+            _LOG.warning(
+                "'%s' cannot be read, and %s goes on with the statistics and "
+                "the random generators of the first worker: %s",
+                part,
+                worker,
+                error,
+            )
+            return None
+
     def delete(self) -> None:
         """Deletes all backups.
 
@@ -173,7 +212,7 @@ class BackupFolder:
         if not self.path.is_dir():
             return
         # The last one at last: if that is interrupted, the training is done.
-        for path in reversed(self._paths()):
+        for path in (*self._parts(), *reversed(self._paths())):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()  # Else `release` does so.
@@ -182,10 +221,25 @@ class BackupFolder:
         """Returns the paths of all backups, the last one first."""
         found = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            match = _PATTERN.fullmatch(path.name)
-            if match and path.is_file():  # A folder or a pipe is no backup.
-                found[int(match[1]), int(match[2])] = path
+            # A folder or a pipe is no backup.
+            if _PATTERN.fullmatch(path.name) and path.is_file():
+                found[_place_of(path)] = path
         return [found[place] for place in sorted(found, reverse=True)]
+
+    def _parts(self, places=None):
+        """Returns the paths of what workers have added, at all `places`."""
+        places = places and set(places)
+        return [
+            path
+            for path in self.path.iterdir()
+            if _PART.fullmatch(path.name)
+            and (places is None or _place_of(path) in places)
+        ]
+
+
+def _place_of(path):
+    match = _PATTERN.fullmatch(path.name) or _PART.fullmatch(path.name)
+    return int(match[1]), int(match[2])
 
 
 def _read(path):

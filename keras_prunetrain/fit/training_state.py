@@ -88,6 +88,32 @@ def set_metric_state(model: keras.Model, state: list[list[np.ndarray]]) -> None:
         _assign(model, variable, values)
 
 
+def worker_state(model: keras.Model, steps: int) -> dict[str, Any]:
+    """Returns what is not the same on all workers, a dict.
+
+    Args:
+        model: The model that the workers train.
+        steps: Integer, the steps that are done of an epoch; 0 between epochs.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    return {
+        "variables": {
+            i: _values(model, variable)
+            for i, variable in enumerate(model.variables)
+            if id(variable) not in trained
+        },
+        "metrics": metric_state(model) if steps else [],
+        "random": keras_internals.random_state(),
+    }
+
+
+def add_worker_state(state: dict[str, Any], part: dict[str, Any]) -> None:
+    """Puts a `worker_state` into the state of a training, a dict; modified."""
+    for i, values in part["variables"].items():
+        state["model"]["variables"][i] = values
+    state["metrics"], state["random"] = part["metrics"], part["random"]
+
+
 def _pairs(what, variables, values):
     """Returns pairs of a variable and its value, compared by their shapes."""
     here = [tuple(x.shape) for x in variables]
@@ -130,10 +156,14 @@ def _on_replicas(model, variable):
 
 def _assign(model, variable, values):
     """Assigns the values of a variable, one or one for each replica."""
-    if len(values) == 1:
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
         variable.assign(values[0])
         return
+    # One by one: a sum over replicas that is assigned is divided among them.
     replicas = _on_replicas(model, variable)
+    if len(values) == 1:
+        values = values * len(replicas)
     if len(replicas) != len(values):
         raise ValueError(f"replicas: {len(values)} there, {len(replicas)} here")
     for replica, value in zip(replicas, values, strict=True):

@@ -528,7 +528,8 @@ def test_a_finished_fit_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.long
-def test_replicas_go_on(strategy, tmp_path):
+@pytest.mark.parametrize("save_freq", ["epoch", 2])
+def test_replicas_go_on(save_freq, strategy, tmp_path):
     def program(stop=None):
         with strategy.scope():
             model = network(compiled={"run_eagerly": False})
@@ -544,7 +545,7 @@ def test_replicas_go_on(strategy, tmp_path):
             callbacks=[
                 Kill({0: DEATHS[1]}),
                 pruning,
-                kpt.BackupAndRestore(tmp_path / str(stop is None)),
+                kpt.BackupAndRestore(tmp_path / str(stop is None), save_freq),
                 Break(stop),
             ],
         )

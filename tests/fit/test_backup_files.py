@@ -246,3 +246,45 @@ def test_the_last_backups_stay(tmp_path):
     assert names(tmp_path) == [
         *("backup-00001-0000000.npz", "backup-00001-0000010.npz"),
     ]
+
+
+def test_what_a_worker_adds_comes_back_and_goes_with_the_backup(tmp_path):
+    first, second = folder(tmp_path, keep=1), folder(tmp_path)
+    for epoch in (1, 2, 3):
+        second.write_part((epoch, 0), {"epoch": epoch}, "worker1")
+        if epoch < 3:  # The first worker died before.
+            first.write((epoch, 0), STATE)
+    path, state = second.read()
+    assert repr(state) == repr(STATE)  # A part is no backup.
+    assert second.read_part(path, "worker1") == {"epoch": 2}
+    assert names(tmp_path) == [
+        "backup-00002-0000000.npz",
+        "backup-00002-0000000.worker1.npz",
+        "backup-00003-0000000.worker1.npz",
+    ]
+    first.delete()
+    assert not tmp_path.exists()
+
+
+def test_a_worker_leaves_what_another_is_writing(tmp_path):
+    scratches = [
+        tmp_path / f"backup-00001-0000000{part}.new"
+        for part in ("", ".worker1", ".worker2")
+    ]
+    for path in scratches:
+        path.write_text("half")
+    folder(tmp_path).write_part((2, 0), STATE, "worker1")
+    assert [path.exists() for path in scratches] == [True, False, True]
+    folder(tmp_path).write((2, 0), STATE)
+    assert [path.exists() for path in scratches] == [False, False, True]
+
+
+def test_a_damaged_part_is_told_and_not_taken(tmp_path, caplog):
+    folder(tmp_path).write((1, 0), STATE)
+    folder(tmp_path).write_part((1, 0), {"epoch": 1}, "worker1")
+    path, _ = folder(tmp_path).read()
+    flipped = bytearray((tmp_path / f"{path.stem}.worker1.npz").read_bytes())
+    flipped[len(flipped) // 2] ^= 16
+    (tmp_path / f"{path.stem}.worker1.npz").write_bytes(flipped)
+    assert folder(tmp_path).read_part(path, "worker1") is None
+    assert "the first worker" in caplog.text

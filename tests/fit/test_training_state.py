@@ -4,7 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from keras_prunetrain.fit.training_state import model_state, set_model_state
+from keras_prunetrain.fit.training_state import (
+    add_worker_state,
+    model_state,
+    set_model_state,
+    worker_state,
+)
 from tests.callbacks.fits import examples, network
 
 
@@ -29,3 +34,23 @@ def test_other_optimizers_are_refused_and_nothing_is_changed():
     for one, value in zip(other.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, value)
     assert not other.optimizer.built
+
+
+def test_a_worker_adds_its_statistics_and_not_the_weights():
+    first, second = network(), network()
+    second.train_on_batch(*examples(8))
+    state = {"model": model_state(first), "metrics": [], "random": {}}
+    part = worker_state(second, steps=1)
+    add_worker_state(state, part)
+    mixed = network()
+    set_model_state(mixed, state["model"])
+    pairs = zip(first.trainable_weights, mixed.trainable_weights, strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+    others = [second.non_trainable_variables, mixed.non_trainable_variables]
+    assert any("seed" in variable.path for variable in others[0])
+    for one, other in zip(*others, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert state["metrics"][0][0] > 0.0  # The loss.
+    assert state["random"]["python"]
+    assert worker_state(second, steps=0)["metrics"] == []
