@@ -10,6 +10,7 @@ import keras
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.distribution import check_agreement
+from keras_prunetrain.fit.admission import options_of_fit
 from keras_prunetrain.fit.arguments import check_backups
 from keras_prunetrain.fit.backups import Backups
 from keras_prunetrain.fit.signals import Signals
@@ -257,8 +258,11 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Returns those of the callback that makes the model smaller."""
         for callback in self._siblings:
             if isinstance(callback, ReconfiguringCallback):
-                batch = callback.batch and callback.batch.initial
-                return {**callback.settings(), "batch": batch}
+                return {
+                    **callback.settings(),
+                    **options_of_fit(self.model, callback.options),
+                    "batch": callback.batch and callback.batch.initial,
+                }
         return {}
 
     def _restore_model(self, state):

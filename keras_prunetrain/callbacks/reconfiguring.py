@@ -108,8 +108,9 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     @property
     def options(self) -> CutOptions:
-        """The `CutOptions` of this `fit`; `skip` holds the keys of layers."""
-        return dataclasses.replace(self._fit.options, threshold=self.threshold)
+        """The `CutOptions`; in a `fit`, `skip` holds the keys of layers."""
+        options = self._fit.options or self._options
+        return dataclasses.replace(options, threshold=self.threshold)
 
     # Methods that a subclass defines.
 
@@ -318,9 +319,8 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         if plan.removes_nothing:
             return None
         smaller = prepare_cut(self.model, plan)
-        report = record_of(
-            plan, self.epoch, self.meter, self.batch, self.penalty_share(loss)
-        )
+        share = self.penalty_share(loss)
+        report = record_of(plan, self.epoch, self.meter, self.batch, share)
         take_over(self.model, smaller)
         self._cuts.append(record_of_cut(plan))
         report.cost_after = totals(self.meter.current_cost())

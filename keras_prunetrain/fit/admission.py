@@ -56,7 +56,7 @@ def _description(model, options, settings, params):
     facts = {
         **settings,
         # Apart from a method's own settings, which may have the same names.
-        "reconfigure": {k: _written(v) for k, v in vars(options).items()},
+        "reconfigure": _written_options(options),
         "epochs": params["epochs"],
         "steps": params["steps"],
         "optimizer": type(optimizer).__name__,
@@ -64,6 +64,32 @@ def _description(model, options, settings, params):
         "weights": [tuple(weight.shape) for weight in model.weights],
     }
     return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def options_of_fit(
+    model: keras.Model, options: CutOptions
+) -> dict[str, str | list[int]]:
+    """Returns `options`, but for the threshold, for another process to compare.
+
+    A dict whose names are for messages. `skip` becomes the places of its layers
+    among all, since the names that Keras gives differ between models.
+
+    Raises:
+        ValueError: If `skip` matches no layer.
+    """
+    places = []
+    if options.skip:
+        numbering = number_channels(model)
+        keys = set(matching_layers(numbering, options.skip))
+        places = [i for i, key in enumerate(numbering.layers) if key in keys]
+    found = _written_options(options) | {"skip": places}
+    del found["threshold"]  # A setting of the callback.
+    return {f"reconfigure[{k!r}]": v for k, v in found.items()}
+
+
+def _written_options(options):
+    """Returns a text for each of `options`, the same in each process."""
+    return {k: _written(v) for k, v in vars(options).items()}
 
 
 def _written(value):

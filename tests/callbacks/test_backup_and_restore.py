@@ -357,6 +357,9 @@ def test_a_folder_without_a_whole_backup_is_refused(tmp_path):
     assert path.exists()
 
 
+OPTIONS = "penalty_ratio", "interval", "threshold", "reconfigure"
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -367,7 +370,25 @@ def test_a_folder_without_a_whole_backup_is_refused(tmp_path):
         ),
         ({"another network": True}, "weights was"),
         ({"examples": 32}, "steps was 5 and is 4"),
-        ({"ratio": 0.5}, "penalty_ratio was 0.25 and is 0.5"),
+        ({"penalty_ratio": 0.5}, "penalty_ratio was 0.25 and is 0.5"),
+        ({"interval": 3}, "interval was 2 and is 3"),
+        ({"threshold": 0.1}, "threshold was 0.0001 and is 0.1"),
+        (
+            {"reconfigure": {"channel_multiple": 2}},
+            r"reconfigure\['channel_multiple'\] was '1' and is '2'",
+        ),
+        (
+            {"reconfigure": {"min_channels": 2, "fold": True}},
+            r"\['min_channels'\] was '1' and is '2'; .*\['fold'\] was 'False'",
+        ),
+        (
+            {"reconfigure": {"skip": "inner"}},
+            r"reconfigure\['skip'\] was \[\] and is \[\d\]\.",
+        ),
+        (
+            {"reconfigure": {"score": lambda label: label.magnitudes()}},
+            r"\['score'\] was 'magnitude' and is '<lambda>'",
+        ),
     ],
 )
 def test_a_backup_of_another_training_is_refused(other, message, broken_off):
@@ -395,7 +416,10 @@ def test_a_backup_of_another_training_is_refused(other, message, broken_off):
             callbacks=[
                 kpt.BackupAndRestore(broken_off / "backups"),
                 kpt.PruneTrainCallback(
-                    penalty_ratio=other.get("ratio", 0.25), interval=2
+                    **{
+                        "interval": 2,
+                        **{k: v for k, v in other.items() if k in OPTIONS},
+                    }
                 ),
             ],
         )

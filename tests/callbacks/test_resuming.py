@@ -125,6 +125,30 @@ def test_a_loss_without_a_name_is_known_again(loss, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "skip",
+    [
+        lambda model: model.get_layer("inner"),
+        lambda model: lambda layer: layer.name == "inner",
+        lambda model: [model.layers[3].name],  # Of Keras: of another number.
+    ],
+    ids=["layer", "function", "name"],
+)
+def test_layers_that_are_left_alone_are_known_again(skip, tmp_path):
+    def fit(stop):
+        model, (x, y) = network(), examples(16)
+        pruning = kpt.PruneTrainCallback(
+            interval=1, reconfigure={"skip": skip(model)}
+        )
+        backup = kpt.BackupAndRestore(tmp_path)
+        callbacks = [backup, pruning, Kill(DEATHS), Break(stop)]
+        return model.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit((1, 0))
+    assert fit(None).epoch == [0, 1, 2]
+
+
 def early():
     return keras.callbacks.EarlyStopping("loss", patience=1, min_delta=100.0)
 
