@@ -1,10 +1,16 @@
-"""The network of a run, built and compiled."""
+"""The network of a run, built and compiled, at full width or narrower."""
 
+import bisect
+import contextlib
+import functools
 import inspect
+import math
 import re
+from typing import NamedTuple
 
 import keras
 
+import keras_prunetrain as kpt
 from apps.refusal import RefusedError
 from keras_prunetrain import models
 
@@ -13,27 +19,103 @@ APPLICATIONS = sorted(
     for name, value in vars(keras.applications).items()
     if inspect.isfunction(value) and name[0].isupper()
 )
+# A target may be a quotient of FLOPs, rounded.
+_ROUNDING = 1e-9
 
 
-def compiled(recipe, data):
+class Narrow(NamedTuple):
+    """A network with every width times the same factor.
+
+    Attributes:
+        network: Its name.
+        width: Channels of its first stage.
+        full_width: Those of the full network.
+        forward_flops: Of its inference, per image.
+        full_forward_flops: Those of the full network.
+    """
+
+    network: str
+    width: int
+    full_width: int
+    forward_flops: int
+    full_forward_flops: int
+
+    @property
+    def figures(self):
+        """What `result.json` says about it, a dict."""
+        return {
+            "width": self.width,
+            "full_width": self.full_width,
+            "width_factor": self.width / self.full_width,
+            "full_forward_flops": self.full_forward_flops,
+        }
+
+    def __str__(self):
+        return (
+            f"{self.network} with {self.width} channels in its first stage "
+            f"instead of {self.full_width}, and with every other width times "
+            f"the same factor, {self.width / self.full_width:.3f}: "
+            f"{self.forward_flops / 1e6:,.2f} MFLOP of inference per image, "
+            f"{self.forward_flops / self.full_forward_flops:.1%} of "
+            f"{self.full_forward_flops / 1e6:,.2f}."
+        )
+
+
+def has_width(network):
+    """Whether all stages of `network` can be made wider or narrower."""
+    return network in models.__all__
+
+
+def narrowed(recipe, data):
+    """Returns the widest network that costs no more than a recipe's target.
+
+    Args:
+        recipe: A `training.Recipe` of a network that has a width, with
+            `target_flops`.
+        data: As for `compiled`.
+
+    Returns:
+        A `Narrow`; no wider than the full network.
+
+    Raises:
+        RefusedError: As `compiled`; if even a width of one channel costs more.
+    """
+
+    @functools.cache
+    def flops(width):
+        return kpt.model_cost(_built(recipe, data, width)).forward_flops
+
+    full_width = recipe.width or _own_width(recipe.network)
+    with _refusing(recipe, data):
+        full_flops = flops(full_width)
+    most = recipe.target_flops * full_flops * (1 + _ROUNDING)
+    # Each of them costs more than the one before.
+    width = bisect.bisect_right(range(1, full_width + 1), most, key=flops)
+    if width == 0:
+        least = math.ceil(1e4 * flops(1) / full_flops) / 1e4
+        raise RefusedError(
+            f"--target_flops={recipe.target_flops} cannot be met: with one "
+            f"channel in its first stage, {recipe.network} takes {least} of "
+            f"the inference FLOPs that it takes with {full_width}. Choose at "
+            "least that."
+        )
+    return Narrow(recipe.network, width, full_width, flops(width), full_flops)
+
+
+def compiled(recipe, data, narrow=None):
     """Returns the compiled network.
 
     Args:
         recipe: A `training.Recipe`.
         data: A `data.Dataset` or `imagenet.Images`.
+        narrow: The `Narrow` to build; `None` for the full network.
 
     Raises:
         RefusedError: If there is no such network for images of this size.
     """
-    try:
-        model = _built(recipe, data)
-    except ValueError as error:
-        height, width, _ = data.image_shape
-        raise RefusedError(
-            f"--network={recipe.network} cannot be built for images of "
-            f"{height}x{width} pixels: {_in_a_line(error)} Choose another "
-            "network, or other images."
-        ) from error
+    width = narrow.width if narrow else recipe.width
+    with _refusing(recipe, data):
+        model = _built(recipe, data, width)
     model.compile(
         keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -48,6 +130,20 @@ def compiled(recipe, data):
     return model
 
 
+@contextlib.contextmanager
+def _refusing(recipe, data):
+    """Turns what Keras says about images that are too small into a refusal."""
+    try:
+        yield
+    except ValueError as error:
+        height, width, _ = data.image_shape
+        raise RefusedError(
+            f"--network={recipe.network} cannot be built for images of "
+            f"{height}x{width} pixels: {_in_a_line(error)} Choose another "
+            "network, or other images."
+        ) from error
+
+
 def _in_a_line(error):
     """Returns what Keras says, without colours and the list of arguments."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
@@ -55,12 +151,19 @@ def _in_a_line(error):
     return text if text.endswith(".") else f"{text}."
 
 
-def _built(recipe, data):
-    if recipe.network in models.__all__:
-        build = getattr(models, recipe.network)
-        width = {} if recipe.width is None else {"width": recipe.width}
-        shape, decay = data.image_shape, recipe.weight_decay
-        return build(shape, data.classes, decay, **width)
+def _own_width(network):
+    parameters = inspect.signature(getattr(models, network)).parameters
+    return parameters["width"].default
+
+
+def _built(recipe, data, width):
+    if has_width(recipe.network):
+        return getattr(models, recipe.network)(
+            data.image_shape,
+            data.classes,
+            recipe.weight_decay,
+            width or _own_width(recipe.network),
+        )
     model = getattr(keras.applications, recipe.network)(
         weights=None,
         input_shape=data.image_shape,

@@ -8,8 +8,9 @@ import os
 
 from absl import flags
 
-from apps import command_line, records, training, workdir
+from apps import command_line, networks, records, training, workdir
 from apps.refusal import RefusedError
+from keras_prunetrain import models
 
 # NumPy takes no larger seed.
 _LARGEST_SEED = 2**32 - 1
@@ -17,6 +18,8 @@ _LARGEST_SEED = 2**32 - 1
 _MOST_EPOCHS = 10_000
 _MOST_IMAGES = 10**6
 _MOST_DROPS = 10
+# Those that arrive at a given cost.
+_TARGETED = ("narrow",)
 
 
 def define(values, **defaults):
@@ -30,12 +33,15 @@ def define(values, **defaults):
     _define_training(values, defaults)
     _define_optimizer(values, defaults)
     _define_pruning(values, defaults)
+    _define_target(values)
     _define_folders(values)
 
 
 def _define_training(values, defaults):
     flags.DEFINE_enum(
-        *("method", "prunetrain", ["dense", "prunetrain"], "Method."),
+        *("method", "prunetrain", ["dense", "prunetrain", "narrow"]),
+        "Dense, shrinking, or with every width times one factor from the "
+        "beginning.",
         flag_values=values,
     )
     command_line.integer(
@@ -128,6 +134,50 @@ def _define_pruning(values, defaults):
         ["finetune_epochs", "epochs"],
         lambda found: found["finetune_epochs"] < found["epochs"],
         "the epochs of fine-tuning must be fewer than all epochs.",
+        flag_values=values,
+    )
+
+
+def _define_target(values):
+    command_line.real(
+        *("target_flops", None),
+        "Inference FLOPs of the network at the end, a fraction of those at "
+        "full width. A narrow network is as wide as they allow.",
+        "a number above 0 and at most 1",
+        lambda target: 0 < target <= 1,
+        values,
+    )
+    methods = " or ".join(f"--method={method}" for method in _TARGETED)
+    for is_right, message in (
+        (
+            lambda is_targeted, target: not is_targeted or target is not None,
+            "this method needs a target, such as --target_flops=0.5.",
+        ),
+        (
+            lambda is_targeted, target: is_targeted or target is None,
+            "this method takes no target. Leave --target_flops out, or choose "
+            f"{methods}.",
+        ),
+    ):
+        flags.register_multi_flags_validator(
+            ["method", "target_flops"],
+            lambda found, is_right=is_right: is_right(
+                found["method"] in _TARGETED, found["target_flops"]
+            ),
+            message,
+            flag_values=values,
+        )
+
+
+def check_width(values):
+    """Refuses a narrow network without a width, once `network` is defined."""
+    flags.register_multi_flags_validator(
+        ["method", "network"],
+        lambda found: (
+            found["method"] != "narrow" or networks.has_width(found["network"])
+        ),
+        "a network of keras.applications has no width. Choose one of "
+        f"{', '.join(models.__all__)}, or another method.",
         flag_values=values,
     )
 

@@ -20,7 +20,7 @@ class Recorder(keras.callbacks.Callback):
     Args:
         files: The `Workdir` of the run.
         recipe: Its `training.Recipe`.
-        pruning: Its `PruneTrainCallback`; `None` in a dense run.
+        pruning: Its `PruneTrainCallback`; `None` if nothing shrinks.
         meter: A `keras_prunetrain.EpochMeter` that stands in front of this
             callback.
     """

@@ -1,4 +1,4 @@
-"""Trains a network on CIFAR, or on the embedded digits; dense or shrinking.
+"""Trains a network on CIFAR, or on digits: dense, shrinking or narrow.
 
 Claim of the paper (Lym et al. 2019, table 1) for ResNet32 on CIFAR-10, 182
 epochs: 47% of the dense training FLOPs, 1.8 points of accuracy lost. What this
@@ -6,6 +6,8 @@ program measured is in docs/measurements.md.
 
     python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
         --method=prunetrain --epochs=40 --workdir=runs/resnet20
+    python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
+        --method=narrow --target_flops=0.5 --epochs=40 --workdir=runs/narrow
 """
 
 import os
@@ -54,7 +56,7 @@ def define(values):
     command_line.integer(
         *("width", None, 1, 1024),
         "Of the network's first stage, in channels; later stages are multiples "
-        "of it.",
+        "of it. With --method=narrow, of the network at full width.",
         flag_values=values,
     )
     command_line.integer(

@@ -59,6 +59,7 @@ def define(values):
         "Name of a function of keras.applications, or of this package's.",
         flag_values=values,
     )
+    recipe_flags.check_width(values)
     command_line.integer(
         *("image_size", 224, 32, 2048, "In pixels."), flag_values=values
     )

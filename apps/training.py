@@ -19,7 +19,7 @@ class Recipe:
     """Everything that a run depends on.
 
     Attributes:
-        method: `"dense"` or `"prunetrain"`.
+        method: `"dense"`, `"prunetrain"` or `"narrow"`.
         dataset: Name of a data set, for the record.
         network: Name of a function in `keras_prunetrain.models` or in
             `keras.applications`.
@@ -33,12 +33,16 @@ class Recipe:
             on all trainable weights.
         dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
         penalty_ratio, interval, threshold, finetune_epochs: Arguments of
-            `PruneTrainCallback`; a dense run ignores them.
+            `PruneTrainCallback`; other methods ignore them.
         granularity: That of a `DynamicBatch`, with the memory of the first
             architecture as its budget; `None` for a fixed batch size.
         width: Channels of the first stage of a network of
-            `keras_prunetrain.models`; `None` for its own.
+            `keras_prunetrain.models`, before anything makes it narrower;
+            `None` for its own.
         image_size: Pixels of the sides of an image; `None` for their own.
+        target_flops: What the inference of a narrow network is to cost at
+            most, a fraction of the cost at full width in (0, 1]; `None` for
+            the other methods.
     """
 
     method: str
@@ -59,6 +63,7 @@ class Recipe:
     granularity: int | None = None
     width: int | None = None
     image_size: int | None = None
+    target_flops: float | None = None
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -91,9 +96,14 @@ def train(recipe, data, workdir, strategy=None, restart=False):
     """
     _check_batch_size(recipe, data, strategy)
     keras.config.set_dtype_policy(recipe.dtype_policy)
+    narrow = None
+    if recipe.method == "narrow":
+        narrow = networks.narrowed(recipe, data)
+    # Behind the networks that were built to find the width: the weights are
+    # those of a dense run of this width.
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        model = networks.compiled(recipe, data)
+        model = networks.compiled(recipe, data, narrow)
     folder = pathlib.Path(workdir)
     with Workdir(folder / _own_folder(strategy), folder / BACKUPS) as files:
         if files.take_up(dataclasses.asdict(recipe), restart):
@@ -102,11 +112,15 @@ def train(recipe, data, workdir, strategy=None, restart=False):
                 "trains it once more."
             )
             return records.result(files.folder)
+        if narrow:
+            print(narrow)
         try:
             recorder = _fit(model, recipe, data, files, strategy)
             with files.replacing("model.keras") as path:
                 model.save(path)
             result = recorder.result(model)
+            if narrow:
+                result |= narrow.figures
             files.write_json("result.json", result)
             files.delete_backups()  # Until now the run could go on from them.
         except ValueError as error:
@@ -166,8 +180,8 @@ def _fit(model, recipe, data, files, strategy):
 
 
 def _pruning(recipe):
-    """Returns the callback that makes the model smaller; `None` if dense."""
-    if recipe.method == "dense":
+    """Returns the callback that makes the model smaller; `None` for none."""
+    if recipe.method != "prunetrain":
         return None
     batch = None
     if recipe.granularity is not None:

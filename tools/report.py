@@ -38,7 +38,7 @@ def pictures(runs):
     yield from _pictures_of_training(runs)
     yield from _pictures_of_devices(runs)
     for run in runs:
-        if run.channels and not run.is_dense:
+        if run.channels and run.may_shrink:
             yield from _pictures_of(run)
 
 

@@ -41,7 +41,14 @@ class Run(NamedTuple):
     def is_dense(self):
         if "method" in self.recipe:
             return self.recipe["method"] == "dense"
-        return all(row.get("density", 1.0) == 1.0 for row in self.metrics)
+        return not self.may_shrink
+
+    @property
+    def may_shrink(self):
+        """Whether the method removes channels; if unknown, whether any went."""
+        if "method" in self.recipe:
+            return self.recipe["method"] not in ("dense", "narrow")
+        return any(row.get("density", 1.0) != 1.0 for row in self.metrics)
 
     @property
     def threshold(self):

@@ -37,6 +37,8 @@ SHARED = [
      "a number above 0 and below 1"),
     ("threshold", ["nan", "-1", "inf", "101", "1e-300"],
      "0, or a number from 1e-12 to 100"),
+    ("target_flops", ["nan", "0", "-0.5", "1.01", "inf", "half"],
+     "a number above 0 and at most 1"),
 ]  # fmt: skip
 PROGRAMS = [train_cifar, train_imagenet]
 
@@ -122,6 +124,21 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
             "flag --network=resnet21: value should be one of <",
         ),
         (["--method=sparse"], "flag --method=sparse: value should be one of <"),
+        (
+            ["--method=narrow"],
+            "flags method=narrow, target_flops=None: this method needs a "
+            "target, such as --target_flops=0.5.",
+        ),
+        (
+            ["--method=dense", "--target_flops=0.5"],
+            "flags method=dense, target_flops=0.5: this method takes no "
+            "target. Leave --target_flops out, or choose --method=narrow.",
+        ),
+        (
+            ["--target_flops=0.5"],
+            "flags method=prunetrain, target_flops=0.5: this method takes no "
+            "target.",
+        ),
         (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <"),
         (["--epoch=5"], "Unknown command line flag 'epoch'."),
         (
@@ -221,6 +238,20 @@ def test_every_network_for_cifar_has_a_width(network, tmp_path):
     model = networks.compiled(recipe_flags.recipe(values), cifar)
     first = next(x for x in model.layers if hasattr(x, "filters"))
     assert first.filters == 2
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)
+def test_a_narrow_network_needs_a_width(program, tmp_path):
+    narrow = f"--workdir={tmp_path}", "--method=narrow", "--target_flops=1"
+    _, values = parsed(program, *narrow, "--network=resnet56")
+    assert recipe_flags.recipe(values).target_flops == 1.0
+    if program is train_imagenet:  # Whose default is of keras.applications.
+        assert refusal(program, *narrow) == (
+            "flags method=narrow, network=ResNet50: a network of "
+            "keras.applications has no width. Choose one of resnet8, "
+            "resnet20, resnet32, resnet50_cifar, resnet56, vgg11, vgg13, or "
+            "another method."
+        )
 
 
 def test_networks_are_functions_that_build_one():

@@ -43,6 +43,18 @@ def test_the_page_contains_all_pictures_and_needs_nothing_else(
         assert f"<h2>{alt}</h2>" in page
 
 
+def test_a_narrow_run_has_no_pictures_of_channels_that_go(folders, tmp_path):
+    narrow = write_run(tmp_path / "runs" / "narrow", "narrow")
+    report.write([*folders, narrow], tmp_path / "report")
+    names = {p.stem for p in (tmp_path / "report").glob("*.png")}
+    assert not {name for name in names if name.startswith("narrow")}
+    assert "pruned_channels" in names
+    # Nor is it what the others are compared with.
+    rows = report.summary_table(list(map(run_records.read, [narrow, *folders])))
+    assert "<td>79.00%  (-1.00 points)</td>" in rows
+    assert "<td>80.00%  (+0.00 points)</td>" in rows
+
+
 def test_the_table_relates_a_run_to_the_dense_one(folders):
     rows = report.summary_table(list(map(run_records.read, folders)))
     for cell in (

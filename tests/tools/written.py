@@ -19,7 +19,7 @@ COST = {"training_flops": 3e6}
 def write_run(folder, method="prunetrain", finished=True):
     """Writes the records of a run of four epochs, as the apps would."""
     folder.mkdir(parents=True)
-    shrinks = method != "dense"
+    shrinks = method not in ("dense", "narrow")
     rows = [
         {
             "epoch": epoch,

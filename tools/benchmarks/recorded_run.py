@@ -77,7 +77,7 @@ def _read(path):
         )
     others = [
         f"{name}={run.recipe[name]}"
-        for name in ("image_size", "width")
+        for name in ("image_size", "width", "target_flops")
         if run.recipe.get(name) is not None
     ]
     if others:
