@@ -10,7 +10,7 @@ NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
-	@echo "make train  train dense and shrinking, and compare the two"
+	@echo "make train  train dense, shrinking and narrow, and compare"
 	@echo "make test   run the tests"
 	@echo "make test-long  run the tests that take long"
 	@echo "make browser  look at the TensorBoard dashboards, in Chromium"

@@ -381,3 +381,43 @@ def test_the_quick_start_has_flags_that_the_program_takes(tmp_path):
     _, values = parsed(train_cifar, *quickstart.RECIPE, f"--workdir={tmp_path}")
     assert values.width == 64
     assert os.listdir(tmp_path) == []
+
+
+def test_the_quick_start_says_whether_pruning_was_worth_it():
+    def result(accuracy, flops):
+        return {"val_accuracy": accuracy, "forward_flops": flops}
+
+    dense, shrunk = result(0.99, 400), result(0.97, 100)
+    assert quickstart.target_flops(dense, shrunk) == 0.25
+    for accuracy, words in (
+        (0.98, "1.00 points below"),
+        (0.965, "0.50 points above"),
+        (0.97, "equal to"),
+    ):
+        assert quickstart.verdict(shrunk, result(accuracy, 96)) == (
+            f"The shrunk network is {words} the narrow one, which takes 96% of "
+            "its inference FLOPs and was trained from scratch (one seed)."
+        )
+
+
+@pytest.mark.long
+def test_the_quick_start_compares_three_runs(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(quickstart, "RUNS", tmp_path)
+    small = [
+        *("--network=resnet8", "--width=8", "--image_size=4", "--epochs=2"),
+        *("--interval=1", "--threshold=0.25", "--batch_size=256"),
+    ]
+    monkeypatch.setattr(quickstart, "RECIPE", small)
+    quickstart.main([])
+    printed = capfd.readouterr().out
+    methods = "dense", "prunetrain", "narrow"
+    (header,) = (x for x in printed.splitlines() if x.split() == [*methods])
+    assert "The shrunk network is" in printed.partition(header)[2]
+    for method in methods:
+        assert f"{method}: recorded in {tmp_path / method}" in printed
+    _, shrunk, narrow = (
+        json.loads((tmp_path / method / "result.json").read_text())
+        for method in methods
+    )
+    assert narrow["forward_flops"] <= shrunk["forward_flops"]
+    assert narrow["width"] < narrow["full_width"] == 8
