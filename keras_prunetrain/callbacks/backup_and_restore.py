@@ -63,7 +63,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     all callbacks, and again after `on_epoch_begin` if the training continues in
     the middle of that epoch.
 
-    The files are deleted when `fit` ends without an error. On several workers,
+    A state with a weight that is not finite is not written, and the backups
+    before it stay. The files are deleted when `fit` ends without an error, and
+    with finite weights. On several workers,
     all must see the same folder: the first worker writes the state of the
     training, and each other one a small file beside it with its own statistics
     and random generators.
@@ -76,7 +78,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         keep: Integer, at least 1. The number of backups that stay. If the last
             one is damaged, the one before it is used. Defaults to `2`.
         delete_checkpoint: Boolean. Whether the backups are deleted when `fit`
-            has ended as it should. Defaults to `True`.
+            has ended as it should, with finite weights. Defaults to `True`.
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the

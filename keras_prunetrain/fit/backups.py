@@ -17,6 +17,7 @@ from keras_prunetrain.fit.backup_files import BackupFolder
 from keras_prunetrain.fit.training_state import (
     add_worker_state,
     check_same,
+    has_finite_weights,
     worker_state,
 )
 
@@ -36,6 +37,7 @@ class Backups:
         self._folder = BackupFolder(path, keep)
         self._model = None
         self._worker = None
+        self._said_diverged = False
 
     def begin(self, model: keras.Model) -> None:
         """Keeps the folder for the `fit` of `model`, until `release`.
@@ -44,6 +46,7 @@ class Backups:
             ValueError: As `BackupFolder.take`.
         """
         self._model, self._worker = model, worker_name(model)
+        self._said_diverged = False
         if self._worker is None:
             self._folder.take()
 
@@ -79,6 +82,9 @@ class Backups:
     ) -> None:
         """Writes a backup; a warning says why if that is not possible.
 
+        A state with weights that are not finite is no place to go on from, and
+        does not replace a backup.
+
         Args:
             place: The epoch to go on with, and how many steps of it are done.
             state: Function that returns the state of the training.
@@ -103,6 +109,9 @@ class Backups:
             )
 
     def _try(self, place, write):
+        if not has_finite_weights(self._model):
+            self._say_diverged(place)
+            return
         try:
             write()
         # TypeError: a callback's state has something that is no data.
@@ -116,10 +125,35 @@ class Backups:
                 self._folder.path,
             )
 
+    def _say_diverged(self, place):
+        if not self._said_diverged:
+            self._said_diverged = True
+            _LOG.warning(
+                "No backup after step %d of epoch %d, nor after others like "
+                "it: a weight of '%s' is not finite. The backups in '%s' stay.",
+                place[1],
+                place[0] + 1,
+                self._model.name,
+                self._folder.path,
+            )
+
     def delete(self) -> None:
-        """Deletes all backups, once all workers have done the training."""
+        """Deletes all backups, once all workers have done the training.
+
+        The backups of a training that has diverged stay, with a warning.
+        """
         check_agreement(self._model, "the end of the training")
         if self._worker is not None:
+            return
+        if not has_finite_weights(self._model):
+            _LOG.warning(
+                "'%s' has ended with a weight that is not finite. The last "
+                "backups before stay in '%s', and the same program goes on "
+                "from there. Delete them to begin anew, with a lower learning "
+                "rate.",
+                self._model.name,
+                self._folder.path,
+            )
             return
         try:
             self._folder.delete()

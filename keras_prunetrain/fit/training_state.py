@@ -88,6 +88,15 @@ def set_metric_state(model: keras.Model, state: list[list[np.ndarray]]) -> None:
         _assign(model, variable, values)
 
 
+def has_finite_weights(model: keras.Model) -> bool:
+    """Whether no weight of `model` on this worker is infinite or NaN."""
+    return all(
+        np.isfinite(ops.convert_to_numpy(row)).all()
+        for weight in model.weights
+        for row in _on_replicas(model, weight)
+    )
+
+
 def worker_state(model: keras.Model, steps: int) -> dict[str, Any]:
     """Returns what is not the same on all workers, a dict.
 

@@ -233,6 +233,37 @@ def test_the_curves_of_steps_go_on(tmp_path):
     assert boards[-1]._global_test_batch == EPOCHS
 
 
+class Diverge(keras.callbacks.Callback):
+    """Sets a learning rate with which no weight stays finite."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.model.optimizer.learning_rate.assign(np.inf)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_a_training_that_diverges_keeps_its_last_good_backups(
+    terminated, tmp_path, caplog
+):
+    terminate = [keras.callbacks.TerminateOnNaN()] if terminated else []
+    behind = [Diverge(), *terminate]
+    diverged = program(tmp_path, behind=behind, epochs=5, pruned={})
+    assert np.isnan(diverged.history.history["loss"][-1])
+    assert len(diverged.history.epoch) == (3 if terminated else 5)
+    assert caplog.text.count("No backup after") == 1
+    assert "No backup after step 0 of epoch 4" in caplog.text
+    assert "has ended with a weight that is not finite" in caplog.text
+    kept = sorted(path.name for path in (tmp_path / "backups").glob("*.npz"))
+    assert kept == ["backup-00001-0000000.npz", "backup-00002-0000000.npz"]
+
+
+def test_a_training_goes_on_from_before_it_diverged(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        program(tmp_path / "pieces", (3, 1), behind=[Diverge()])
+    program(tmp_path / "pieces").equals(program(tmp_path / "whole"))
+    assert not (tmp_path / "pieces" / "backups").exists()
+
+
 class Vector(keras.Model):
     """Its step tells a metric that is no single number."""
 
