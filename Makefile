@@ -16,7 +16,7 @@ help:
 	@echo "make browser  look at the TensorBoard dashboards, in Chromium"
 	@echo "make lint   check format and style"
 	@echo "make bench  run the benchmarks that need no recorded run"
-	@echo "make chaos  kill 100 trainings, and compare how they end"
+	@echo "make chaos  kill trainings 120 times, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 
@@ -61,7 +61,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/long_run.py
 
 chaos: setup
-	$(BIN)/python tools/chaos.py --kills=100
+	$(BIN)/python tools/chaos.py --kills=100 --worker_kills=20
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/surgery/test_random_graphs.py --graphs=3000

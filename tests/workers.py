@@ -21,14 +21,10 @@ def run(*commands):
     Returns:
         List of `(stderr, exit code)`.
     """
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(commands))]
     with tempfile.TemporaryDirectory() as folder:
         # Files: who waits for one worker does not empty the pipe of another.
         errors = [pathlib.Path(folder, str(i)) for i in range(len(commands))]
-        workers = [
-            _start(command, addresses, index, errors[index])
-            for index, command in enumerate(commands)
-        ]
+        workers = start(commands, errors)
         deadline = time.monotonic() + SECONDS
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -46,19 +42,38 @@ def run(*commands):
     return list(zip(texts, codes, strict=True))
 
 
-def _start(command, addresses, index, error):
-    config = {
-        "cluster": {"worker": addresses},
-        "task": {"type": "worker", "index": index},
-    }
-    with error.open("w") as file:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"TF_CONFIG": json.dumps(config)},
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-        )
+def start(commands, errors, stdout=subprocess.DEVNULL):
+    """Starts each command as one of the workers of a cluster.
+
+    A single command is started without a cluster.
+
+    Args:
+        commands: List of lists of words.
+        errors: List of the paths of files for what each writes to `stderr`.
+        stdout: As for `subprocess.Popen`.
+
+    Returns:
+        List of `subprocess.Popen`.
+    """
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(len(commands))]
+    processes = []
+    for index, command in enumerate(commands):
+        config = {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+        }
+        environment = {"TF_CONFIG": json.dumps(config)}
+        with errors[index].open("w") as file:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=os.environ | (environment if len(commands) > 1 else {}),
+                    stdout=stdout,
+                    stderr=file,
+                )
+            )
+    return processes
 
 
 def _free_ports(count):

@@ -1,15 +1,49 @@
 """Trainings that are killed end as those that are not: tools/chaos.py."""
 
+import json
+
 import pytest
 
 from tools import chaos
 
 
 @pytest.mark.long
-def test_trainings_that_are_killed_end_as_the_whole_one(tmp_path):
-    record = chaos.chaos(tmp_path, kills=3, seed=0)
+@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
+def test_trainings_that_are_killed_end_as_the_whole_one(count, tmp_path):
+    record = chaos.chaos(tmp_path, 3, seed=0, count=count)
     assert sum(row["kills"] for row in record["trainings"]) == 3
     assert record["equal"] == len(record["trainings"])
+
+
+def test_kills_that_were_counted_are_not_done_again(tmp_path):
+    ended = {"equal": True, "no_gap": False, "while_writing": 1}
+    ended |= {"kills": 2, "save_freq": "3", "ended": True}
+    progress = {"seed": 5, "trainings": [ended]}
+    (tmp_path / "progress.json").write_text(json.dumps(progress))
+    for save_freq in chaos.SAVE_FREQS:  # As they ended without a kill.
+        place = tmp_path / f"whole_{save_freq}"
+        place.mkdir()
+        (place / "end0.json").write_text("{}")
+        (place / "seconds").write_text("9.5")
+    record = chaos.chaos(tmp_path, 2, seed=5)
+    assert record["trainings"] == [ended]
+    assert record["kills"] == 2
+    assert record["kills_while_writing"] == 1
+    assert record["equal"] == 0
+    with pytest.raises(SystemExit, match="of the seed 5"):
+        chaos.chaos(tmp_path, 2, seed=6)
+
+
+def test_results_of_workers_stand_beside_those_of_one_process(tmp_path):
+    path = tmp_path / "chaos.json"
+    chaos.add(path, "one process", {"kills": 100})
+    chaos.add(path, "two workers", {"kills": 1})
+    chaos.add(path, "two workers", {"kills": 20})
+    found = json.loads(path.read_text())
+    assert found == {
+        "one process": {"kills": 100},
+        "two workers": {"kills": 20},
+    }
 
 
 @pytest.mark.parametrize(
