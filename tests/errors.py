@@ -35,6 +35,7 @@ CALLS = {
         "kpt.PruneTrainCallback(reconfigure=['skip'])",
         "kpt.PruneTrainCallback(reconfigure={'channels': 8})",
         "kpt.PruneTrainCallback(reconfigure={'fold': 'no'})",
+        "kpt.PruneTrainCallback(reconfigure={'channel_multiple': 'fast'})",
         "kpt.PruneTrainCallback(reconfigure={'score': 'magnitude'})",
         "model.fit(x, y, epochs=2, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(finetune_epochs=2)])",
@@ -82,6 +83,8 @@ CALLS = {
         "kpt.reconfigure(model, threshold=True)",
         "kpt.reconfigure(model, threshold=float('inf'))",
         "kpt.reconfigure(model, channel_multiple=0)",
+        "kpt.reconfigure(model, channel_multiple=2.0)",
+        "kpt.reconfigure(model, channel_multiple='fast')",
         "kpt.reconfigure(model, min_channels='2')",
         "kpt.reconfigure(model, fold='no')",
         "kpt.reconfigure(model, skip='stage9_*')",

@@ -16,6 +16,7 @@ from keras_prunetrain.channels.scores import (
     unscored,
 )
 from keras_prunetrain.channels.selection import Skip, matching_layers, touched
+from keras_prunetrain.devices import multiples
 from keras_prunetrain.garbage import no_garbage_collection
 
 
@@ -227,13 +228,14 @@ class _Draft:
 
     def round_up(self, channel_multiple, min_channels):
         """Revives channels until every layer and every tensor has enough."""
+        multiple_of = multiples(channel_multiple)
         limits = [
-            (numbers, channel_multiple, min_channels)
+            (numbers, multiple_of, min_channels)
             for numbers in _written(self._numbering, self._removed)
         ]
         # Every tensor, and each piece of a split, keeps a channel.
         limits += [
-            (numbers, 1, 1)
+            (numbers, multiples(1), 1)
             for numbers in _passed_on(self._numbering, self._removed)
         ]
         # Repeat until nothing changes: reviving channels for one layer may
@@ -241,10 +243,11 @@ class _Draft:
         while sum(self._round_up(*limit) for limit in limits):
             pass
 
-    def _round_up(self, numbers, channel_multiple, min_channels):
+    def _round_up(self, numbers, multiple_of, min_channels):
         """Revives the best dead `numbers`, until there are enough of them.
 
-        A tied number counts once for each of its positions.
+        A tied number counts once for each of its positions. `multiple_of` is a
+        function of the count, because the multiple may grow with it.
 
         Returns whether any number was revived.
         """
@@ -254,7 +257,7 @@ class _Draft:
         dead = np.unique(numbers[~alive[numbers]])
         order = np.argsort(-self._score[dead], kind="stable")
         for number in dead[order].tolist():
-            if living >= min_channels and living % channel_multiple == 0:
+            if living >= min_channels and living % multiple_of(living) == 0:
                 break
             alive[number] = True
             self._revived[number] = reason

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from keras_prunetrain.channels.scores import Score, check_score, magnitude
 from keras_prunetrain.channels.selection import Skip
 from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.devices import AUTO
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class CutOptions:
 
     Attributes:
         threshold: Float, at least 0. A channel that scores less is dead.
-        channel_multiple: Integer. Layers keep a multiple of this many channels.
+        channel_multiple: Integer, or `"auto"` for counts that the device
+            computes fast. Layers keep a multiple of this many channels.
         min_channels: Integer. Layers keep at least this many channels.
         skip: The layers whose channels all stay.
         fold: Boolean. Whether constant channels are removed, too.
@@ -28,7 +31,7 @@ class CutOptions:
     """
 
     threshold: float = 1e-4
-    channel_multiple: int = 1
+    channel_multiple: int | Literal["auto"] = 1
     min_channels: int = 1
     skip: Skip = ()
     fold: bool = False
@@ -40,13 +43,20 @@ class CutOptions:
                 "`threshold` must be a finite number, at least 0, in the unit "
                 f"of the weights. Received: threshold={self.threshold}"
             )
-        for name in ("channel_multiple", "min_channels"):
-            value = getattr(self, name)
-            if not is_count(value, 1):
-                raise ValueError(
-                    f"`{name}` must be an integer, at least 1. "
-                    f"Received: {name}={value}"
-                )
+        if not (
+            self.channel_multiple == AUTO
+            if isinstance(self.channel_multiple, str)
+            else is_count(self.channel_multiple, 1)
+        ):
+            raise ValueError(
+                "`channel_multiple` must be an integer, at least 1, or 'auto'. "
+                f"Received: channel_multiple={self.channel_multiple!r}"
+            )
+        if not is_count(self.min_channels, 1):
+            raise ValueError(
+                "`min_channels` must be an integer, at least 1. "
+                f"Received: min_channels={self.min_channels}"
+            )
         if not isinstance(self.fold, bool):
             raise ValueError(
                 f"`fold` must be True or False. Received: fold={self.fold!r}"

@@ -12,6 +12,7 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.scores import label_scores
 from keras_prunetrain.channels.selection import matching_layers
+from keras_prunetrain.devices import AUTO, device_kind
 from keras_prunetrain.distribution import check_agreement, prepare_strategy
 from keras_prunetrain.surgery.reconfigure import check_reconfigurable
 
@@ -63,6 +64,8 @@ def _description(model, options, settings, params):
         "learning_rate": keras_internals.shown_rate(optimizer),
         "weights": [tuple(weight.shape) for weight in model.weights],
     }
+    if options.channel_multiple == AUTO:
+        facts["device"] = device_kind()
     return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 

@@ -245,6 +245,7 @@ def test_weights_that_are_not_finite_are_an_error(value):
         *(("threshold", x) for x in (True, "1", None, -1e-9, 10**400)),
         *(("threshold", float(x)) for x in ("nan", "inf")),
         *(("channel_multiple", x) for x in (True, 0, 2.0, "2", np.int64(0))),
+        *(("channel_multiple", x) for x in ("Auto", None, ["auto"], b"auto")),
         *(("min_channels", x) for x in (False, -1, None, [1])),
         *(("fold", x) for x in ("no", 0, None)),
     ],
