@@ -55,7 +55,7 @@ class CutOptions:
         if not is_count(self.min_channels, 1):
             raise ValueError(
                 "`min_channels` must be an integer, at least 1. "
-                f"Received: min_channels={self.min_channels}"
+                f"Received: min_channels={self.min_channels!r}"
             )
         if not isinstance(self.fold, bool):
             raise ValueError(

@@ -59,7 +59,7 @@ def test_layers_to_skip_are_no_dict():
 @pytest.mark.parametrize("argument", ["channel_multiple", "min_channels"])
 @pytest.mark.parametrize("value", [0, 1.5, "2"])
 def test_arguments_of_reconfigure_are_checked(argument, value):
-    message = f"`{argument}` must be an integer, .*: {argument}={value}"
+    message = f"`{argument}` must be an integer, .*: {argument}={value!r}"
     with pytest.raises(ValueError, match=message):
         PruneTrainCallback(reconfigure={argument: value})
 
