@@ -1,0 +1,218 @@
+"""Which channels go, so that what is left meets a target."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+from keras_prunetrain.channel_costs import ChannelCosts
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.liveness import Plan, plan_of
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.channels.selection import touched
+from keras_prunetrain.cost import model_cost
+from keras_prunetrain.example_shapes import InputShapes
+from keras_prunetrain.saliency import readers
+from keras_prunetrain.surgery.reconfigure import prepare_cut
+
+_LOG = logging.getLogger("keras_prunetrain")
+
+# A channel goes that has a low score for what it costs. With the exponent 1 the
+# score of an expensive channel would have to be proportional to its cost.
+COST_EXPONENT = 0.5
+
+
+class Choice:
+    """Chooses the channels of a model that go, under a target.
+
+    Args:
+        model: A functional model.
+        numbering: Its `Numbering`.
+        quantity: One of `channel_costs.QUANTITIES`.
+        options: The `CutOptions`; `skip`, `min_channels` and
+            `channel_multiple` count here.
+        least: Dict from the key of a layer to the number of channels that its
+            kernel must go on writing.
+        input_shapes: Shape of one example, as of `model_cost`.
+
+    Attributes:
+        candidates: Sorted int array, the channel numbers that may go: neither
+            frozen nor skipped, and in no kernel that does not train.
+
+    Raises:
+        ValueError: As `model_cost`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        numbering: Numbering,
+        quantity: str,
+        options: CutOptions,
+        least: Mapping[str, int],
+        input_shapes: InputShapes = None,
+    ):
+        self._model = model
+        self._numbering = numbering
+        self._quantity = quantity
+        self._options = options
+        self._input_shapes = input_shapes
+        self._costs = ChannelCosts(model, numbering, quantity, input_shapes)
+        self._limits = [
+            (x.numbers, max(options.min_channels, least.get(x.layer, 1)))
+            for x in numbering.kernels("out")
+        ]
+        self.candidates = _candidates(numbering, options.skip)
+
+    def least_cost(self) -> float:
+        """Returns the cost that is left if as many channels go as may."""
+        order = self._removable(np.zeros(self._numbering.size))
+        return self._estimate(self._plan(order, np.zeros(self._numbering.size)))
+
+    def plan(self, scores: np.ndarray, limit: float) -> Plan:
+        """Returns the `Plan` that keeps the cost at or below `limit`.
+
+        One threshold on the score for a channel's share of the cost decides,
+        over all layers. No fewer channels go than `limit` demands, and no more,
+        except that layers keep a multiple of `channel_multiple` channels.
+
+        Args:
+            scores: Float array, shape `(numbering.size,)`, finite, at least 0.
+            limit: Number, the cost that may be left, in the unit of the
+                quantity. If it cannot be met, as many channels go as may.
+        """
+        values = self._values(scores)
+        order = self._removable(values)
+
+        def plan_without(count):
+            return self._plan(order[:count], values)
+
+        def fewest(cost):
+            return _first(
+                len(order), lambda count: cost(plan_without(count)) <= limit
+            )
+
+        plan = plan_without(fewest(self._estimate))
+        if self._counted(plan) != self._estimate(plan):
+            # A layer of the user's may cost otherwise than its kernels' sizes.
+            plan = plan_without(fewest(self._counted))
+        return plan
+
+    def _values(self, scores):
+        """Returns the score of each channel for its share of the cost."""
+        share = self._costs.shares(np.ones(self._numbering.size, bool))
+        values = np.full(self._numbering.size, math.inf)
+        costly = share > 0.0
+        values[costly] = scores[costly] / share[costly] ** COST_EXPONENT
+        return values
+
+    def _removable(self, values):
+        """Returns the candidates in the order in which they go.
+
+        A candidate is left out if a layer could not spare it after those
+        before it.
+        """
+        order = self.candidates[
+            np.argsort(values[self.candidates], kind="stable")
+        ]
+        holders = [[] for _ in range(self._numbering.size)]
+        spare = []
+        for i, (numbers, least) in enumerate(self._limits):
+            spare.append(len(numbers) - least)
+            found, times = np.unique(numbers, return_counts=True)
+            for number, count in zip(found.tolist(), times, strict=True):
+                holders[number].append((i, int(count)))
+        going = []
+        for number in order.tolist():
+            if all(spare[i] >= count for i, count in holders[number]):
+                going.append(number)
+                for i, count in holders[number]:
+                    spare[i] -= count
+        return np.asarray(going, int)
+
+    def _plan(self, going, values):
+        alive = np.ones(self._numbering.size, bool)
+        alive[going] = False
+        finite = np.where(np.isfinite(values), values, 0.0)
+        return plan_of(
+            self._model, self._numbering, alive, self._options, finite
+        )
+
+    def _estimate(self, plan):
+        return round(self._costs.of(plan.alive))
+
+    def _counted(self, plan):
+        if plan.removes_nothing:
+            return self._costs.total
+        smaller = prepare_cut(self._model, plan).model
+        return getattr(model_cost(smaller, self._input_shapes), self._quantity)
+
+
+def least_channels(
+    numbering: Numbering, max_layer_cut: float
+) -> dict[str, int]:
+    """Returns how many channels each layer keeps of those that it has now.
+
+    Args:
+        numbering: The `Numbering` of the first model.
+        max_layer_cut: Float in [0, 1), the part of a layer's channels that may
+            go.
+
+    Returns:
+        Dict from the key of a layer to the number of channels.
+    """
+    return {
+        x.layer: max(1, math.ceil((1.0 - max_layer_cut) * len(x.numbers)))
+        for x in numbering.kernels("out")
+    }
+
+
+def distinct(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Returns `scores`, or random ones if they tell no candidates apart.
+
+    Args:
+        scores: Float array.
+        candidates: Int array, the positions that are compared.
+    """
+    compared = scores[candidates]
+    if len(compared) < 2 or np.ptp(compared) > 0.0:
+        return scores
+    _LOG.warning(
+        "All channels have the same score, %g: those that go are drawn at "
+        "random.",
+        compared[0],
+    )
+    return np.random.default_rng(0).random(len(scores))
+
+
+def _candidates(numbering, skip):
+    stays = np.zeros(numbering.size, bool)
+    stays[list(numbering.frozen)] = True
+    for key in skip:
+        stays[touched(numbering, key)] = True
+    for label in numbering.kernels():
+        if not label.weight.trainable:
+            stays[label.numbers] = True
+    read = np.zeros(numbering.size, bool)
+    for label in readers(numbering):
+        read[label.numbers] = True
+    return np.flatnonzero(read & ~stays)
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """Returns the first of 0 ... `count` for which `holds`, else `count`.
+
+    Args:
+        count: Integer.
+        holds: Function of an integer that, once it is true, stays true.
+    """
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,69 @@
+"""The cost that is foreseen, against that of the model that results."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_prunetrain import model_cost, models
+from keras_prunetrain.channel_costs import QUANTITIES, ChannelCosts
+from keras_prunetrain.channels.liveness import plan_of
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.surgery.reconfigure import prepare_cut
+from tests import networks
+from tests.masked import some_alive
+
+# The einsum network has a size that only the data tell.
+BUILDS = [
+    *(x for x in networks.sampled() if x.values[0] is not networks.einsum),
+    lambda: resnet(),
+]
+
+
+def resnet():
+    return networks.Network(models.resnet8((16, 16, 3), 10), {}, {}, {})
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_foreseen_cost_is_that_of_the_smaller_model(build):
+    model = build().model
+    numbering = number_channels(model)
+    alive = some_alive(numbering, np.random.default_rng(0))
+    plan = plan_of(model, numbering, alive, CutOptions())
+    before, after = (
+        model_cost(model),
+        model_cost(prepare_cut(model, plan).model),
+    )
+    for quantity in QUANTITIES:
+        costs = ChannelCosts(model, numbering, quantity)
+        everything = np.ones(numbering.size, bool)
+        assert costs.total == getattr(before, quantity)
+        assert costs.of(everything) == pytest.approx(costs.total)
+        assert costs.of(plan.alive) == pytest.approx(getattr(after, quantity))
+        assert costs.of(plan.alive) < costs.total or not plan.alive.all()
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("build", [networks.residual, networks.flattening])
+def test_a_share_is_what_the_removal_of_one_channel_saves(build, quantity):
+    model = build().model
+    numbering = number_channels(model)
+    costs = ChannelCosts(model, numbering, quantity)
+    alive = some_alive(numbering, np.random.default_rng(0))
+    shares = costs.shares(alive)
+    assert (shares > 0.0).any()
+    for number in np.flatnonzero(alive):
+        without = alive.copy()
+        without[number] = False
+        saved = 1.0 - costs.of(without) / costs.of(alive)
+        assert shares[number] == pytest.approx(saved, rel=1e-6)
+
+
+def test_images_of_any_size_cost_what_the_data_say():
+    image = keras.Input((None, None, 2))
+    x = keras.layers.Conv2D(4, 3, name="a")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+    numbering = number_channels(model)
+    costs = ChannelCosts(model, numbering, "forward_flops", (8, 8, 2))
+    assert costs.total == 2 * (36 * 9 * 2 * 4 + 4 * 3)

@@ -1,0 +1,192 @@
+"""What goes under a target, against a choice by brute force."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+import keras_prunetrain as kpt
+from keras_prunetrain.channel_costs import QUANTITIES, ChannelCosts
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.choice import Choice, distinct, least_channels
+from keras_prunetrain.surgery.reconfigure import prepare_cut
+from tests import networks
+
+# The others have a size that only the data tell.
+SIZED = [x for x in networks.sampled() if x.values[0] is not networks.einsum]
+
+
+def choice_of(model, quantity="forward_flops", cut=0.7, **options):
+    numbering = number_channels(model)
+    least = least_channels(numbering, cut)
+    return numbering, Choice(
+        model, numbering, quantity, CutOptions(**options), least
+    )
+
+
+def cost_after(model, plan, quantity):
+    return getattr(kpt.model_cost(prepare_cut(model, plan).model), quantity)
+
+
+def by_brute_force(model, numbering, scores, limit, quantity, cut):
+    """Removes one channel after the other, and counts anew after each."""
+    shares = ChannelCosts(model, numbering, quantity).shares(
+        np.ones(numbering.size, bool)
+    )
+    stays = set(numbering.frozen)
+    order = [
+        n
+        for n in np.argsort(
+            scores / np.sqrt(np.maximum(shares, 1e-12)), kind="stable"
+        ).tolist()
+        if n not in stays
+    ]
+    alive = np.ones(numbering.size, bool)
+    layers = [x.numbers for x in numbering.kernels("out")]
+    costs = ChannelCosts(model, numbering, quantity)
+    for number in order:
+        if costs.of(alive) <= limit:
+            break
+        alive[number] = False
+        if any(
+            alive[x].sum() < np.ceil((1.0 - cut) * len(x)) and number in x
+            for x in layers
+        ):
+            alive[number] = True
+    return alive
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize(
+    "build",
+    [
+        networks.plain,
+        networks.residual,
+        networks.bottleneck,
+        networks.concatenating,
+        networks.nested,
+    ],
+)
+def test_the_chosen_channels_are_those_of_brute_force(build, quantity):
+    model = build().model
+    numbering, choice = choice_of(model, quantity)
+    scores = np.random.default_rng(0).uniform(0.1, 1.0, numbering.size)
+    limit = 0.7 * choice_total(model, quantity)
+    plan = choice.plan(scores, limit)
+    expected = by_brute_force(model, numbering, scores, limit, quantity, 0.7)
+    np.testing.assert_array_equal(plan.alive, expected)
+    assert not plan.alive.all()
+
+
+def choice_total(model, quantity):
+    return getattr(kpt.model_cost(model), quantity)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("build", SIZED)
+def test_the_target_is_met_with_no_channel_to_spare(build, quantity):
+    model = build().model
+    numbering, choice = choice_of(model, quantity, cut=0.9)
+    total = choice_total(model, quantity)
+    scores = np.random.default_rng(1).uniform(0.1, 1.0, numbering.size)
+    limit = max(0.6 * total, choice.least_cost())
+    if limit >= total:
+        pytest.skip("no channel of this quantity may go")
+    plan = choice.plan(scores, limit)
+    after = cost_after(model, plan, quantity)
+    assert after <= limit
+    # With the last channel that went, it was too much.
+    values = scores / np.sqrt(
+        np.maximum(
+            ChannelCosts(model, numbering, quantity).shares(
+                np.ones(numbering.size, bool)
+            ),
+            1e-12,
+        )
+    )
+    gone = np.flatnonzero(~plan.alive)
+    last = gone[np.argmax(values[gone])]
+    alive = plan.alive.copy()
+    alive[last] = True
+    costs = ChannelCosts(model, numbering, quantity)
+    assert costs.of(alive) > limit
+
+
+def test_frozen_skipped_and_untrained_channels_are_no_candidates():
+    model = networks.residual().model
+    numbering, choice = choice_of(model)
+    layers = {x.layer: x.numbers for x in numbering.kernels("out")}
+    assert set(choice.candidates) == {*layers["stem"], *layers["conv1"]}
+    _, skipping = choice_of(model, skip=("conv1",))
+    assert not set(skipping.candidates) & {*layers["conv1"], *layers["stem"]}
+    model.get_layer("conv2").trainable = False
+    _, frozen = choice_of(model)
+    assert not len(frozen.candidates)
+
+
+def test_a_layer_keeps_its_part_and_the_least_number_of_channels():
+    model = kpt.models.resnet8((8, 8, 1), 4)
+    for kwargs, part in (
+        ({"cut": 0.25}, lambda n: -(-3 * n // 4)),
+        ({"cut": 0.99, "min_channels": 12}, lambda n: 12),
+    ):
+        numbering, choice = choice_of(model, **kwargs)
+        plan = choice.plan(np.ones(numbering.size), 0.0)
+        for label in numbering.kernels("out"):
+            if label.layer != "logits":
+                kept = plan.alive[label.numbers].sum()
+                assert kept == part(len(label.numbers)), label.layer
+        left = cost_after(model, plan, "forward_flops")
+        assert choice.least_cost() == left
+
+
+def test_with_a_multiple_the_target_is_met_in_blocks():
+    model = kpt.models.resnet8((8, 8, 1), 4)
+    numbering, choice = choice_of(model, channel_multiple=4)
+    total = choice_total(model, "forward_flops")
+    scores = np.random.default_rng(0).random(numbering.size)
+    plan = choice.plan(scores, 0.5 * total)
+    for label in numbering.kernels("out"):
+        if label.layer != "logits":
+            assert plan.alive[label.numbers].sum() % 4 == 0
+    assert 0.4 * total < cost_after(model, plan, "forward_flops") <= 0.5 * total
+
+
+class Squared(keras.layers.Dense):
+    """A layer whose cost grows with the square of its channels."""
+
+
+def test_a_layer_whose_cost_is_no_product_is_counted():
+    rule = kpt.LayerRule(
+        flow="produces",
+        size_arguments=("units",),
+        in_axis={"kernel": -2},
+        out_axis={"kernel": -1, "bias": -1},
+        macs=lambda layer, read, written: layer.units**2 * 50,
+    )
+    kpt.register_rule(Squared, rule)
+    inputs = keras.Input((8,))
+    x = Squared(16, name="twice")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+    numbering, choice = choice_of(model)
+    total = choice_total(model, "forward_flops")
+    scores = np.random.default_rng(0).random(numbering.size)
+    plan = choice.plan(scores, 0.5 * total)
+    # 11 of 16 channels cost 0.47 of it; 12 cost 0.56.
+    kept = plan.alive[numbering.kernels("out")[0].numbers].sum()
+    assert kept == 11
+    assert cost_after(model, plan, "forward_flops") <= 0.5 * total
+
+
+def test_equal_scores_are_drawn_and_it_is_said(caplog):
+    candidates = np.arange(2, 8)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        found = distinct(np.ones(10), candidates)
+    assert len(np.unique(found[candidates])) == 6
+    assert "All channels have the same score, 1" in caplog.text
+    caplog.clear()
+    scores = np.arange(10.0)
+    assert distinct(scores, candidates) is scores
+    assert not caplog.records
