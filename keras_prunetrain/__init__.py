@@ -6,6 +6,7 @@ from keras_prunetrain.callbacks.backup_and_restore import BackupAndRestore
 from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.callbacks.target_prune import TargetPruneCallback
 from keras_prunetrain.channels.layer_rule import LayerRule
 from keras_prunetrain.channels.picture import plot_channels
 from keras_prunetrain.channels.report import channel_report
@@ -33,6 +34,7 @@ __all__ = [
     "PruneTrainCallback",
     "Reconfiguration",
     "ReconfiguringCallback",
+    "TargetPruneCallback",
     "channel_report",
     "communication_bytes",
     "gradient_bytes",

@@ -52,6 +52,26 @@ CALLS = {
         "model.fit(x, y, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(batch=kpt.DynamicBatch(4))])",
     ],
+    "TargetPruneCallback": [
+        "kpt.TargetPruneCallback()",
+        "kpt.TargetPruneCallback(flops=0.5, parameters=0.5)",
+        "kpt.TargetPruneCallback(flops=50)",
+        "kpt.TargetPruneCallback(flops=0.5, score='tailor')",
+        "kpt.TargetPruneCallback(flops=0.5, warmup=1.5)",
+        "kpt.TargetPruneCallback(flops=0.5, decay=0)",
+        "kpt.TargetPruneCallback(flops=0.5, rounds=0)",
+        "kpt.TargetPruneCallback(flops=0.5, max_layer_cut=1)",
+        "kpt.TargetPruneCallback(flops=0.5, of=model)",
+        "kpt.TargetPruneCallback(flops=0.5, reconfigure={'fold': True})",
+        "model.fit(x, y, epochs=2, verbose=0, callbacks=["
+        "kpt.TargetPruneCallback(flops=0.5)])",
+        "model.fit(x, y, epochs=5, verbose=0, callbacks=["
+        "kpt.TargetPruneCallback(flops=0.001)])",
+        "model.fit(x, y, epochs=5, verbose=0, callbacks=["
+        "kpt.TargetPruneCallback(training_flops=0.3)])",
+        "model.fit(x, y, epochs=5, verbose=0, callbacks=["
+        "kpt.TargetPruneCallback(flops=0.5, score=lambda n: [1.0, 2.0])])",
+    ],
     "DynamicBatch": [
         "kpt.DynamicBatch(0)",
         "kpt.DynamicBatch(128, granularity=0)",

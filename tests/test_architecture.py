@@ -34,6 +34,7 @@ OPTIONAL = {
     "data_sets": {"tensorflow"},
     "distribution": {"tensorflow"},
     "keras_internals.guards": {"tensorflow"},
+    "keras_internals.in_step": {"tensorflow"},
     "keras_internals.kernels": {"tensorflow"},
     "keras_internals.random_state": {"tensorflow"},
     "keras_internals.skipping": {"tensorflow"},

@@ -11,6 +11,7 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.cost import Cost
 
 
 def check_schedule(
@@ -86,6 +87,26 @@ def options_of(
             f"Received: {', '.join(sorted(unknown))}"
         )
     return CutOptions(threshold=threshold, **arguments)
+
+
+def check_no_score(reconfigure: Mapping[str, Any] | None) -> None:
+    """Raises a `ValueError` for options that only a threshold uses."""
+    unused = sorted({"fold", "score"} & set(reconfigure or ()))
+    if unused:
+        raise ValueError(
+            "`reconfigure` takes 'channel_multiple', 'min_channels' and 'skip' "
+            "here: the target decides which channels go, by the callback's "
+            f"own `score`. Received: {', '.join(map(repr, unused))}"
+        )
+
+
+def check_first_cost(cost: Cost | None) -> None:
+    """Raises a `ValueError` if `cost` is neither `None` nor a `Cost`."""
+    if not isinstance(cost, Cost | None):
+        raise ValueError(
+            "`of` must be a `Cost`, of `keras_prunetrain.model_cost`, or "
+            f"`None` for that of the model. Received: of={cost!r}"
+        )
 
 
 def planned_by(callback: Any) -> Plan:

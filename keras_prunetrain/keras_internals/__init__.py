@@ -33,6 +33,11 @@ from keras_prunetrain.keras_internals.identity import (
     set_states,
     successors,
 )
+from keras_prunetrain.keras_internals.in_step import (
+    gradient_of,
+    sum_over_replicas,
+    update_in_step,
+)
 from keras_prunetrain.keras_internals.kernels import release_kernels
 from keras_prunetrain.keras_internals.layer import (
     Part,
@@ -119,6 +124,7 @@ __all__ = [
     "fill_copy",
     "fit_argument",
     "forget_calls",
+    "gradient_of",
     "graph_of",
     "guard_hooks",
     "guard_loop",
@@ -156,8 +162,10 @@ __all__ = [
     "strategy_scope",
     "structures",
     "successors",
+    "sum_over_replicas",
     "track",
     "update_count",
+    "update_in_step",
     "values_of",
     "variable_like",
     "weight_name",

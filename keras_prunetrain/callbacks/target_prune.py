@@ -1,0 +1,311 @@
+"""A target for the model's cost, met early in the training."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.liveness import Plan
+from keras_prunetrain.choice import Choice, least_channels
+from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.fit.arguments import check_first_cost, check_no_score
+from keras_prunetrain.fit.rounds import (
+    Round,
+    check_window,
+    rate_has_dropped,
+    rounds_of,
+    target_of,
+)
+from keras_prunetrain.fit.running_round import RunningRound
+from keras_prunetrain.saliency import number_score
+
+_LOG = logging.getLogger("keras_prunetrain")
+
+
+class TargetPruneCallback(ReconfiguringCallback):
+    """Makes the model as small as a target says, early in the training.
+
+    After a warm-up, the channels that matter least to the loss are chosen, in a
+    few rounds. In each round, the chosen channels shrink linearly to zero, and
+    are then cut out of the model, its weights and the optimizer's slots. All
+    other channels are trained as without this callback: no penalty acts on
+    them. After the last round nothing remains of the method, and the small
+    model trains to the end at full speed.
+
+    Example:
+
+    ```python
+    pruning = TargetPruneCallback(flops=0.5)
+    model.fit(images, labels, epochs=40, callbacks=[pruning])
+    ```
+
+    Exactly one of the four targets is given, as a fraction of the model that
+    `fit` finds. The cost of the resulting model is counted (`model_cost`), so
+    the target is met by the very model that results. Channels that layers
+    share, as in a residual stage, have one score and go together.
+
+    What `PruneTrainCallback` says of the model's objects, of `batch`, of the
+    history and of the state after `fit` holds for this callback, too.
+
+    Args:
+        flops: Float in (0, 1). FLOPs of inference.
+        parameters: Float in (0, 1). Number of weights.
+        activation_bytes: Float in (0, 1). Bytes that an example's activations
+            take in a training step.
+        training_flops: Float in (0, 1). FLOPs of all epochs of this `fit`; the
+            inference FLOPs follow from it and from the rounds.
+        score: How much a channel number matters. `"taylor"`: the magnitude of
+            the loss's gradient by a factor on the channel, averaged over the
+            first steps of a round, without the penalties on weights.
+            `"magnitude"`: the squared norm of its weights, in the mean over
+            the channels of each kernel. `"random"`: drawn, as a control. Or a
+            function of a `Numbering` that returns a float array, one number of
+            at least 0 for each channel number.
+        warmup: Fraction of the epochs of `fit`, a float, or a number of epochs,
+            an integer: how long the model trains before the first round.
+        decay: The same for how long all rounds take.
+        rounds: Integer, at least 1: the number of cuts. There are fewer if
+            `decay` has fewer epochs.
+        max_layer_cut: Float in (0, 1): the part of a layer's channels that may
+            go, over all rounds.
+        of: A `Cost`, the fractions of which are meant. Defaults to `None`, that
+            of the model as `fit` finds it.
+        reconfigure: Dict of further arguments for `reconfigure`:
+            `channel_multiple`, `min_channels`, `skip`.
+        batch: A `DynamicBatch`, whose data set `fit` trains on.
+        log_dir: Path of a folder for TensorBoard; see `DensityLog`.
+
+    Attributes:
+        reports: List of a `Reconfiguration` for each that took place.
+        epoch: Integer, the epoch that is trained or was last; `None` before
+            the first one of a `fit`.
+        meter: The `EpochMeter` of the `fit`.
+
+    Raises:
+        ValueError: If an argument is out of its range; in `fit`, before the
+            first step, as `PruneTrainCallback`, and if the target is below what
+            `max_layer_cut`, `skip`, `min_channels` and frozen channels leave,
+            if warm-up and decay leave no epoch, if `score` fails, or if Keras
+            does not run on TensorFlow; after it, if the `train_step` does not
+            use the optimizer of the model.
+    """
+
+    def __init__(
+        self,
+        flops: float | None = None,
+        *,
+        parameters: float | None = None,
+        activation_bytes: float | None = None,
+        training_flops: float | None = None,
+        score: str | Callable[[Numbering], np.ndarray] = "taylor",
+        warmup: float = 0.05,
+        decay: float = 0.1,
+        rounds: int = 4,
+        max_layer_cut: float = 0.7,
+        of: Cost | None = None,
+        reconfigure: dict[str, Any] | None = None,
+        batch: DynamicBatch | None = None,
+        log_dir: str | os.PathLike | None = None,
+    ):
+        super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
+        check_no_score(reconfigure)
+        self.target = target_of(
+            flops=flops,
+            parameters=parameters,
+            activation_bytes=activation_bytes,
+            training_flops=training_flops,
+        )
+        check_window(warmup, decay, rounds, max_layer_cut)
+        check_first_cost(of)
+        self.score = score
+        self.warmup, self.decay, self.rounds = warmup, decay, rounds
+        self.max_layer_cut = max_layer_cut
+        self.of = of
+        self._score = number_score(score)
+        self.forget()
+
+    # What the base asks for.
+
+    def is_due(self, epoch: int) -> bool:
+        running = self._round
+        return (
+            running is not None
+            and running.alive is not None
+            and running.bounds.end <= epoch + 1
+        )
+
+    def plan(self) -> Plan:
+        return self._round.plan(self.options)
+
+    def settings(self) -> dict[str, Any]:
+        names = ("warmup", "decay", "rounds", "max_layer_cut")
+        score = self.score
+        if not isinstance(score, str):
+            # A text with an address would differ between workers.
+            score = getattr(score, "__qualname__", type(score).__name__)
+        return {
+            "target": str(self.target),
+            "score": score,
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def check(self) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "TargetPruneCallback acts inside the train step of the "
+                "TensorFlow backend. Received: keras.backend.backend()="
+                f"{keras.backend.backend()!r}"
+            )
+
+    def begin(self, numbering: Numbering) -> None:
+        self.at_end(self._leave_round)
+        if self._is_over:
+            return
+        if self._first_cost is None:
+            cost = self.of or model_cost(self.model, self.meter.input_shapes)
+            self._first_cost = getattr(cost, self.target.quantity)
+            self._least = least_channels(numbering, self.max_layer_cut)
+        self._rounds = rounds_of(
+            self.target,
+            keras_internals.fit_argument("initial_epoch") or 0,
+            self.params["epochs"],
+            self.warmup,
+            self.decay,
+            self.rounds,
+        )
+        self._check_target(numbering)
+        if self._score is not None:
+            self._score(numbering)
+        rate = keras_internals.shown_rate(self.model.optimizer)
+        if rate_has_dropped(self._fit.siblings, self._rounds, rate):
+            _LOG.warning(
+                "The learning rate drops before the last channels go, after "
+                "epoch %d. The channels that are left recover better at a high "
+                "rate: make `warmup` and `decay` shorter, or let the rate drop "
+                "later.",
+                self._rounds[-1].end - 1,
+            )
+
+    def forget(self) -> None:
+        super().forget()
+        self._first_cost = None
+        self._least = {}
+        self._rounds = []  # Those to come, and the running one.
+        self._round = None
+        self._is_over = False
+        self._steps = 0  # Of the epoch so far.
+
+    def get_state(self) -> dict[str, Any]:
+        own = {
+            "first_cost": self._first_cost,
+            "least": self._least,
+            "rounds": [dataclasses.astuple(x) for x in self._rounds],
+            "round": self._round and self._round.get_state(),
+            "is_over": self._is_over,
+            "steps": self._steps,
+        }
+        return super().get_state() | own
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._leave_round()
+        self._first_cost = state["first_cost"]
+        self._least = dict(state["least"])
+        self._rounds = [Round(*values) for values in state["rounds"]]
+        self._is_over = state["is_over"]
+        self._steps = state["steps"]
+        if state["round"] is not None:
+            self._begin_round(self.epoch)
+            self._round.set_state(state["round"])
+
+    # Hooks of Keras.
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        awaits_round = not self._is_over and self._round is None
+        if awaits_round and self._rounds[0].begin <= epoch:
+            self._begin_round(epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        # Of data of unknown length, the epoch before tells.
+        steps = self.params.get("steps") or max(self._steps, batch + 1)
+        self._steps = batch + 1
+        if self._round is not None:
+            self._round.end_step(self.epoch, batch, steps, self._choice)
+
+    def on_epoch_end(self, epoch, logs=None):
+        running = self._round
+        if (
+            running is not None
+            and running.alive is None
+            and running.bounds.end <= epoch + 1
+        ):
+            running.choose(1, epoch, self._choice)
+        super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        if self._round is not None:
+            _LOG.warning(
+                "`fit` has ended before the channels were cut that are chosen: "
+                "'%s' keeps them, as far as they have shrunk.",
+                self.model.name,
+            )
+        super().on_train_end(logs)
+
+    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
+        cuts, keeps_all = len(self.reports), bool(self._round.alive.all())
+        super().reconfigure(logs)
+        if len(self.reports) == cuts and not keeps_all:
+            return  # The loss is not finite: the round goes on.
+        self._leave_round()
+        self._rounds = self._rounds[1:]
+        self._is_over = not self._rounds
+
+    # The rounds.
+
+    def _begin_round(self, epoch):
+        bounds = self._rounds[0]
+        limit = bounds.fraction * self._first_cost
+        self._round = RunningRound(
+            self.model, bounds, limit, self._score, epoch
+        )
+
+    def _leave_round(self):
+        if self._round is not None:
+            self._round.leave()
+        self._round = None
+
+    def _choice(self, numbering):
+        return Choice(
+            self.model,
+            numbering,
+            self.target.quantity,
+            self.options,
+            self._least,
+            self.meter.input_shapes,
+        )
+
+    def _check_target(self, numbering):
+        """Raises a `ValueError` if the model cannot become so small."""
+        least = self._choice(numbering).least_cost() / self._first_cost
+        fraction = self._rounds[-1].fraction
+        if fraction >= least:
+            return
+        meant = "" if fraction == self.target.fraction else " at inference"
+        raise ValueError(
+            f"The target {self.target} asks for {fraction:.3g} of the cost"
+            f"{meant}, and the least that '{self.model.name}' can have is "
+            f"{least:.3g}: `max_layer_cut`, `skip`, `min_channels` and frozen "
+            "channels hold the rest. keras_prunetrain.channel_report(model) "
+            "says which are frozen. Received: "
+            f"max_layer_cut={self.max_layer_cut}"
+        )

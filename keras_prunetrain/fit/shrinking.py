@@ -1,0 +1,216 @@
+"""Channels that shrink to zero inside the train step."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers import Optimizer
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.saliency import gate_gradients, readers
+
+_NAME = "shrinking"
+
+
+class ShrinkingChannels:
+    """Lets chosen channels shrink linearly to zero, and scores all of them.
+
+    After each step of the optimizer, the slices of the chosen channels in all
+    weights that train (kernels on both sides, biases, scales and offsets of
+    normalization) and in their slots are multiplied by `(n - 1) / n`, where `n`
+    is the number of steps that are left. All other weights are trained as ever.
+
+    Before each step, the gradients of the loss without the penalties on weights
+    give the gradient of a gate on each channel number (`gate_gradients`), whose
+    magnitudes are summed up.
+
+    Args:
+        model: The model that trains; compiled, for TensorFlow.
+        numbering: Its `Numbering`.
+    """
+
+    def __init__(self, model: keras.Model, numbering: Numbering):
+        self._size = numbering.size
+        self._readers = readers(numbering)
+        self._labels = {}
+        for label in numbering.labels:
+            if label.weight.trainable:
+                self._labels.setdefault(id(label.weight), []).append(label)
+        self._optimizers = keras_internals.leaf_optimizers(model.optimizer)
+        with keras_internals.strategy_scope(model):
+            self._chosen = _variable((self._size,), "chosen")
+            self._left = _variable((), "steps_left")
+            self._sums = _variable((self._size,), "gate_gradients")
+            self._steps = _variable((), "scored_steps")
+        self._left.assign(1.0)
+
+    def attach(self) -> None:
+        """Acts in every step of the optimizer; trace the step anew."""
+        for optimizer in self._optimizers:
+            hook = _Hook(self, optimizer)
+            keras_internals.add_step_hook(optimizer, _NAME, hook)
+
+    def detach(self, model: keras.Model) -> None:
+        """Acts no more; trace the step of `model` anew."""
+        # A cut may have put other optimizers into a wrapper.
+        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+            keras_internals.remove_step_hook(optimizer, _NAME)
+
+    def scores(self) -> np.ndarray | None:
+        """Returns the mean magnitude of the gates' gradients.
+
+        Float array, shape `(numbering.size,)`; `None` if no step has been
+        taken since the scores were last dropped.
+        """
+        steps = float(ops.convert_to_numpy(self._steps))
+        if not steps:
+            return None
+        return ops.convert_to_numpy(self._sums).astype("float64") / steps
+
+    def drop_scores(self) -> None:
+        """Begins to sum up anew."""
+        self._sums.assign(np.zeros(self._size, "float32"))
+        self._steps.assign(0.0)
+
+    def shrink(self, chosen: np.ndarray, steps: int) -> None:
+        """Lets the channels `chosen` be zero after so many steps.
+
+        Args:
+            chosen: Bool array, shape `(numbering.size,)`.
+            steps: Integer, at least 1.
+        """
+        self._left.assign(float(steps))
+        self._chosen.assign(np.asarray(chosen, "float32"))
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state from which another process can go on."""
+        return {
+            name: ops.convert_to_numpy(variable)
+            for name, variable in self._variables().items()
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the state that `get_state` returned."""
+        for name, variable in self._variables().items():
+            variable.assign(state[name])
+
+    def _variables(self):
+        return {
+            "chosen": self._chosen,
+            "left": self._left,
+            "sums": self._sums,
+            "steps": self._steps,
+        }
+
+    # Inside the traced step.
+
+    def note_gradients(
+        self,
+        optimizer: Optimizer,
+        gradients: list[Any],
+        variables: list[keras.Variable],
+    ) -> None:
+        """Adds the magnitudes of the gates' gradients to the sums."""
+        by_weight = {
+            id(variable): ops.convert_to_tensor(gradient)
+            for variable, gradient in zip(variables, gradients, strict=True)
+            if gradient is not None
+        }
+        reading = [x for x in self._readers if id(x.weight) in by_weight]
+        if not reading:
+            return
+        gates = keras_internals.sum_over_replicas(
+            gate_gradients(reading, by_weight, self._size)
+        )
+        gates /= optimizer.loss_scale_factor or 1.0
+        # All replicas have the same penalties.
+        penalties = {
+            id(x.weight): keras_internals.gradient_of(
+                x.weight.regularizer, x.weight
+            )
+            for x in reading
+            if x.weight.regularizer is not None
+        }
+        if penalties:
+            gates -= gate_gradients(reading, penalties, self._size)
+        keras_internals.update_in_step(
+            optimizer,
+            [self._sums, self._steps],
+            lambda value, more: value + more,
+            # A `MultiOptimizer` is several that step one after the other.
+            [ops.abs(gates), ops.ones(()) / len(self._optimizers)],
+        )
+
+    def shrink_in_step(
+        self, optimizer: Optimizer, variables: list[keras.Variable]
+    ) -> None:
+        """Multiplies the chosen slices of `variables` and of their slots."""
+        factors = 1.0 - self._chosen / self._left
+        updated, slots, _ = keras_internals.optimizer_variables(optimizer)
+        place = {id(variable): i for i, variable in enumerate(updated)}
+        shrinking, arguments = [], []
+        for variable in variables:
+            labels = self._labels.get(id(variable))
+            if labels is None:
+                continue
+            factor = _factor(factors, labels, len(variable.shape))
+            shrinking.append(variable)
+            for of_all in slots.values():
+                slot = of_all[place[id(variable)]]
+                if slot is not None and slot.shape == variable.shape:
+                    shrinking.append(slot)
+            arguments += [factor] * (len(shrinking) - len(arguments))
+        keras_internals.update_in_step(optimizer, shrinking, _scaled, arguments)
+        if optimizer is self._optimizers[-1]:
+            keras_internals.update_in_step(
+                optimizer,
+                [self._left],
+                lambda value, least: ops.maximum(value - 1.0, least),
+                [ops.ones(())],
+            )
+
+
+class _Hook:
+    """A hook around the step of one optimizer."""
+
+    def __init__(self, channels, optimizer):
+        self._channels = channels
+        self._optimizer = optimizer
+
+    def __call__(self, step, gradients, variables):
+        self._channels.note_gradients(self._optimizer, gradients, variables)
+        result = step(gradients, variables)
+        self._channels.shrink_in_step(self._optimizer, variables)
+        return result
+
+
+def _scaled(value, factor):
+    """Returns `value * factor`, and 0 where `factor` is.
+
+    Ftrl divides by the root of a slot, and so makes zeros NaN.
+    """
+    factor = ops.cast(factor, value.dtype)
+    return ops.where(factor > 0.0, value * factor, ops.zeros_like(value))
+
+
+def _variable(shape, name):
+    return keras.Variable(
+        np.zeros(shape, "float32"), trainable=False, dtype="float32", name=name
+    )
+
+
+def _factor(factors, labels, rank):
+    """Returns the factors along all axes of a weight, to multiply it with.
+
+    An entry that belongs to two channels shrinks like the faster one, and not
+    by the product of both.
+    """
+    result = None
+    for label in labels:
+        shape = [1] * rank
+        shape[label.axis] = -1
+        along = ops.reshape(ops.take(factors, label.numbers), shape)
+        result = along if result is None else ops.minimum(result, along)
+    return result

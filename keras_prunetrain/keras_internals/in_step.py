@@ -1,0 +1,76 @@
+"""What a hook of the train step does on one replica or on several."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras.optimizers import Optimizer
+
+
+def update_in_step(
+    optimizer: Optimizer,
+    variables: Sequence[keras.Variable],
+    function: Callable[[Any, Any], Any],
+    arguments: Sequence[Any],
+) -> None:
+    """Assigns `function(value, argument)` to each of `variables`.
+
+    Call this from a hook of `add_step_hook`. A replica of `tf.distribute` must
+    not assign a variable by itself; Keras's optimizers leave their replicas for
+    it with the same two functions, and no public method of theirs does only
+    that.
+
+    Args:
+        optimizer: The optimizer whose step calls the hook.
+        variables: List of variables.
+        function: Takes the value of a variable and its argument; returns the
+            new value.
+        arguments: List of tensors, one for each variable, equal on all
+            replicas.
+    """
+    import tensorflow as tf
+
+    def assign(strategy, arguments):
+        for variable, argument in zip(variables, arguments, strict=True):
+            strategy.extended.update(
+                variable.value,
+                lambda value, x: value.assign(function(value, x)),
+                args=(argument,),
+                group=False,
+            )
+
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, optimizer._distribution_strategy, list(arguments)
+    )
+
+
+def sum_over_replicas(value: Any) -> Any:
+    """Returns the sum of a tensor over all replicas; inside the train step."""
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def gradient_of(
+    function: Callable[[Any], Any], variable: keras.Variable
+) -> Any:
+    """Returns the gradient of a scalar function at the value of `variable`.
+
+    Args:
+        function: Takes a tensor of the shape of `variable`.
+        variable: A variable; a replica reads its own copy.
+
+    Returns:
+        Tensor of the same shape; zeros if the function does not depend on it.
+    """
+    import tensorflow as tf
+
+    value = tf.convert_to_tensor(variable.value)
+    with tf.GradientTape() as tape:
+        tape.watch(value)
+        result = function(value)
+    gradient = tape.gradient(result, value)
+    return tf.zeros_like(value) if gradient is None else gradient

@@ -1,0 +1,431 @@
+"""TargetPruneCallback: the target, the rounds, and what it leaves alone."""
+
+import contextlib
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+import keras_prunetrain as kpt
+from keras_prunetrain.channels.numbering import number_channels
+from tests import optimizers
+from tests.callbacks.fits import TRACED, examples, network
+from tests.callbacks.test_backup_and_restore import Break, Trained
+
+COSTS = {"flops": "forward_flops"} | {
+    name: name for name in ("parameters", "activation_bytes")
+}
+
+
+def fit(model, pruning, epochs=5, callbacks=(), **kwargs):
+    x, y = examples(24)
+    return model.fit(
+        x,
+        y,
+        batch_size=8,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[pruning, *callbacks],
+        **kwargs,
+    )
+
+
+def cost(model, name="flops"):
+    return getattr(kpt.model_cost(model), COSTS[name])
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_the_target_is_met(name):
+    model = network()
+    before = cost(model, name)
+    pruning = kpt.TargetPruneCallback(**{name: 0.75}, decay=2)
+    history = fit(model, pruning).history
+    # A channel of the residual stage takes a sixth of the activations.
+    assert 0.6 <= cost(model, name) / before <= 0.75
+    assert [report.epoch for report in pruning.reports] == [1, 2]
+    assert pruning.reports[-1].penalty_ratio == 0.0
+    assert history["density"][0] == 1.0 > history["density"][-1]
+    flops = np.array(history["training_flops"]) / 24
+    assert flops[0] == flops[1] > flops[2] > flops[3] == flops[4]
+
+
+@pytest.mark.parametrize("name", optimizers.ALL)
+def test_it_is_met_under_every_optimizer(name):
+    model = network(compiled={"optimizer": optimizers.ALL[name]()})
+    before = cost(model)
+    pruning = kpt.TargetPruneCallback(0.5, decay=2)
+    fit(model, pruning, epochs=4)
+    assert 0.3 < cost(model) / before <= 0.5
+
+
+def test_all_epochs_together_cost_the_target():
+    model = network()
+    first = kpt.model_cost(model).training_flops
+    pruning = kpt.TargetPruneCallback(
+        training_flops=0.6, decay=2, max_layer_cut=0.9
+    )
+    history = fit(model, pruning, epochs=10).history
+    share = sum(history["training_flops"]) / (10 * 24 * first)
+    assert 0.5 < share <= 0.6
+
+
+@pytest.mark.parametrize("score", ["taylor", "magnitude", "random"])
+def test_the_lowest_scores_go(score):
+    model = network()
+    seen = {}
+
+    class See(kpt.TargetPruneCallback):
+        def plan(self):
+            seen["plan"] = super().plan()
+            seen["scores"] = seen["plan"].score
+            return seen["plan"]
+
+    pruning = See(0.6, score=score, rounds=1)
+    fit(model, pruning)
+    scores, alive = seen["scores"], seen["plan"].alive
+    numbering = seen["plan"].numbering
+    for label in numbering.kernels("out"):
+        here = scores[label.numbers]
+        kept = alive[label.numbers]
+        if not kept.all():  # All of a layer's channels cost the same.
+            assert here[~kept].max() <= here[kept].min()
+    assert not alive.all()
+
+
+def test_a_score_of_the_users_decides():
+    def last_first(numbering):
+        return np.arange(numbering.size, dtype="float64")[::-1]
+
+    model = network()
+    pruning = kpt.TargetPruneCallback(0.6, score=last_first, rounds=1)
+    fit(model, pruning)
+    keep = pruning.reports[0].keep
+    for layer in ("stem", "inner", "last"):
+        assert keep[layer] == list(range(len(keep[layer])))
+    assert len(keep["inner"]) < 6
+
+
+class Copy(keras.callbacks.Callback):
+    """Copies the dense model, with its optimizer, when channels are zero."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at, self.copy = epoch, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at:
+            self.copy = network(dropout=0.0)
+            self.copy.optimizer.build(self.copy.trainable_variables)
+            for new, old in (
+                *zip(self.copy.weights, self.model.weights, strict=True),
+                *zip(
+                    self.copy.optimizer.variables,
+                    self.model.optimizer.variables,
+                    strict=True,
+                ),
+            ):
+                new.assign(old)
+
+
+def test_what_is_left_trains_as_in_the_masked_dense_model():
+    model, copy = network(dropout=0.0), Copy(1)
+    pruning = kpt.TargetPruneCallback(0.3, rounds=1)
+    x, y = examples(24)
+    model.fit(
+        *(x, y, 8, 4),
+        verbose=0,
+        shuffle=False,
+        callbacks=[copy, pruning],
+    )
+    dense = copy.copy
+    keep = pruning.reports[0].keep
+    gone = np.delete(np.arange(6), keep["stem"])
+    assert len(gone)
+    kernel = dense.get_layer("stem").kernel.numpy()
+    assert not kernel[..., gone].any()
+    dense.fit(x, y, 8, 2, verbose=0, shuffle=False)
+    assert not dense.get_layer("stem").kernel.numpy()[..., gone].any()
+    for name, reads in (("inner", "stem"), ("last", "inner")):
+        expected = dense.get_layer(name).kernel.numpy()
+        expected = expected[:, :, keep[reads]][..., keep[name]]
+        found = model.get_layer(name).kernel.numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), dense.predict(x, verbose=0), atol=1e-4
+    )
+
+
+def test_before_the_first_round_it_is_dense_training():
+    weights = []
+    for pruning in (kpt.TargetPruneCallback(0.5, warmup=2), None):
+        model = network()
+        stop = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs, model=model: (
+                weights.append(model.get_weights()) if epoch == 2 else None
+            )
+        )
+        keras.utils.set_random_seed(0)
+        x, y = examples(24)
+        model.fit(
+            *(x, y, 8, 4),
+            verbose=0,
+            callbacks=[stop, *([pruning] if pruning else [])],
+        )
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_more_happens_after_the_last_round_nor_in_another_fit():
+    model = network(compiled=TRACED)
+    pruning = kpt.TargetPruneCallback(0.5)
+    fit(model, pruning)
+    assert "apply" not in vars(model.optimizer)
+    size, variables = cost(model), model.trainable_variables
+    fit(model, pruning)
+    assert cost(model) == size and len(pruning.reports) == 1
+    for one, other in zip(variables, model.trainable_variables, strict=True):
+        assert one is other
+
+
+def test_the_target_can_be_of_another_model():
+    model = network()
+    first = kpt.model_cost(model)
+    fit(model, kpt.TargetPruneCallback(0.7, rounds=1))
+    fit(model, kpt.TargetPruneCallback(0.5, rounds=1, of=first))
+    assert 0.3 < cost(model) / first.forward_flops <= 0.5
+
+
+def test_another_model_gets_a_target_of_its_own():
+    pruning = kpt.TargetPruneCallback(0.5, rounds=1)
+    for _ in range(2):
+        model = network()
+        before = cost(model)
+        fit(model, pruning)
+        assert len(pruning.reports) == 1
+        assert 0.3 < cost(model) / before <= 0.5
+
+
+def test_skipped_layers_stay_and_layers_keep_multiples():
+    model = network()
+    pruning = kpt.TargetPruneCallback(
+        0.75, reconfigure={"skip": "stem", "channel_multiple": 2}
+    )
+    fit(model, pruning)
+    assert model.get_layer("stem").filters == 6
+    assert model.get_layer("inner").filters in (2, 4)
+
+
+def test_on_two_replicas_the_target_is_met_alike(strategy):
+    found = []
+    for scope in (strategy.scope(), contextlib.nullcontext()):
+        with scope:
+            model = network(
+                synchronized=True, dropout=0.0, compiled={"run_eagerly": False}
+            )
+        pruning = kpt.TargetPruneCallback(0.5, decay=2)
+        x, y = examples(24)
+        model.fit(*(x, y, 8, 4), verbose=0, shuffle=False, callbacks=[pruning])
+        found.append([report.keep for report in pruning.reports])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_mixed_precision(policy):
+    model = network(dtype=policy)
+    if policy == "mixed_float16":
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=True,
+        )
+    before = cost(model)
+    fit(model, kpt.TargetPruneCallback(0.5))
+    assert 0.3 < cost(model) / before <= 0.5
+
+
+def test_the_batch_grows_with_each_cut():
+    model, batch = network(), kpt.DynamicBatch(8, 4, maximum=16)
+    pruning = kpt.TargetPruneCallback(activation_bytes=0.6, batch=batch)
+    history = model.fit(
+        batch.arrays(*examples(48), shuffle=False),
+        epochs=5,
+        verbose=0,
+        shuffle=False,
+        callbacks=[pruning],
+    ).history
+    assert history["batch_size"][0] == 8 < history["batch_size"][-1]
+
+
+def test_a_log_shows_target_and_channels(tmp_path):
+    fit(network(), kpt.TargetPruneCallback(0.5, log_dir=tmp_path))
+    text = (tmp_path / "density_log.json").read_text()
+    assert "densities" in text
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_data_of_unknown_length(steps_per_execution):
+    x, y = examples(24)
+    model = network(
+        compiled=TRACED | {"steps_per_execution": steps_per_execution}
+    )
+    before = cost(model)
+
+    def batches():
+        for i in range(0, 24, 8):
+            yield x[i : i + 8], y[i : i + 8]
+
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec((None, 8, 8, 3)),
+            tf.TensorSpec((None,), tf.int32),
+        ),
+    )
+    for warmup in (0, 1):
+        model = network(
+            compiled=TRACED | {"steps_per_execution": steps_per_execution}
+        )
+        pruning = kpt.TargetPruneCallback(0.5, warmup=warmup)
+        model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[pruning])
+        assert 0.3 < cost(model) / before <= 0.5
+
+
+def test_a_training_that_ends_in_a_round_says_so(caplog):
+    model = network()
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", True)
+    )
+    pruning = kpt.TargetPruneCallback(0.5, warmup=0, decay=2, rounds=1)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, pruning, callbacks=[stop])
+    assert "`fit` has ended before the channels were cut" in caplog.text
+    assert "apply" not in vars(model.optimizer)
+    assert not pruning.reports
+    fit(model, pruning)  # It begins anew.
+    assert pruning.reports
+
+
+def test_gradients_that_are_not_finite_put_the_choice_off(caplog):
+    model = network()
+    x, y = examples(24)
+    x = x.copy()
+    x[:8] = np.nan
+    pruning = kpt.TargetPruneCallback(0.5, warmup=0, decay=1)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        model.fit(x, y, 8, 3, verbose=0, shuffle=False, callbacks=[pruning])
+    assert caplog.text.count("the channels are chosen later") == 1
+    assert not pruning.reports
+
+
+def test_a_rate_that_drops_too_early_is_warned_of(caplog):
+    drop = keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: 1e-3 if epoch else 1e-2
+    )
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(network(), kpt.TargetPruneCallback(0.5), callbacks=[drop])
+    assert "The learning rate drops before the last channels go" in caplog.text
+
+
+class OwnStep(keras.Model):
+    """Trains with an optimizer of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        predicted = self(x, training=True)
+        self._loss_tracker.update_state(self.compute_loss(x, y, predicted))
+        return self.compute_metrics(x, y, predicted)
+
+
+def refused(message, model=None, epochs=5, **kwargs):
+    model = model or network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        fit(model, kpt.TargetPruneCallback(**kwargs), epochs)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not vars(model.optimizer).get("apply")
+
+
+def test_what_cannot_work_is_refused_before_the_first_step():
+    refused("the least that", flops=0.01)
+    refused(
+        "least that .* can have is 1:", flops=0.5, reconfigure={"skip": "*"}
+    )
+    refused("training_flops` must be above 0.4", training_flops=0.3)
+    refused("at inference, and the least", training_flops=0.42)
+    refused("At least one epoch must follow", epochs=2, flops=0.5)
+    refused("one number for each", flops=0.5, score=lambda n: np.ones(3))
+    refused("`skip` names 'no'", flops=0.5, reconfigure={"skip": "no"})
+
+
+def test_a_train_step_without_the_optimizer_is_refused():
+    model = network(OwnStep, compiled={"metrics": []})
+    with pytest.raises(ValueError, match="does not call `apply` of the opt"):
+        fit(model, kpt.TargetPruneCallback(0.5))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "exactly one target"),
+        ({"flops": 0.5, "parameters": 0.5}, "exactly one target"),
+        ({"flops": 2}, "`flops` must be a fraction"),
+        ({"flops": 0.5, "score": "tailor"}, "`score` must be one of"),
+        ({"flops": 0.5, "warmup": 1.5}, "`warmup` must be"),
+        ({"flops": 0.5, "decay": 0}, "`decay` must be"),
+        ({"flops": 0.5, "rounds": 0}, "`rounds` must be"),
+        ({"flops": 0.5, "max_layer_cut": 1}, "`max_layer_cut` must be"),
+        ({"flops": 0.5, "of": 3}, "`of` must be a `Cost`"),
+        ({"flops": 0.5, "reconfigure": {"fold": True}}, "Received: 'fold'"),
+        ({"flops": 0.5, "batch": 8}, "`batch` must be a `DynamicBatch`"),
+    ],
+)
+def test_wrong_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        kpt.TargetPruneCallback(**kwargs)
+
+
+def program(folder, stop=None):
+    """A program that is started again after it was killed at `stop`."""
+    model = network()
+    pruning = kpt.TargetPruneCallback(0.5, decay=3, rounds=2)
+    x, y = examples(24)
+    history = model.fit(
+        *(x, y, 8, 6),
+        verbose=0,
+        shuffle=False,
+        callbacks=[
+            kpt.BackupAndRestore(folder, save_freq=1),
+            pruning,
+            Break(stop),
+        ],
+    )
+    return Trained(model, pruning, history)
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
+    # Before the rounds, before and after the choice, between two rounds and
+    # after them.
+    stops = [(0, 1), (1, 0), (1, 2), (2, 1), (3, 0), (3, 2), (4, 1)]
+    for stop in stops:
+        with pytest.raises(RuntimeError, match="killed"):
+            program(tmp_path / "pieces", stop)
+    pieces = program(tmp_path / "pieces")
+    pieces.equals(program(tmp_path / "whole"))
+    assert len(pieces.pruning.reports) == 2
+
+
+def test_channels_of_a_stage_have_one_number_and_go_together():
+    model = network()
+    numbering = number_channels(model)
+    outs = {x.layer: x.numbers for x in numbering.kernels("out")}
+    np.testing.assert_array_equal(outs["stem"], outs["last"])
+    pruning = kpt.TargetPruneCallback(0.3, max_layer_cut=0.7)
+    fit(model, pruning)
+    keep = pruning.reports[0].keep
+    assert keep["stem"] == keep["last"] and len(keep["stem"]) < 6
