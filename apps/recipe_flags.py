@@ -19,7 +19,6 @@ _MOST_EPOCHS = 10_000
 _MOST_IMAGES = 10**6
 _MOST_DROPS = 10
 # Those that arrive at a given cost.
-_TARGETED = ("narrow",)
 
 
 def define(values, **defaults):
@@ -39,7 +38,11 @@ def define(values, **defaults):
 
 def _define_training(values, defaults):
     flags.DEFINE_enum(
-        *("method", "prunetrain", ["dense", "prunetrain", "narrow"]),
+        *(
+            "method",
+            "prunetrain",
+            ["dense", "prunetrain", "targetprune", "narrow"],
+        ),
         "Dense, shrinking, or with every width times one factor from the "
         "beginning.",
         flag_values=values,
@@ -147,26 +150,74 @@ def _define_target(values):
         lambda target: 0 < target <= 1,
         values,
     )
-    methods = " or ".join(f"--method={method}" for method in _TARGETED)
-    for is_right, message in (
-        (
-            lambda is_targeted, target: not is_targeted or target is not None,
-            "this method needs a target, such as --target_flops=0.5.",
-        ),
-        (
-            lambda is_targeted, target: is_targeted or target is None,
-            "this method takes no target. Leave --target_flops out, or choose "
-            f"{methods}.",
-        ),
-    ):
+    command_line.real(
+        *("training_flops", None),
+        "FLOPs of all epochs, a fraction of those of dense training: the "
+        "target of --method=targetprune in the place of --target_flops.",
+        "a number above 0 and below 1",
+        lambda target: 0 < target < 1,
+        values,
+    )
+    for is_right, message in _TARGET_RULES:
         flags.register_multi_flags_validator(
-            ["method", "target_flops"],
-            lambda found, is_right=is_right: is_right(
-                found["method"] in _TARGETED, found["target_flops"]
-            ),
+            ["method", "target_flops", "training_flops"],
+            lambda found, is_right=is_right: is_right(*found.values()),
             message,
             flag_values=values,
         )
+    for name, default, text in (
+        ("warmup", 0.05, "Before the first channels shrink"),
+        ("decay", 0.1, "Until the last ones are cut"),
+    ):
+        command_line.real(
+            *(name, default),
+            f"{text}: epochs, or a fraction of them below 1.",
+            "a whole number of epochs, or a fraction above 0 and below 1",
+            lambda value: value > 0 and (value < 1 or value == int(value)),
+            values,
+        )
+    command_line.integer(
+        *("rounds", 4, 1, 100, "Cuts on the way to the target."),
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        *("score", "taylor", ["taylor", "magnitude", "random"]),
+        "How much a channel matters, under a target.",
+        flag_values=values,
+    )
+
+
+# Of a method and its two targets, and what is said where they do not hold.
+_TARGET_RULES = (
+    (
+        lambda method, flops, training: (
+            method not in ("narrow", "targetprune")
+            or flops is not None
+            or (method == "targetprune" and training is not None)
+        ),
+        "this method needs a target, such as --target_flops=0.5.",
+    ),
+    (
+        lambda method, flops, training: (
+            method in ("narrow", "targetprune") or flops is None
+        ),
+        "this method takes no target. Leave --target_flops out, or choose "
+        "--method=targetprune or --method=narrow.",
+    ),
+    (
+        lambda method, flops, training: (
+            method == "targetprune" or training is None
+        ),
+        "only --method=targetprune takes --training_flops. Leave it out.",
+    ),
+    (
+        lambda method, flops, training: (
+            method != "targetprune" or None in (flops, training) and flops != 1
+        ),
+        "--method=targetprune takes one target, below 1: --target_flops or "
+        "--training_flops.",
+    ),
+)
 
 
 def check_width(values):

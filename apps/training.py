@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import keras
+import numpy as np
 
 import keras_prunetrain as kpt
 from apps import networks, records
@@ -19,7 +20,7 @@ class Recipe:
     """Everything that a run depends on.
 
     Attributes:
-        method: `"dense"`, `"prunetrain"` or `"narrow"`.
+        method: `"dense"`, `"prunetrain"`, `"targetprune"` or `"narrow"`.
         dataset: Name of a data set, for the record.
         network: Name of a function in `keras_prunetrain.models` or in
             `keras.applications`.
@@ -40,9 +41,12 @@ class Recipe:
             `keras_prunetrain.models`, before anything makes it narrower;
             `None` for its own.
         image_size: Pixels of the sides of an image; `None` for their own.
-        target_flops: What the inference of a narrow network is to cost at
-            most, a fraction of the cost at full width in (0, 1]; `None` for
-            the other methods.
+        target_flops: What the inference of a narrow network, or of one that
+            is pruned to a target, is to cost at most, a fraction of the cost at
+            full width; `None` for the other methods.
+        training_flops, warmup, decay, rounds, score: Arguments of
+            `TargetPruneCallback`; other methods ignore them. A `warmup` or
+            `decay` of 1 and more is a number of epochs.
     """
 
     method: str
@@ -64,6 +68,11 @@ class Recipe:
     width: int | None = None
     image_size: int | None = None
     target_flops: float | None = None
+    training_flops: float | None = None
+    warmup: float = 0.05
+    decay: float = 0.1
+    rounds: int = 4
+    score: str = "taylor"
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -181,11 +190,23 @@ def _fit(model, recipe, data, files, strategy):
 
 def _pruning(recipe):
     """Returns the callback that makes the model smaller; `None` for none."""
-    if recipe.method != "prunetrain":
+    if recipe.method not in ("prunetrain", "targetprune"):
         return None
     batch = None
     if recipe.granularity is not None:
         batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
+    if recipe.method == "targetprune":
+        return kpt.TargetPruneCallback(
+            flops=recipe.target_flops,
+            training_flops=recipe.training_flops,
+            score=_random(recipe.seed)
+            if recipe.score == "random"
+            else recipe.score,
+            warmup=_epochs(recipe.warmup),
+            decay=_epochs(recipe.decay),
+            rounds=recipe.rounds,
+            batch=batch,
+        )
     return kpt.PruneTrainCallback(
         penalty_ratio=recipe.penalty_ratio,
         interval=recipe.interval,
@@ -193,6 +214,19 @@ def _pruning(recipe):
         batch=batch,
         finetune_epochs=recipe.finetune_epochs,
     )
+
+
+def _epochs(value):
+    return int(value) if value >= 1 else value
+
+
+def _random(seed):
+    """Returns a score that another seed draws anew."""
+
+    def random(numbering):
+        return np.random.default_rng(seed).random(numbering.size)
+
+    return random
 
 
 def _callbacks(recipe, files, pruning):

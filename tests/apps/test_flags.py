@@ -126,18 +126,52 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
         (["--method=sparse"], "flag --method=sparse: value should be one of <"),
         (
             ["--method=narrow"],
-            "flags method=narrow, target_flops=None: this method needs a "
-            "target, such as --target_flops=0.5.",
+            "flags method=narrow, target_flops=None, training_flops=None: this "
+            "method needs a target, such as --target_flops=0.5.",
         ),
         (
+            ["--method=targetprune"],
+            "flags method=targetprune, target_flops=None, training_flops=None: "
+            "this method needs a target, such as --target_flops=0.5.",
+        ),
+        (
+            ["--method=narrow", "--training_flops=0.5"],
+            "flags method=narrow, target_flops=None, training_flops=0.5: this "
+            "method needs a target",
+        ),
+        (
+            ["--method=dense", "--training_flops=0.5"],
+            "flags method=dense, target_flops=None, training_flops=0.5: only "
+            "--method=targetprune takes --training_flops. Leave it out.",
+        ),
+        (
+            [
+                "--method=targetprune",
+                "--target_flops=0.5",
+                "--training_flops=0.5",
+            ],
+            "flags method=targetprune, target_flops=0.5, training_flops=0.5: "
+            "--method=targetprune takes one target, below 1",
+        ),
+        (
+            ["--method=targetprune", "--target_flops=1"],
+            "flags method=targetprune, target_flops=1.0, training_flops=None: "
+            "--method=targetprune takes one target, below 1",
+        ),
+        (["--warmup=1.5"], "flag --warmup=1.5: "),
+        (["--decay=0"], "flag --decay=0"),
+        (["--rounds=0"], "flag --rounds=0: "),
+        (["--score=tailor"], "flag --score=tailor: value should be one of <"),
+        (
             ["--method=dense", "--target_flops=0.5"],
-            "flags method=dense, target_flops=0.5: this method takes no "
-            "target. Leave --target_flops out, or choose --method=narrow.",
+            "flags method=dense, target_flops=0.5, training_flops=None: this "
+            "method takes no target. Leave --target_flops out, or choose "
+            "--method=targetprune or --method=narrow.",
         ),
         (
             ["--target_flops=0.5"],
-            "flags method=prunetrain, target_flops=0.5: this method takes no "
-            "target.",
+            "flags method=prunetrain, target_flops=0.5, training_flops=None: "
+            "this method takes no target.",
         ),
         (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <"),
         (["--epoch=5"], "Unknown command line flag 'epoch'."),

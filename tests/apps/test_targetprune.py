@@ -1,0 +1,68 @@
+"""Runs whose network is pruned to a target."""
+
+import json
+
+import keras
+import pytest
+
+import keras_prunetrain as kpt
+from apps import recipe_flags, train_cifar, training
+from tests.apps.programs import parsed, run
+
+SMALL = (
+    *("--network=resnet8", "--width=6", "--image_size=4"),
+    *("--method=targetprune", "--epochs=4"),
+)
+
+
+@pytest.mark.parametrize("score", ["taylor", "random"])
+def test_a_run_meets_its_target(score, tmp_path):
+    run(
+        *(train_cifar, *SMALL, "--target_flops=0.5", f"--score={score}"),
+        f"--workdir={tmp_path}",
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    full = kpt.models.resnet8((4, 4, 1), 10, width=6)
+    most = 0.5 * kpt.model_cost(full).forward_flops
+    assert 0.9 * most < result["forward_flops"] <= most
+    assert result["method"] == "targetprune"
+    assert result["recipe"]["score"] == score
+    assert result["reconfigurations"] == 1
+    lines = (tmp_path / "reconfigurations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1]
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    assert kpt.model_cost(model).forward_flops == result["forward_flops"]
+
+
+def recipe(*arguments):
+    words = ("--method=targetprune", "--workdir=run", *arguments)
+    return recipe_flags.recipe(parsed(train_cifar, *words)[1])
+
+
+def pruning(*arguments):
+    return training._pruning(recipe(*arguments))
+
+
+def test_all_arguments_arrive():
+    found = pruning(
+        *("--training_flops=0.55", "--warmup=2", "--decay=0.25"),
+        *("--rounds=3", "--score=magnitude", "--granularity=32"),
+    )
+    assert str(found.target) == "training_flops=0.55"
+    assert (found.warmup, found.decay, found.rounds) == (2, 0.25, 3)
+    assert isinstance(found.warmup, int)
+    assert found.score == "magnitude"
+    assert found.batch.granularity == 32
+
+
+def test_another_seed_draws_other_random_scores():
+    from keras_prunetrain.channels.numbering import number_channels
+
+    numbering = number_channels(kpt.models.resnet8((8, 8, 1), 10))
+    one, same, other = (
+        pruning("--target_flops=0.5", "--score=random", f"--seed={seed}").score(
+            numbering
+        )
+        for seed in (1, 1, 2)
+    )
+    assert (one == same).all() and (one != other).any()
