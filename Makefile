@@ -55,6 +55,7 @@ lint: setup
 bench: setup
 	$(BIN)/python tools/benchmarks/input_pipeline.py
 	$(BIN)/python tools/benchmarks/step_overhead.py
+	$(BIN)/python tools/benchmarks/step_overhead.py --method=targetprune
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
 	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 	$(BIN)/python tools/benchmarks/log_overhead.py

@@ -111,7 +111,7 @@ def gate_gradients(
     Returns:
         Float32 tensor, shape `(size,)`.
     """
-    total = ops.zeros((size,), "float32")
+    sums, numbers = [], []
     for label in reading:
         gradient = gradients.get(id(label.weight))
         if gradient is None:
@@ -120,9 +120,12 @@ def gate_gradients(
         product = ops.cast(label.weight, "float32") * ops.cast(
             gradient, "float32"
         )
-        sums = ops.sum(product, axis=others)
-        total = total + ops.segment_sum(sums, label.numbers, size)
-    return total
+        sums.append(ops.sum(product, axis=others))
+        numbers.append(label.numbers)
+    if not sums:
+        return ops.zeros((size,), "float32")
+    # One operation for all: many small ones would take longer than the step.
+    return ops.segment_sum(ops.concatenate(sums), np.concatenate(numbers), size)
 
 
 def _squares(label):

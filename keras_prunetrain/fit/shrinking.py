@@ -147,22 +147,23 @@ class ShrinkingChannels:
         self, optimizer: Optimizer, variables: list[keras.Variable]
     ) -> None:
         """Multiplies the chosen slices of `variables` and of their slots."""
-        factors = 1.0 - self._chosen / self._left
+        factors = self._factors(variables)
         updated, slots, _ = keras_internals.optimizer_variables(optimizer)
         place = {id(variable): i for i, variable in enumerate(updated)}
         shrinking, arguments = [], []
         for variable in variables:
-            labels = self._labels.get(id(variable))
-            if labels is None:
+            factor = factors.get(id(variable))
+            if factor is None:
                 continue
-            factor = _factor(factors, labels, len(variable.shape))
             shrinking.append(variable)
             for of_all in slots.values():
                 slot = of_all[place[id(variable)]]
                 if slot is not None and slot.shape == variable.shape:
                     shrinking.append(slot)
             arguments += [factor] * (len(shrinking) - len(arguments))
-        keras_internals.update_in_step(optimizer, shrinking, _scaled, arguments)
+        keras_internals.update_in_step(
+            optimizer, shrinking, keras_internals.multiplied, arguments
+        )
         if optimizer is self._optimizers[-1]:
             keras_internals.update_in_step(
                 optimizer,
@@ -170,6 +171,32 @@ class ShrinkingChannels:
                 lambda value, least: ops.maximum(value - 1.0, least),
                 [ops.ones(())],
             )
+
+    def _factors(self, variables):
+        """Returns a dict from the `id` of a variable to its factors."""
+        labels = [
+            label
+            for variable in variables
+            for label in self._labels.get(id(variable), ())
+        ]
+        # One lookup for all: many small ones would take longer than the step.
+        numbers = np.concatenate([label.numbers for label in labels])
+        ends = np.cumsum([len(label.numbers) for label in labels])
+        along = ops.split(
+            1.0 - ops.take(self._chosen, numbers) / self._left, ends[:-1]
+        )
+        factors = {}
+        for label, values in zip(labels, along, strict=True):
+            shape = [1] * len(label.weight.shape)
+            shape[label.axis] = -1
+            values = ops.reshape(values, shape)
+            # An entry that belongs to two channels shrinks like the faster one,
+            # and not by the product of both.
+            known = factors.get(id(label.weight))
+            if known is not None:
+                values = ops.minimum(known, values)
+            factors[id(label.weight)] = values
+        return factors
 
 
 class _Hook:
@@ -186,31 +213,7 @@ class _Hook:
         return result
 
 
-def _scaled(value, factor):
-    """Returns `value * factor`, and 0 where `factor` is.
-
-    Ftrl divides by the root of a slot, and so makes zeros NaN.
-    """
-    factor = ops.cast(factor, value.dtype)
-    return ops.where(factor > 0.0, value * factor, ops.zeros_like(value))
-
-
 def _variable(shape, name):
     return keras.Variable(
         np.zeros(shape, "float32"), trainable=False, dtype="float32", name=name
     )
-
-
-def _factor(factors, labels, rank):
-    """Returns the factors along all axes of a weight, to multiply it with.
-
-    An entry that belongs to two channels shrinks like the faster one, and not
-    by the product of both.
-    """
-    result = None
-    for label in labels:
-        shape = [1] * rank
-        shape[label.axis] = -1
-        along = ops.reshape(ops.take(factors, label.numbers), shape)
-        result = along if result is None else ops.minimum(result, along)
-    return result

@@ -35,6 +35,7 @@ from keras_prunetrain.keras_internals.identity import (
 )
 from keras_prunetrain.keras_internals.in_step import (
     gradient_of,
+    multiplied,
     sum_over_replicas,
     update_in_step,
 )
@@ -133,6 +134,7 @@ __all__ = [
     "is_graph",
     "is_part",
     "leaf_optimizers",
+    "multiplied",
     "on_several_machines",
     "operation_class",
     "operations_in",

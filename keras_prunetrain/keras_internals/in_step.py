@@ -74,3 +74,17 @@ def gradient_of(
         result = function(value)
     gradient = tape.gradient(result, value)
     return tf.zeros_like(value) if gradient is None else gradient
+
+
+def multiplied(value: Any, factor: Any) -> Any:
+    """Returns `value * factor`, and 0 where `factor` is, in one operation.
+
+    Ftrl divides by the root of a slot, and so makes zeros NaN.
+
+    Args:
+        value: A tensor.
+        factor: A tensor whose shape can be broadcast to that of `value`.
+    """
+    import tensorflow as tf
+
+    return tf.math.multiply_no_nan(value, tf.cast(factor, value.dtype))
