@@ -179,14 +179,15 @@ class ShrinkingChannels:
             for variable in variables
             for label in self._labels.get(id(variable), ())
         ]
+        if not labels:
+            return {}
         # One lookup for all: many small ones would take longer than the step.
         numbers = np.concatenate([label.numbers for label in labels])
+        along = 1.0 - ops.take(self._chosen, numbers) / self._left
         ends = np.cumsum([len(label.numbers) for label in labels])
-        along = ops.split(
-            1.0 - ops.take(self._chosen, numbers) / self._left, ends[:-1]
-        )
+        pieces = ops.split(along, ends[:-1]) if len(ends) > 1 else [along]
         factors = {}
-        for label, values in zip(labels, along, strict=True):
+        for label, values in zip(labels, pieces, strict=True):
             shape = [1] * len(label.weight.shape)
             shape[label.axis] = -1
             values = ops.reshape(values, shape)
