@@ -94,6 +94,8 @@ class BatchGrowth:
 
     Attributes:
         budget: Number of bytes that one iteration may take on each replica.
+        tried: Integer, the largest batch size with which a step was done.
+        is_over: Boolean. Whether the batch grows no more.
 
     Raises:
         ValueError: If the budget is below the bytes of a batch of one.
@@ -112,6 +114,8 @@ class BatchGrowth:
         # The number of updates at the last growth, as counted, and converted
         # to updates of the initial size.
         self._since = (0, 0)
+        self.tried = batch.size
+        self.is_over = False
 
     def belongs_to(self, model: keras.Model) -> bool:
         """Whether `model` is the model with which the batch has been grown."""
@@ -131,12 +135,18 @@ class BatchGrowth:
 
     def get_state(self) -> dict[str, Any]:
         """Returns the budget and the last growth, for a backup."""
-        return {"budget": self.budget, "since": self._since}
+        return {
+            "budget": self.budget,
+            "since": self._since,
+            "tried": self.tried,
+            "is_over": self.is_over,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state of `get_state`."""
         self.budget = state["budget"]
         self._since = tuple(state["since"])
+        self.tried, self.is_over = state["tried"], state["is_over"]
 
     def initial_updates(self, iterations: Any) -> Any:
         """Converts `iterations` to updates of the initial size.
@@ -180,7 +190,7 @@ class BatchGrowth:
             The new size.
         """
         size = self._size_for(model, cost)
-        if size <= self._batch.size:
+        if size <= self._batch.size or self.is_over:
             return self._batch.size
         update = keras_internals.update_count(model.optimizer)
         since = (update, self.initial_updates(update))
@@ -196,6 +206,11 @@ class BatchGrowth:
         else:
             self._since = since
         return self._batch.size
+
+    def take_back(self) -> None:
+        """Lets the batch have the largest size that was tried, for good."""
+        self._batch.size = self.tried
+        self.is_over = True
 
     def _size_for(self, model, cost):
         """Returns the largest size that fits, an integer; 0 if none does."""

@@ -37,6 +37,7 @@ OPTIONAL = {
     "keras_internals.in_step": {"tensorflow"},
     "keras_internals.kernels": {"tensorflow"},
     "keras_internals.random_state": {"tensorflow"},
+    "keras_internals.retrying": {"tensorflow"},
     "keras_internals.skipping": {"tensorflow"},
     "keras_internals.variables": {"tensorflow"},
     "memory": {"tensorflow"},

@@ -152,3 +152,42 @@ def test_skipping_everything_still_says_that_it_is_done():
     x, y = examples(8)
     model.fit(x, y, batch_size=2, epochs=3, verbose=0, callbacks=[All()])
     assert done == [True]
+
+
+def test_a_step_without_memory_reads_the_epoch_anew():
+    seen, recovered, passes = [], [], []
+
+    class Seeing(keras.Model):
+        def train_step(self, data):
+            seen.append(int(data[1][0, 0]))
+            if seen == [0]:
+                raise tf.errors.ResourceExhaustedError(None, None, "none left")
+            return super().train_step(data)
+
+    class Retry(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.passes = keras_internals.Passes()
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if len(seen) == 0:
+                self.step = self.model.train_function
+                self.retried = keras_internals.RetriedStep(
+                    self.model, lambda: recovered.append(batch)
+                )
+
+        def on_epoch_end(self, epoch, logs=None):
+            passes.append(self.passes.begun)
+            self.retried.end()
+            assert self.model.train_function not in (
+                *(self.retried._go_on, self.retried._try, self.step),
+            )
+
+    inputs = keras.Input((1,))
+    model = Seeing(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", run_eagerly=True)
+    x = np.arange(3.0)[:, None]
+    options = {"batch_size": 1, "shuffle": False, "verbose": 0}
+    model.fit(x, x, epochs=2, callbacks=[Retry()], **options)
+    assert seen == [0, 0, 1, 2, 0, 1, 2]
+    assert recovered == [0]
+    assert passes[0] == 1 + passes[1] - passes[0]

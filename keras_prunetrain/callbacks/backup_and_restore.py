@@ -107,9 +107,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         # The epoch to go on with, the steps of it that are done, and the steps
         # since the last backup.
         self._epoch = self._step = self._unsaved_steps = 0
-        # The passes over the data, and how many there were before this epoch.
         self._passes: keras_internals.Passes | None = None
-        self._passes_before = 0
         # Of the last epoch or step; those of the last step that was skipped.
         self._logs: dict[str, Any] = {}
         self._skipped_logs: dict[str, Any] = {}
@@ -136,7 +134,6 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._step = epoch, 0
-        self._passes_before = self._passes.begun
 
     def on_train_batch_end(self, batch, logs=None):
         self._unsaved_steps += batch + 1 - self._step
@@ -250,7 +247,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             "stopped": self._step == 0 and bool(self.model.stop_training),
             "logs": self._logs,
             "model": model_state(self.model),
-            "passes": self._passes_before if self._step else self._passes.begun,
+            # The pass in whose middle the epoch is begins once more.
+            "passes": self._passes.begun - bool(self._step),
             "metrics": metric_state(self.model) if self._step else [],
             "random": keras_internals.random_state(),
             "callbacks": callback_states(self._siblings),

@@ -77,6 +77,7 @@ from keras_prunetrain.keras_internals.random_state import (
     random_state,
     set_random_state,
 )
+from keras_prunetrain.keras_internals.retrying import RetriedStep
 from keras_prunetrain.keras_internals.skipping import Passes, skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
@@ -104,6 +105,7 @@ __all__ = [
     "StepHook",
     "TRAINER_ATTRIBUTES",
     "Passes",
+    "RetriedStep",
     "Unfilled",
     "add_step_hook",
     "announce_steps",

@@ -54,6 +54,19 @@ def running_fits() -> list[tuple[keras.Model, keras.callbacks.CallbackList]]:
     return found
 
 
+def epoch_iterator() -> tuple[keras.Model, Any] | None:
+    """Returns the model of the running `fit`, and the iterator over its data.
+
+    `None` outside of `fit`.
+    """
+    for function, caller, variables in calling_methods():
+        iterator = variables.get("epoch_iterator")
+        is_fit = function == "fit" and isinstance(caller, keras.Model)
+        if is_fit and iterator is not None:
+            return caller, iterator
+    return None
+
+
 def calling_methods() -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yields `(name, self, local variables)` of the calling methods of Keras.
 

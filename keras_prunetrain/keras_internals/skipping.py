@@ -8,10 +8,9 @@ import functools
 import weakref
 from collections.abc import Callable
 
-import keras
 from keras import tree
 
-from keras_prunetrain.keras_internals.callers import calling_methods
+from keras_prunetrain.keras_internals.callers import epoch_iterator
 
 
 class Passes:
@@ -27,7 +26,7 @@ class Passes:
 
     def __init__(self):
         self.begun = 0
-        found = _epoch_iterator()
+        found = epoch_iterator()
         self._iterator = None
         if found is not None:
             self._iterator = weakref.ref(found[1])
@@ -66,22 +65,12 @@ def skip_steps(count: int, done: Callable[[], None]) -> None:
         done: Function to call after the skipped steps. By then the metrics,
             which Keras may make only in the first step, have their variables.
     """
-    found = _epoch_iterator()
+    found = epoch_iterator()
     if found is not None:
         model, iterator = found
         vars(iterator)["_enumerate_iterator"] = functools.partial(
             _behind, weakref.ref(iterator), model, count, done
         )
-
-
-def _epoch_iterator():
-    """Returns the model of the running `fit`, and its epoch iterator."""
-    for function, caller, variables in calling_methods():
-        iterator = variables.get("epoch_iterator")
-        is_fit = function == "fit" and isinstance(caller, keras.Model)
-        if is_fit and iterator is not None:
-            return caller, iterator
-    return None
 
 
 def _behind(iterator, model, count, done):
