@@ -156,6 +156,50 @@ def scheduled():
     )
 
 
+def scaled_for_float16():
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        initial_scale=2.0**20,  # Too large: the first updates are skipped.
+        dynamic_growth_steps=4,
+    )
+
+
+def falling():
+    """Falls with each epoch."""
+    return [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate)
+    ]
+
+
+class OwnStep(keras.Model):
+    """Trains with a step of its own, and counts the steps."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps = self.add_weight(
+            shape=(), dtype="int32", trainable=False, name="steps"
+        )
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            # With noise that grows with each step.
+            noise = keras.random.normal(keras.ops.shape(x))
+            scale = keras.ops.cast(self.steps, "float32") / 100.0
+            predicted = self(x + scale * noise, training=True)
+            loss = self.compute_loss(x, y, predicted)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.steps.assign_add(1)
+        self._loss_tracker.update_state(loss)
+        return self.compute_metrics(x, y, predicted)
+
+
+def weighted(x, y):
+    weights = {0: 1.0, 1: 2.0, 2: 0.5}
+    return {"x": x, "y": y, "shuffle": False, "class_weight": weights}
+
+
 def growing():
     return kpt.DynamicBatch(8, 4, memory_budget=2**30, maximum=20)
 
@@ -192,16 +236,28 @@ CASES = {
         "compiled": {"optimizer": scheduled},
         "batch": growing,
     },
+    "muon": {"compiled": {"optimizer": lambda: keras.optimizers.Muon(0.01)}},
+    "lamb": {"compiled": {"optimizer": lambda: keras.optimizers.Lamb(0.01)}},
+    "lion": {"compiled": {"optimizer": lambda: keras.optimizers.Lion(0.01)}},
+    "mixed_float16": {
+        "compiled": {"optimizer": scaled_for_float16},
+        "dtype": "mixed_float16",
+    },
+    "learning rate scheduler": {"behind": falling},
+    "class weights": {"data": weighted},
+    "own step": {"model_class": OwnStep},
     "branch that leaves": {"deaths": BRANCH_DIES},
     "dense": {"pruned": False},
 }
 
 
 def made(case):
-    """The arguments of a case, with an optimizer of its own."""
+    """The arguments of a case, with objects of their own."""
     found = {**case}
     if "compiled" in case:
         found["compiled"] = {"optimizer": case["compiled"]["optimizer"]()}
+    if "behind" in case:
+        found["behind"] = case["behind"]()
     return found
 
 
