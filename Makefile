@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
 	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 	$(BIN)/python tools/benchmarks/log_overhead.py
+	$(BIN)/python tools/benchmarks/channel_counts.py
 	$(BIN)/python tools/benchmarks/long_run.py
 
 chaos: setup
