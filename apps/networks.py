@@ -117,7 +117,7 @@ def compiled(recipe, data, narrow=None):
     with _refusing(recipe, data):
         model = _built(recipe, data, width)
     model.compile(
-        keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
+        _optimizer(recipe),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[
             "accuracy",
@@ -144,6 +144,20 @@ def _refusing(recipe, data):
         ) from error
 
 
+def _optimizer(recipe):
+    rate = recipe.learning_rate
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=recipe.momentum)
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    # Its decay is its own, and not in the loss; see `_coupled_decay`.
+    return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+
+
+def _coupled_decay(recipe):
+    return 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay
+
+
 def _in_a_line(error):
     """Returns what Keras says, without colours and the list of arguments."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
@@ -161,7 +175,7 @@ def _built(recipe, data, width):
         return getattr(models, recipe.network)(
             data.image_shape,
             data.classes,
-            recipe.weight_decay,
+            _coupled_decay(recipe),
             width or _own_width(recipe.network),
         )
     model = getattr(keras.applications, recipe.network)(
@@ -171,5 +185,5 @@ def _built(recipe, data, width):
         classifier_activation=None,
     )
     for weight in model.trainable_variables:
-        weight.regularizer = keras.regularizers.L2(recipe.weight_decay / 2)
+        weight.regularizer = keras.regularizers.L2(_coupled_decay(recipe) / 2)
     return model

@@ -18,7 +18,8 @@ _LARGEST_SEED = 2**32 - 1
 _MOST_EPOCHS = 10_000
 _MOST_IMAGES = 10**6
 _MOST_DROPS = 10
-# Those that arrive at a given cost.
+# Learning rates, if none is given.
+_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 
 def define(values, **defaults):
@@ -71,10 +72,15 @@ def _define_training(values, defaults):
 
 
 def _define_optimizer(values, defaults):
+    flags.DEFINE_enum(
+        *("optimizer", "sgd", list(_RATES), "Optimizer."), flag_values=values
+    )
     command_line.real(
-        *("learning_rate", 0.1, "Of SGD, before the drops."),
+        "learning_rate",
+        None,
+        "Before the drops. Without any: 0.1 for SGD, 0.001 for the others.",
         "a number from 1e-9 to 1000",
-        lambda rate: 1e-9 <= rate <= 1000,
+        lambda rate: rate is None or 1e-9 <= rate <= 1000,
         values,
     )
     flags.DEFINE_list(
@@ -98,7 +104,8 @@ def _define_optimizer(values, defaults):
     )
     command_line.real(
         *("weight_decay", defaults["weight_decay"]),
-        *("Coupled, on all weights.", "a number from 0 to 1"),
+        "On all weights; coupled, except for AdamW.",
+        "a number from 0 to 1",
         lambda decay: 0 <= decay <= 1,
         values,
     )
@@ -131,6 +138,14 @@ def _define_pruning(values, defaults):
     command_line.integer(
         *("finetune_epochs", 0, 0, _MOST_EPOCHS),
         "Last epochs without group lasso.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "solver",
+        "auto",
+        ["auto", "subgradient", "proximal"],
+        "How the group lasso acts: as a penalty in the loss, or by a step "
+        "behind each update.",
         flag_values=values,
     )
     flags.register_multi_flags_validator(
@@ -271,8 +286,13 @@ def recipe(values):
         for name in training.Recipe.__dataclass_fields__
         if name in values
     }
+    rate = values.learning_rate
     return training.Recipe(
-        **settings | {"learning_rate_drops": tuple(map(int, drops))}
+        **settings
+        | {
+            "learning_rate": _RATES[values.optimizer] if rate is None else rate,
+            "learning_rate_drops": tuple(map(int, drops)),
+        }
     )
 
 

@@ -27,11 +27,11 @@ class Recipe:
         epochs: Passes over the training images.
         batch_size: Images per optimizer update.
         seed: Of initial weights, order of images and augmentation.
-        learning_rate: Of SGD, before the drops.
+        learning_rate: Before the drops.
         learning_rate_drops: Epochs at whose beginning it is divided by 10.
         momentum: Of SGD.
-        weight_decay: Coupled (an L2 penalty of half this factor in the loss),
-            on all trainable weights.
+        weight_decay: On all trainable weights: coupled (an L2 penalty of half
+            this factor in the loss), or AdamW's own.
         dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
         penalty_ratio, interval, threshold, finetune_epochs: Arguments of
             `PruneTrainCallback`; other methods ignore them.
@@ -47,6 +47,8 @@ class Recipe:
         training_flops, warmup, decay, rounds, score: Arguments of
             `TargetPruneCallback`; other methods ignore them. A `warmup` or
             `decay` of 1 and more is a number of epochs.
+        optimizer: `"sgd"`, `"adam"` or `"adamw"`.
+        solver: Argument of `PruneTrainCallback`; a dense run ignores it.
     """
 
     method: str
@@ -73,6 +75,8 @@ class Recipe:
     decay: float = 0.1
     rounds: int = 4
     score: str = "taylor"
+    optimizer: str = "sgd"
+    solver: str = "auto"
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -213,6 +217,7 @@ def _pruning(recipe):
         threshold=recipe.threshold,
         batch=batch,
         finetune_epochs=recipe.finetune_epochs,
+        solver=recipe.solver,
     )
 
 

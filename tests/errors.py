@@ -30,6 +30,7 @@ CALLS = {
         "kpt.PruneTrainCallback(threshold=float('inf'))",
         "kpt.PruneTrainCallback(finetune_epochs=-1)",
         "kpt.PruneTrainCallback(factor=0)",
+        "kpt.PruneTrainCallback(solver='newton')",
         "kpt.PruneTrainCallback(batch=128)",
         "kpt.PruneTrainCallback(log_dir='')",
         "kpt.PruneTrainCallback(reconfigure=['skip'])",

@@ -2,16 +2,17 @@
 
 import logging
 import os
-from typing import Any
+from typing import Any, Literal
 
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.fit.arguments import check_schedule
+from keras_prunetrain.fit.arguments import check_schedule, check_solver
 from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.record import penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
+from keras_prunetrain.lasso.proximal import check_proximal
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -38,6 +39,16 @@ class PruneTrainCallback(ReconfiguringCallback):
     batches instead, and the penalty acts from step n on. Losses that layers add
     themselves (`add_loss`, activity regularizers) count as part of the task.
 
+    Under SGD the lasso is a penalty in the loss, as in the paper. Under Adam
+    and other optimizers whose step does not shrink with the gradient, weights
+    would swing around zero by the learning rate, above the threshold. There a
+    proximal step follows each update: every channel of a kernel becomes shorter
+    by the same length, or exactly zero (`solver`). The length is the lasso's
+    factor times what a gradient of 1 moves the channel, so that the pull of the
+    lasso and that of the task have the same relation as in SGD. The penalty is
+    then in none of the losses, and the share in the reports is the one that it
+    would have.
+
     Example:
 
     ```python
@@ -47,11 +58,11 @@ class PruneTrainCallback(ReconfiguringCallback):
     ```
 
     The history of `fit` gains `val_task_loss` with each validation: `val_loss`
-    without the penalties on weights. `val_loss` contains the lasso, so values
-    before and after a reconfiguration are not comparable; let `EarlyStopping`,
-    `ReduceLROnPlateau` and `ModelCheckpoint` monitor `val_task_loss`, with
-    `mode="min"` and behind this callback in the list. A model with a
-    `train_step` of its own must add `self.losses` to its loss.
+    without the penalties on weights. `val_loss` may contain the lasso, and then
+    values before and after a reconfiguration are not comparable; let
+    `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` monitor
+    `val_task_loss`, with `mode="min"` and behind this callback in the list. A
+    model with a `train_step` of its own must add `self.losses` to its loss.
 
     The history also gains two values per epoch. `density` is the number of
     channels after the epoch's reconfiguration over their number when the model
@@ -98,6 +109,11 @@ class PruneTrainCallback(ReconfiguringCallback):
             (paper, table 1). Defaults to `0`.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`. Defaults to
             `None`, no logs.
+        solver: `"subgradient"`: the lasso is a penalty in the loss.
+            `"proximal"`: a proximal step follows each update, for every
+            optimizer but `Ftrl`, `ScheduleFreeAdamW` and those that Keras does
+            not know. Defaults to `"auto"`: proximal where it can be and the
+            optimizer is not `SGD`.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
@@ -109,7 +125,8 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
-            first step, if the model has no known graph or was not built under
+            first step, if proximal steps cannot follow the optimizer, if the
+            model has no known graph or was not built under
             the strategy that trains it, if a layer or the optimizer cannot be
             rebuilt, if `skip` matches no layer or `score` fails, if
             `finetune_epochs` leaves no epoch with lasso, if a second callback
@@ -135,14 +152,17 @@ class PruneTrainCallback(ReconfiguringCallback):
         finetune_epochs: int = 0,
         factor: float | None = None,
         log_dir: str | os.PathLike | None = None,
+        solver: Literal["auto", "subgradient", "proximal"] = "auto",
     ):
         super().__init__(threshold, batch, reconfigure, log_dir)
         check_schedule(penalty_ratio, interval, finetune_epochs, factor)
+        check_solver(solver)
         self.penalty_ratio = float(penalty_ratio)
         self.interval = int(interval)
         self.finetune_epochs = int(finetune_epochs)
         self._first_factor = factor
-        self._lasso = CalibratedLasso(factor)
+        self.solver = solver
+        self._lasso = CalibratedLasso(factor, solver)
         self._said_nothing_dead = False
 
     @property
@@ -155,7 +175,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         return at_an_end or (self._lasso.acts and done % self.interval == 0)
 
     def settings(self) -> dict[str, Any]:
-        names = ("penalty_ratio", "interval", "finetune_epochs")
+        names = ("penalty_ratio", "interval", "finetune_epochs", "solver")
         own = {name: getattr(self, name) for name in names}
         return super().settings() | own | {"factor": self._first_factor}
 
@@ -169,6 +189,8 @@ class PruneTrainCallback(ReconfiguringCallback):
                 f"Received: finetune_epochs={self.finetune_epochs}, and "
                 f"epochs={self.params['epochs']} in `fit`."
             )
+        if self.solver == "proximal":
+            check_proximal(self.model)
         warn_of_monitors(self, self._fit.siblings)
 
     def begin(self, numbering: Numbering) -> None:
@@ -185,7 +207,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def forget(self) -> None:
         super().forget()
-        self._lasso = CalibratedLasso(self._first_factor)
+        self._lasso = CalibratedLasso(self._first_factor, self.solver)
         self._said_nothing_dead = False
 
     def get_state(self) -> dict[str, Any]:

@@ -49,6 +49,15 @@ def check_schedule(
         )
 
 
+def check_solver(solver: str) -> None:
+    """Raises a `ValueError` if there is no such solver."""
+    if solver not in ("auto", "subgradient", "proximal"):
+        raise ValueError(
+            "`solver` must be 'auto', 'subgradient' or 'proximal'. Received: "
+            f"solver={solver!r}"
+        )
+
+
 def check_batch(batch: DynamicBatch | None) -> None:
     """Raises a `ValueError` if `batch` is neither `None` nor a batch."""
     if not isinstance(batch, DynamicBatch | None):

@@ -157,8 +157,8 @@ def penalty_share(model: keras.Model, loss: float) -> float:
 
     Args:
         model: The model, with a lasso or without.
-        loss: Float. Mean loss of the epoch, all penalties included.
+        loss: Float. Mean loss of the epoch, with the penalties that are in it.
     """
     lasso = attach.lasso_penalty(model)
-    others = attach.weight_penalties(model) - lasso
-    return lasso / (loss - others) if loss > others else 0.0
+    whole = loss - attach.weight_penalties(model) + lasso
+    return lasso / whole if whole > 0.0 else 0.0

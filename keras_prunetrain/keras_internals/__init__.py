@@ -81,8 +81,16 @@ from keras_prunetrain.keras_internals.retrying import RetriedStep
 from keras_prunetrain.keras_internals.skipping import Passes, skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
+    UpdateHook,
     add_step_hook,
+    add_update_hook,
     remove_step_hook,
+    remove_update_hook,
+)
+from keras_prunetrain.keras_internals.step_sizes import (
+    OptimizerKind,
+    StepSize,
+    optimizer_kind,
 )
 from keras_prunetrain.keras_internals.trainer import (
     announce_steps,
@@ -100,14 +108,18 @@ from keras_prunetrain.keras_internals.variables import (
 )
 
 __all__ = [
-    "Call",
-    "Part",
-    "StepHook",
     "TRAINER_ATTRIBUTES",
+    "Call",
+    "OptimizerKind",
+    "Part",
     "Passes",
     "RetriedStep",
+    "StepHook",
+    "StepSize",
     "Unfilled",
+    "UpdateHook",
     "add_step_hook",
+    "add_update_hook",
     "announce_steps",
     "application_layer",
     "arguments_with",
@@ -140,6 +152,7 @@ __all__ = [
     "on_several_machines",
     "operation_class",
     "operations_in",
+    "optimizer_kind",
     "optimizer_pairs",
     "optimizer_successors",
     "optimizer_variables",
@@ -150,6 +163,7 @@ __all__ = [
     "release_gradients",
     "release_kernels",
     "remove_step_hook",
+    "remove_update_hook",
     "renew_steps",
     "repair_distributed_fit",
     "replace_part",

@@ -12,7 +12,10 @@ from keras_prunetrain.lasso.group_lasso import BesideLasso, GroupLasso
 
 
 def attach_lasso(
-    model: keras.Model, numbering: Numbering, skip: Collection[str] = ()
+    model: keras.Model,
+    numbering: Numbering,
+    skip: Collection[str] = (),
+    in_loss: bool = True,
 ) -> list[keras.Variable]:
     """Puts a `GroupLasso`, of factor 0, on each kernel with channels to lose.
 
@@ -25,6 +28,7 @@ def attach_lasso(
         model: A functional model, not inside a traced function.
         numbering: Its `Numbering`.
         skip: Keys of layers that get none.
+        in_loss: Boolean. Whether the lasso is a penalty in the loss.
 
     Returns:
         List of the kernels, `keras.Variable`s, that now carry one.
@@ -46,12 +50,21 @@ def attach_lasso(
             sides = tuple(sorted(sides))
             if sides not in lassos:
                 lassos[sides] = GroupLasso(axes=sides)
-            kernel.regularizer = BesideLasso(kernel.regularizer, lassos[sides])
+            kernel.regularizer = BesideLasso(
+                kernel.regularizer, lassos[sides], in_loss
+            )
     return [kernel for kernel, _ in axes.values()]
 
 
+def take_out_of_loss(model: keras.Model) -> None:
+    """Takes the penalties of the layers' own lassos out of the loss."""
+    for lasso, kernel in lassos_of(model):
+        if kernel.regularizer is lasso:
+            kernel.regularizer = BesideLasso(lasso, lasso, in_loss=False)
+
+
 def detach_lasso(model: keras.Model) -> None:
-    """Removes every lasso that `attach_lasso` has put on `model`."""
+    """Undoes `attach_lasso` and `take_out_of_loss`."""
     for weight in model.weights:
         if isinstance(weight.regularizer, BesideLasso):
             weight.regularizer = weight.regularizer.own
@@ -70,7 +83,10 @@ def lassos_of(model: keras.Model) -> list[tuple[GroupLasso, keras.Variable]]:
 
 
 def weight_penalties(model: keras.Model) -> float:
-    """Returns the sum of all penalties on weights, lasso included, a float."""
+    """Returns the sum of the penalties in the loss, a float.
+
+    The lasso is one of them, unless it is not in the loss.
+    """
     return _number(
         sum(
             weight.regularizer(weight)
@@ -81,7 +97,7 @@ def weight_penalties(model: keras.Model) -> float:
 
 
 def lasso_penalty(model: keras.Model) -> float:
-    """Returns the lasso's share of `weight_penalties`, a float."""
+    """Returns the penalty of the lasso, in the loss or not, a float."""
     return _number(sum(lasso(kernel) for lasso, kernel in lassos_of(model)))
 
 

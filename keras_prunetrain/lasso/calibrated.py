@@ -7,8 +7,14 @@ from typing import Any
 
 import keras
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.lasso import attach
+from keras_prunetrain.lasso.proximal import (
+    ProximalSteps,
+    accumulates,
+    prefers_proximal,
+)
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -22,18 +28,25 @@ class CalibratedLasso:
 
     Args:
         factor: Float above 0, the factor to use; `None` to compute it.
+        solver: `"subgradient"`: the lasso is a penalty in the loss;
+            `"proximal"`: it acts behind each update (`lasso.proximal`);
+            `"auto"`: as is better for the optimizer.
 
     Attributes:
         factor: Float, the largest of all; `None` before the first batch.
         acts: Boolean. Whether a kernel carries a lasso now.
     """
 
-    def __init__(self, factor: float | None = None):
+    def __init__(
+        self, factor: float | None = None, solver: str = "subgradient"
+    ):
         self.factor = factor
+        self._solver = solver
+        self._steps = None  # The `ProximalSteps` of this `fit`.
         self.acts = False
         self._given_factors = {}
         self._first_batch = None
-        self._awaits_gradient = False
+        self._awaits_step = False
         self._is_in_val_loss = False
 
     def begin(
@@ -52,15 +65,33 @@ class CalibratedLasso:
         if any(lasso.factor for lasso in own):
             self._given_factors = {id(lasso): lasso.factor for lasso in own}
             self.factor = max(self._given_factors.values())
+        self._steps = self._begun_steps(model)
         if not own:
-            attach.attach_lasso(model, numbering, skipped)
+            in_loss = self._steps is None
+            attach.attach_lasso(model, numbering, skipped, in_loss)
+        elif self._steps is not None:
+            attach.take_out_of_loss(model)
         self.acts = bool(attach.lassos_of(model))
         self._set_factors(model)
-        self._awaits_gradient = self.acts
+        self._awaits_step = self.acts
         self._is_in_val_loss = False
         for lasso, _ in attach.lassos_of(model):
             lasso.was_differentiated = False
         _trace_anew(model)
+
+    def _begun_steps(self, model):
+        """Returns the proximal steps of this `fit`, begun; `None` if none."""
+        if self._solver == "subgradient":
+            return None
+        optimizer = model.optimizer
+        if not optimizer.built:  # Only then are all of its members known.
+            with keras_internals.strategy_scope(model):
+                optimizer.build(model.trainable_variables)
+        if self._solver == "auto" and not prefers_proximal(optimizer):
+            return None
+        steps = ProximalSteps(optimizer)
+        steps.begin()
+        return steps
 
     def before_first_batch(self, model: keras.Model) -> None:
         """Measures the weights with which the first batch is computed."""
@@ -85,9 +116,9 @@ class CalibratedLasso:
 
         Raises:
             ValueError: If `logs` has no loss, or a negative one, or if the step
-                left the lasso out of its gradient.
+                left the lasso out.
         """
-        self._check_gradient(model)
+        self._check_step(model)
         if self._first_batch is None:
             return
         (penalties, norms), self._first_batch = self._first_batch, None
@@ -115,12 +146,23 @@ class CalibratedLasso:
         self.factor = calibrated_factor(norms, task_loss, penalty_ratio)
         self._set_factors(model)
 
-    def _check_gradient(self, model):
-        """Raises a `ValueError` if the first step's gradient has no lasso."""
-        if not self._awaits_gradient:
+    def _check_step(self, model):
+        """Raises a `ValueError` if the lasso has no part in the first step."""
+        if not self._awaits_step:
             return
-        self._awaits_gradient = False
-        if not any(x.was_differentiated for x, _ in attach.lassos_of(model)):
+        self._awaits_step = False
+        if self._steps is not None:
+            if not self._steps.were_done and not accumulates(model.optimizer):
+                raise ValueError(
+                    f"The training step of '{model.name}' leaves the lasso "
+                    "out: the optimizer that the model was compiled with has "
+                    "updated none of the kernels, and no channel would ever "
+                    "go. Update them by `self.optimizer.apply(...)` in the "
+                    "model's own `train_step`, or pass solver='subgradient'."
+                )
+        elif not any(
+            lasso.was_differentiated for lasso, _ in attach.lassos_of(model)
+        ):
             raise ValueError(
                 f"The training step of '{model.name}' leaves the lasso out: no "
                 "gradient of the penalty was computed in the first step, and "
@@ -172,8 +214,8 @@ class CalibratedLasso:
 
     def pause(self, model: keras.Model) -> None:
         """Trains without the lasso for the rest of this `fit`."""
-        # A `fit` that goes on in these epochs never has a gradient of it.
-        self.acts = self._awaits_gradient = False
+        # A `fit` that goes on in these epochs has no step with it.
+        self.acts = self._awaits_step = False
         attach.detach_lasso(model)
         for lasso, _ in attach.lassos_of(model):  # The user's own.
             lasso.factor = 0.0
@@ -182,6 +224,8 @@ class CalibratedLasso:
     def end(self, model: keras.Model) -> None:
         """Leaves an ordinary model, with the user's own lassos on it."""
         self.acts = False
+        if self._steps is not None:
+            self._steps.end()
         attach.detach_lasso(model)
         self._set_factors(model)
         model.train_function = model.test_function = None

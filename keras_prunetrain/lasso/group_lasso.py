@@ -62,8 +62,8 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def __init__(self, factor: float = 0.0, axes: Sequence[int] = (-2, -1)):
         self.axes = _checked_axes(axes)
-        # Whether the penalty was computed, and whether its gradient was. The
-        # training that uses the lasso resets and reads both.
+        # Whether the penalty was asked for, and whether its gradient was
+        # computed. The training that uses the lasso resets and reads both.
         self.was_called = self.was_differentiated = False
         # A variable, because `tf.function` would freeze a float at trace time.
         self._factor = keras.Variable(
@@ -81,6 +81,11 @@ class GroupLasso(keras.regularizers.Regularizer):
     @factor.setter
     def factor(self, value: float) -> None:
         self._factor.assign(_checked_factor(value))
+
+    @property
+    def scale(self) -> Any:
+        """The factor as a tensor, which a compiled step reads each time."""
+        return ops.convert_to_tensor(self._factor)
 
     def __call__(self, kernel):
         self.was_called = True
@@ -112,18 +117,31 @@ class BesideLasso(keras.regularizers.Regularizer):
 
     Args:
         own: The kernel's own regularizer, or `None`.
-        lasso: A `GroupLasso`.
+        lasso: A `GroupLasso`; `own` itself if the kernel has its lasso already.
+        in_loss: Boolean. Whether the lasso is a penalty in the loss. If not,
+            something else has to act on the kernel for it.
     """
 
-    def __init__(self, own: Callable[[Any], Any] | None, lasso: GroupLasso):
+    def __init__(
+        self,
+        own: Callable[[Any], Any] | None,
+        lasso: GroupLasso,
+        in_loss: bool = True,
+    ):
         self.own = own
         self.lasso = lasso
+        self.in_loss = in_loss
 
     def __call__(self, kernel):
+        others = None if self.own in (None, self.lasso) else self.own
+        if not self.in_loss:
+            self.lasso.was_called = True
+            none = ops.zeros((), keras.config.floatx())
+            return none if others is None else others(kernel)
         penalty = self.lasso(kernel)
-        if self.own is None:
+        if others is None:
             return penalty
-        return penalty + ops.cast(self.own(kernel), penalty.dtype)
+        return penalty + ops.cast(others(kernel), penalty.dtype)
 
 
 def _sum_of_norms(kernel, axes, on_gradient):

@@ -16,6 +16,7 @@ from absl import flags
 from apps import (
     compare,
     data,
+    networks,
     quickstart,
     recipe_flags,
     train_cifar,
@@ -77,6 +78,37 @@ def test_result_has_the_keys_that_others_read(finished):
     )
     assert result["seconds"] >= sum(row["seconds"] for row in metrics[1:])
     assert 0 <= result["reconfiguration_seconds"] < result["seconds"]
+
+
+def recipe_of(words):
+    return recipe_flags.recipe(parsed(train_cifar, *words)[1])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "l2", "decoupled"),
+    [("sgd", 0.1, 2.5e-4, None), ("adam", 1e-3, 2.5e-4, None),
+     ("adamw", 1e-3, 0.0, 5e-4)],
+)  # fmt: skip
+def test_each_optimizer_has_its_rate_and_its_weight_decay(
+    optimizer, rate, l2, decoupled, tmp_path
+):
+    words = *SMALL, f"--optimizer={optimizer}", f"--workdir={tmp_path}"
+    recipe = recipe_of(words)
+    model = networks.compiled(recipe, data.load("digits", None))
+    assert type(model.optimizer).__name__.lower() == optimizer
+    assert recipe.learning_rate == pytest.approx(rate)
+    assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+    kernel = model.get_layer("logits").kernel
+    assert float(getattr(kernel.regularizer, "l2", 0.0)) == pytest.approx(l2)
+    assert model.optimizer.weight_decay == decoupled
+    words += ("--learning_rate=0.5",)
+    assert recipe_of(words).learning_rate == 0.5
+
+
+def test_the_solver_of_the_flags_is_that_of_the_callback(tmp_path):
+    words = *SMALL, "--solver=proximal", f"--workdir={tmp_path}"
+    recipe = recipe_of(words)
+    assert training._pruning(recipe).solver == "proximal"
 
 
 def test_metrics_have_a_row_for_each_epoch(finished):

@@ -106,6 +106,7 @@ def test_numbers_of_numpy_are_numbers():
         "interval": 5,
         "threshold": 1e-3,
         "finetune_epochs": 1,
+        "solver": "auto",
         "factor": None,
     }
     # What workers compare is what they write.
