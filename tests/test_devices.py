@@ -6,12 +6,15 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_prunetrain import PruneTrainCallback, reconfigure
+from keras_prunetrain import PruneTrainCallback, model_cost, reconfigure
 from keras_prunetrain.channels.liveness import plan_cut, plan_of
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.choice import Choice
 from keras_prunetrain.devices import device_kind, fast_multiple, multiples
 from keras_prunetrain.fit import admission
+from keras_prunetrain.models import resnet8
+from keras_prunetrain.surgery.reconfigure import prepare_cut
 from tests import networks
 from tests.networks import conv, images, kill_all, outputs, shake
 
@@ -156,6 +159,25 @@ def test_a_callback_rounds_up_too():
     kept = fast_multiple(1, device_kind())
     assert model.get_layer("a").filters == kept
     assert pruning.reports[0].channels_after["a"] == kept
+
+
+def test_a_target_is_met_by_fast_counts():
+    model = resnet8((8, 8, 1), width=40)
+    numbering = number_channels(model)
+    options = CutOptions(channel_multiple="auto")
+    choice = Choice(model, numbering, "forward_flops", options, {})
+    scores = np.random.default_rng(0).uniform(size=numbering.size)
+    plan = choice.plan(scores, 0.4 * model_cost(model).forward_flops)
+    # Of images and logits there are as many as before.
+    found = list(counts(plan))
+    assert sum(kept < total for kept, total in found) == len(found) - 1
+    for kept, total in found:
+        assert is_fast(kept, total)
+    with_image = list(counts(plan, "in"))
+    assert all(is_fast(kept, total) for kept, total in with_image)
+    smaller = prepare_cut(model, plan).model
+    ratio = model_cost(smaller).forward_flops / model_cost(model).forward_flops
+    assert 0.3 < ratio <= 0.4
 
 
 def test_workers_compare_their_devices_if_the_counts_depend_on_them():
