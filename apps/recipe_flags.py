@@ -148,6 +148,14 @@ def _define_pruning(values, defaults):
         "behind each update.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        *(
+            "coupled",
+            False,
+            "One group of the lasso for all slices of a channel.",
+        ),
+        flag_values=values,
+    )
     flags.register_multi_flags_validator(
         ["finetune_epochs", "epochs"],
         lambda found: found["finetune_epochs"] < found["epochs"],

@@ -48,7 +48,8 @@ class Recipe:
             `TargetPruneCallback`; other methods ignore them. A `warmup` or
             `decay` of 1 and more is a number of epochs.
         optimizer: `"sgd"`, `"adam"` or `"adamw"`.
-        solver: Argument of `PruneTrainCallback`; a dense run ignores it.
+        solver, coupled: Arguments of `PruneTrainCallback`; other methods ignore
+            them.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Recipe:
     score: str = "taylor"
     optimizer: str = "sgd"
     solver: str = "auto"
+    coupled: bool = False
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -218,6 +220,7 @@ def _pruning(recipe):
         batch=batch,
         finetune_epochs=recipe.finetune_epochs,
         solver=recipe.solver,
+        coupled=recipe.coupled,
     )
 
 

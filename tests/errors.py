@@ -31,6 +31,7 @@ CALLS = {
         "kpt.PruneTrainCallback(finetune_epochs=-1)",
         "kpt.PruneTrainCallback(factor=0)",
         "kpt.PruneTrainCallback(solver='newton')",
+        "kpt.PruneTrainCallback(coupled='yes')",
         "kpt.PruneTrainCallback(batch=128)",
         "kpt.PruneTrainCallback(log_dir='')",
         "kpt.PruneTrainCallback(reconfigure=['skip'])",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from keras_prunetrain.batching import DynamicBatch
@@ -12,7 +13,6 @@ from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.record import penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
-from keras_prunetrain.lasso.proximal import check_proximal
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -114,6 +114,12 @@ class PruneTrainCallback(ReconfiguringCallback):
             optimizer but `Ftrl`, `ScheduleFreeAdamW` and those that Keras does
             not know. Defaults to `"auto"`: proximal where it can be and the
             optimizer is not `SGD`.
+        coupled: Boolean. Whether all slices of a channel, in every kernel that
+            writes or reads it, are one group of the lasso, so that they arrive
+            at zero together. Each slice is pulled as hard as in the paper if
+            the slices of a channel have equal norms. The penalty is in none of
+            the losses. Defaults to `False`, the paper's groups: each channel of
+            each side of a kernel.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
@@ -153,16 +159,18 @@ class PruneTrainCallback(ReconfiguringCallback):
         factor: float | None = None,
         log_dir: str | os.PathLike | None = None,
         solver: Literal["auto", "subgradient", "proximal"] = "auto",
+        coupled: bool = False,
     ):
         super().__init__(threshold, batch, reconfigure, log_dir)
         check_schedule(penalty_ratio, interval, finetune_epochs, factor)
-        check_solver(solver)
+        check_solver(solver, coupled)
         self.penalty_ratio = float(penalty_ratio)
         self.interval = int(interval)
         self.finetune_epochs = int(finetune_epochs)
         self._first_factor = factor
         self.solver = solver
-        self._lasso = CalibratedLasso(factor, solver)
+        self.coupled = coupled
+        self._lasso = CalibratedLasso(factor, solver, coupled)
         self._said_nothing_dead = False
 
     @property
@@ -175,12 +183,20 @@ class PruneTrainCallback(ReconfiguringCallback):
         return at_an_end or (self._lasso.acts and done % self.interval == 0)
 
     def settings(self) -> dict[str, Any]:
-        names = ("penalty_ratio", "interval", "finetune_epochs", "solver")
+        names = "penalty_ratio", "interval", "finetune_epochs"
+        names += "solver", "coupled"
         own = {name: getattr(self, name) for name in names}
         return super().settings() | own | {"factor": self._first_factor}
 
     def penalty_share(self, loss: float) -> float:
-        return penalty_share(self.model, loss)
+        penalty = self._lasso.penalty(self.model)
+        return penalty_share(self.model, loss, penalty)
+
+    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
+        cuts = len(self.reports)
+        super().reconfigure(logs)
+        if len(self.reports) > cuts:
+            self._lasso.after_cut(self.model)
 
     def check(self) -> None:
         if 0 < self.finetune_epochs >= self.params["epochs"]:
@@ -189,8 +205,7 @@ class PruneTrainCallback(ReconfiguringCallback):
                 f"Received: finetune_epochs={self.finetune_epochs}, and "
                 f"epochs={self.params['epochs']} in `fit`."
             )
-        if self.solver == "proximal":
-            check_proximal(self.model)
+        self._lasso.check(self.model)
         warn_of_monitors(self, self._fit.siblings)
 
     def begin(self, numbering: Numbering) -> None:
@@ -207,7 +222,9 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def forget(self) -> None:
         super().forget()
-        self._lasso = CalibratedLasso(self._first_factor, self.solver)
+        self._lasso = CalibratedLasso(
+            self._first_factor, self.solver, self.coupled
+        )
         self._said_nothing_dead = False
 
     def get_state(self) -> dict[str, Any]:

@@ -49,12 +49,16 @@ def check_schedule(
         )
 
 
-def check_solver(solver: str) -> None:
-    """Raises a `ValueError` if there is no such solver."""
+def check_solver(solver: str, coupled: bool) -> None:
+    """Raises a `ValueError` if one of them is none."""
     if solver not in ("auto", "subgradient", "proximal"):
         raise ValueError(
             "`solver` must be 'auto', 'subgradient' or 'proximal'. Received: "
             f"solver={solver!r}"
+        )
+    if not isinstance(coupled, bool):
+        raise ValueError(
+            f"`coupled` must be True or False. Received: coupled={coupled!r}"
         )
 
 

@@ -152,13 +152,18 @@ def totals(cost: Cost | None) -> Cost | None:
     return cost and dataclasses.replace(cost, per_layer={})
 
 
-def penalty_share(model: keras.Model, loss: float) -> float:
+def penalty_share(
+    model: keras.Model, loss: float, lasso: float | None = None
+) -> float:
     """Returns the share of the lasso in (task loss + lasso), a fraction.
 
     Args:
         model: The model, with a lasso or without.
         loss: Float. Mean loss of the epoch, with the penalties that are in it.
+        lasso: Float. The penalty of the lasso; `None` for that of the lassos
+            that are on the kernels.
     """
-    lasso = attach.lasso_penalty(model)
+    if lasso is None:
+        lasso = attach.lasso_penalty(model)
     whole = loss - attach.weight_penalties(model) + lasso
     return lasso / whole if whole > 0.0 else 0.0

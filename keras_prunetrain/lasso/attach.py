@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.labels import Label, Numbering
 from keras_prunetrain.lasso.group_lasso import BesideLasso, GroupLasso
 
 
@@ -34,16 +34,9 @@ def attach_lasso(
         List of the kernels, `keras.Variable`s, that now carry one.
     """
     axes = {}
-    for label in numbering.kernels():
-        frozen = all(
-            int(number) in numbering.frozen for number in label.numbers
-        )
-        trains = label.weight.trainable
-        if trains and not frozen and label.layer not in skip:
-            kernel, sides = axes.setdefault(
-                id(label.weight), (label.weight, [])
-            )
-            sides.append(label.axis - len(kernel.shape))
+    for label in labels_with_lasso(numbering, skip):
+        kernel, sides = axes.setdefault(id(label.weight), (label.weight, []))
+        sides.append(label.axis - len(kernel.shape))
     lassos = {}
     with keras_internals.strategy_scope(model):
         for kernel, sides in axes.values():
@@ -54,6 +47,19 @@ def attach_lasso(
                 kernel.regularizer, lassos[sides], in_loss
             )
     return [kernel for kernel, _ in axes.values()]
+
+
+def labels_with_lasso(
+    numbering: Numbering, skip: Collection[str] = ()
+) -> list[Label]:
+    """Returns the `Label`s of the kernels' sides that carry a lasso."""
+    return [
+        label
+        for label in numbering.kernels()
+        if label.weight.trainable
+        and label.layer not in skip
+        and any(int(n) not in numbering.frozen for n in label.numbers)
+    ]
 
 
 def take_out_of_loss(model: keras.Model) -> None:

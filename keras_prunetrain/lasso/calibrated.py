@@ -9,11 +9,15 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.lasso import attach
-from keras_prunetrain.lasso.proximal import (
-    ProximalSteps,
+from keras_prunetrain.lasso.coupled import CoupledGroups
+from keras_prunetrain.lasso.steps import (
+    LassoSteps,
     accumulates,
-    prefers_proximal,
+    check_proximal,
+    preferred_solver,
 )
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -28,9 +32,12 @@ class CalibratedLasso:
 
     Args:
         factor: Float above 0, the factor to use; `None` to compute it.
-        solver: `"subgradient"`: the lasso is a penalty in the loss;
-            `"proximal"`: it acts behind each update (`lasso.proximal`);
-            `"auto"`: as is better for the optimizer.
+        solver: `"subgradient"`: the gradient of the penalty acts, and the
+            penalty is in the loss unless groups are coupled; `"proximal"`: a
+            proximal step acts behind each update; `"auto"`: as is better for
+            the optimizer.
+        coupled: Boolean. Whether all slices of a channel number are one group
+            (`CoupledGroups`), instead of the channels of each kernel's side.
 
     Attributes:
         factor: Float, the largest of all; `None` before the first batch.
@@ -38,11 +45,16 @@ class CalibratedLasso:
     """
 
     def __init__(
-        self, factor: float | None = None, solver: str = "subgradient"
+        self,
+        factor: float | None = None,
+        solver: str = "subgradient",
+        coupled: bool = False,
     ):
         self.factor = factor
         self._solver = solver
-        self._steps = None  # The `ProximalSteps` of this `fit`.
+        self._coupled = coupled
+        self._steps = None  # The `LassoSteps` of this `fit`, if any.
+        self._skipped = ()
         self.acts = False
         self._given_factors = {}
         self._first_batch = None
@@ -65,7 +77,9 @@ class CalibratedLasso:
         if any(lasso.factor for lasso in own):
             self._given_factors = {id(lasso): lasso.factor for lasso in own}
             self.factor = max(self._given_factors.values())
+        self._skipped = skipped
         self._steps = self._begun_steps(model)
+        self._couple(numbering)
         if not own:
             in_loss = self._steps is None
             attach.attach_lasso(model, numbering, skipped, in_loss)
@@ -80,25 +94,62 @@ class CalibratedLasso:
         _trace_anew(model)
 
     def _begun_steps(self, model):
-        """Returns the proximal steps of this `fit`, begun; `None` if none."""
-        if self._solver == "subgradient":
-            return None
-        optimizer = model.optimizer
+        """Returns the steps around the updates, begun; `None` if none."""
+        optimizer, solver = model.optimizer, self._solver
         if not optimizer.built:  # Only then are all of its members known.
             with keras_internals.strategy_scope(model):
                 optimizer.build(model.trainable_variables)
-        if self._solver == "auto" and not prefers_proximal(optimizer):
+        if solver == "auto":
+            solver = preferred_solver(optimizer)
+        if solver == "subgradient" and not self._coupled:
             return None
-        steps = ProximalSteps(optimizer)
+        steps = LassoSteps(optimizer, solver, replica_count(model))
         steps.begin()
         return steps
+
+    def _couple(self, numbering):
+        if self._coupled:
+            self._steps.groups = CoupledGroups(numbering, self._skipped)
+
+    def after_cut(self, model: keras.Model) -> None:
+        """Goes on with the smaller model."""
+        if self._coupled and self._steps is not None:
+            self._couple(number_channels(model))
+
+    def check(self, model: keras.Model) -> None:
+        """Raises a `ValueError` if the lasso cannot act on `model`."""
+        if self._solver == "proximal":
+            check_proximal(model)
+        own = [kernel.path for _, kernel in attach.lassos_of(model)]
+        if self._coupled and own:
+            raise ValueError(
+                "coupled=True makes groups of the channels of several layers, "
+                "but some layers have a `GroupLasso` of their own, whose "
+                "groups are their own channels. Build the model without, or "
+                f"pass coupled=False. Received: '{own[0]}' with a `GroupLasso`."
+            )
+
+    def penalty(self, model: keras.Model) -> float:
+        """Returns the penalty of the lasso, in the loss or not, a float."""
+        if self._groups is not None and self.acts:
+            return (self.factor or 0.0) * self._norms(model)
+        return attach.lasso_penalty(model)
+
+    @property
+    def _groups(self):
+        return None if self._steps is None else self._steps.groups
+
+    def _norms(self, model):
+        if self._groups is not None:
+            return self._groups.sum_of_norms()
+        return attach.lasso_norms(model)
 
     def before_first_batch(self, model: keras.Model) -> None:
         """Measures the weights with which the first batch is computed."""
         if self.factor is None and self.acts:
             self._first_batch = (
                 attach.weight_penalties(model),
-                attach.lasso_norms(model),
+                self._norms(model),
             )
 
     def after_first_batch(

@@ -1,4 +1,4 @@
-"""The proximal step of the group lasso, behind each update of an optimizer.
+"""The proximal step of the group lasso.
 
 A proximal step moves weights to where they minimize
 
@@ -19,129 +19,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_prunetrain import keras_internals
 from keras_prunetrain.keras_internals import StepSize
-from keras_prunetrain.lasso.group_lasso import BesideLasso
-
-_NAME = "group lasso"
-
-
-def unfit_optimizer(optimizer: keras.optimizers.Optimizer) -> str:
-    """Returns why a proximal step cannot follow the updates of `optimizer`.
-
-    Returns:
-        A string, empty if it can.
-    """
-    for leaf in keras_internals.leaf_optimizers(optimizer):
-        kind, name = keras_internals.optimizer_kind(leaf), type(leaf).__name__
-        if kind is None:
-            return f"the size of the steps of {name} is not known"
-        if kind.step_size is None:
-            return f"{name} is none that it can follow: {kind.reason}"
-    return ""
-
-
-def check_proximal(model: keras.Model) -> None:
-    """Raises a `ValueError` if a proximal step cannot follow its optimizer.
-
-    Args:
-        model: A compiled model, before its first step; not modified.
-    """
-    optimizer = model.optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return  # Refused later, by its own message.
-    if not optimizer.built:  # Only then are all of its members known.
-        optimizer = keras_internals.copy_optimizer(optimizer)
-        optimizer.build(model.trainable_variables)
-    reason = unfit_optimizer(optimizer)
-    if reason:
-        raise ValueError(
-            "solver='proximal' lets a step of the lasso follow each update of "
-            f"the optimizer, but {reason}. Pass solver='subgradient', or "
-            "compile with another optimizer, such as Adam or SGD."
-        )
-
-
-def prefers_proximal(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether a penalty in the loss would not bring weights to rest at zero.
-
-    Of several optimizers in one, one that prefers it decides, if all allow it.
-    """
-    kinds = map(
-        keras_internals.optimizer_kind,
-        keras_internals.leaf_optimizers(optimizer),
-    )
-    return not unfit_optimizer(optimizer) and any(
-        kind.solver == "proximal" for kind in kinds
-    )
-
-
-def accumulates(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether the first step of `optimizer` may have no update."""
-    return any(
-        leaf.gradient_accumulation_steps
-        for leaf in keras_internals.leaf_optimizers(optimizer)
-    )
-
-
-class ProximalSteps:
-    """Lets a proximal step follow each update of an optimizer.
-
-    The steps act on the kernels that carry a `BesideLasso` which is not in the
-    loss, with its factor.
-
-    Args:
-        optimizer: A built optimizer that `unfit_optimizer` finds fit.
-
-    Attributes:
-        were_done: Boolean. Whether an update of such a kernel was followed by a
-            step, or was traced with one. May be set.
-    """
-
-    def __init__(self, optimizer: keras.optimizers.Optimizer):
-        self.were_done = False
-        self._leaves = keras_internals.leaf_optimizers(optimizer)
-
-    def begin(self) -> None:
-        """Lets the steps follow the updates from now on."""
-        for leaf in self._leaves:
-            hook = _Hook(self, leaf)
-            keras_internals.add_update_hook(leaf, _NAME, hook)
-
-    def end(self) -> None:
-        """Leaves the optimizer as it was."""
-        for leaf in self._leaves:
-            keras_internals.remove_update_hook(leaf, _NAME)
-
-
-class _Hook:
-    """The proximal steps behind the updates of one optimizer."""
-
-    def __init__(self, steps, optimizer):
-        self._steps = steps
-        self._optimizer = optimizer
-        self._kind = keras_internals.optimizer_kind(optimizer)
-
-    def __call__(self, update, gradients, variables, rate):
-        update(gradients, variables, rate)
-        kernels = [v for v in variables if _is_proximal(v.regularizer)]
-        values = []
-        for kernel in kernels:
-            now = ops.convert_to_tensor(rate)
-            size = self._kind.step_size(self._optimizer, kernel, now)
-            lasso = kernel.regularizer.lasso
-            axes = [axis % len(kernel.shape) for axis in lasso.axes]
-            value = shrunk(kernel, sorted(axes), lasso.scale, size)
-            values.append(ops.cast(value, kernel.dtype))
-        keras_internals.update_in_step(
-            self._optimizer, kernels, lambda _, value: value, values
-        )
-        if kernels:
-            self._steps.were_done = True
-
-
-def _is_proximal(regularizer):
-    return isinstance(regularizer, BesideLasso) and not regularizer.in_loss
 
 
 def shrunk(
@@ -161,7 +39,7 @@ def shrunk(
     Returns:
         Tensor like `kernel`, in float32 or better.
     """
-    kernel = _precise(kernel)
+    kernel = precise(kernel)
     factor, rate = (ops.cast(x, kernel.dtype) for x in (factor, size.rate))
     rank = len(kernel.shape)
     # First over the axes that all norms sum over: the pixels of a convolution.
@@ -169,7 +47,7 @@ def shrunk(
     squares = _sum(ops.square(kernel), pixels)
     steps = None
     if size.squares is not None:
-        steps = _sum(_precise(size.squares), pixels)
+        steps = _sum(precise(size.squares), pixels)
     weights = 1
     for n in kernel.shape:
         weights *= n
@@ -226,7 +104,8 @@ def soft_ratio(norms: Any, thresholds: Any) -> Any:
     )
 
 
-def _precise(x):
+def precise(x: Any) -> Any:
+    """Returns `x` as a tensor in float32 or better."""
     x = ops.convert_to_tensor(x)
     if keras.backend.standardize_dtype(x.dtype) == "float64":
         return x

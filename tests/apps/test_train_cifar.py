@@ -106,9 +106,10 @@ def test_each_optimizer_has_its_rate_and_its_weight_decay(
 
 
 def test_the_solver_of_the_flags_is_that_of_the_callback(tmp_path):
-    words = *SMALL, "--solver=proximal", f"--workdir={tmp_path}"
-    recipe = recipe_of(words)
-    assert training._pruning(recipe).solver == "proximal"
+    words = *SMALL, "--solver=proximal", "--coupled", f"--workdir={tmp_path}"
+    pruning = training._pruning(recipe_of(words))
+    assert pruning.solver == "proximal"
+    assert pruning.coupled
 
 
 def test_metrics_have_a_row_for_each_epoch(finished):

@@ -107,6 +107,7 @@ def test_numbers_of_numpy_are_numbers():
         "threshold": 1e-3,
         "finetune_epochs": 1,
         "solver": "auto",
+        "coupled": False,
         "factor": None,
     }
     # What workers compare is what they write.

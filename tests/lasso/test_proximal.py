@@ -11,10 +11,10 @@ from keras import ops, optimizers
 from keras_prunetrain import GroupLasso, keras_internals
 from keras_prunetrain.keras_internals import StepSize
 from keras_prunetrain.lasso.group_lasso import BesideLasso
-from keras_prunetrain.lasso.proximal import (
-    ProximalSteps,
-    prefers_proximal,
-    shrunk,
+from keras_prunetrain.lasso.proximal import shrunk
+from keras_prunetrain.lasso.steps import (
+    LassoSteps,
+    preferred_solver,
     unfit_optimizer,
 )
 from tests.optimizers import ALL
@@ -110,7 +110,7 @@ def regression(optimizer, steps, strength=FACTOR, jit=None):
 
 def begin(optimizer, weight, lasso):
     weight.regularizer = BesideLasso(None, lasso, in_loss=False)
-    steps = ProximalSteps(optimizer)
+    steps = LassoSteps(optimizer)
     steps.begin()
     return steps
 
@@ -301,7 +301,8 @@ def test_who_can_be_followed_prefers_it_unless_it_is_gradient_descent(name):
     unfit = name in ("ftrl", "schedule_free")
     plain = name in ("schedule", "sgd", "ema", "loss_scale", "global_clipnorm")
     assert bool(unfit_optimizer(optimizer)) == unfit
-    assert prefers_proximal(optimizer) == (not unfit and not plain)
+    preferred = "subgradient" if unfit or plain else "proximal"
+    assert preferred_solver(optimizer) == preferred
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
