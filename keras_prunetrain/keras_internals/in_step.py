@@ -55,12 +55,13 @@ def sum_over_replicas(value: Any) -> Any:
 
 
 def gradient_of(
-    function: Callable[[Any], Any], variable: keras.Variable
+    function: Callable[[keras.Variable], Any], variable: keras.Variable
 ) -> Any:
     """Returns the gradient of a scalar function at the value of `variable`.
 
     Args:
-        function: Takes a tensor of the shape of `variable`.
+        function: Takes the variable itself, as Keras hands it to a
+            regularizer, and not a tensor.
         variable: A variable; a replica reads its own copy.
 
     Returns:
@@ -68,12 +69,15 @@ def gradient_of(
     """
     import tensorflow as tf
 
-    value = tf.convert_to_tensor(variable.value)
     with tf.GradientTape() as tape:
-        tape.watch(value)
-        result = function(value)
-    gradient = tape.gradient(result, value)
-    return tf.zeros_like(value) if gradient is None else gradient
+        # A variable that was made in a frozen layer is not watched by itself.
+        tape.watch(variable.value)
+        result = tf.convert_to_tensor(function(variable))
+    return tape.gradient(
+        result,
+        variable.value,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
 
 
 def multiplied(value: Any, factor: Any) -> Any:
