@@ -40,7 +40,7 @@ def magnitude(numbering: Numbering) -> np.ndarray:
     for label in numbering.kernels():
         squares = _squares(label)
         mean = squares.mean()
-        if mean > 0.0:
+        if mean != 0.0:  # NaN makes the scores NaN.
             np.add.at(total, label.numbers, squares / mean)
         np.add.at(count, label.numbers, 1.0)
     return total / np.maximum(count, 1.0)

@@ -39,6 +39,13 @@ def test_magnitude_of_a_kernel_of_zeros_is_zero():
     assert not saliency.magnitude(number_channels(model)).any()
 
 
+def test_magnitude_of_weights_that_are_not_finite_is_nan():
+    model = networks.plain().model
+    kernel = model.get_layer("b").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    assert np.isnan(saliency.magnitude(number_channels(model))).any()
+
+
 def test_random_scores_are_equal_for_equal_seeds_only():
     numbering = number_channels(networks.plain().model)
     one, same = (saliency.random(numbering, seed=3) for _ in range(2))

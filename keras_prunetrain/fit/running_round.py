@@ -87,9 +87,12 @@ class RunningRound:
         """
         if self.alive is not None:
             return
-        total = (self.bounds.end - self._first_epoch) * steps
+        # A choice that was put off may come after the end of the round.
+        end = max(self.bounds.end, epoch + 1)
+        total = (end - self._first_epoch) * steps
         done = (epoch - self._first_epoch) * steps + batch + 1
-        if done >= min(_MOST_SCORED_STEPS, max(1, total // 4)):
+        is_enough = done >= min(_MOST_SCORED_STEPS, max(1, total // 4))
+        if is_enough and self._is_measured():
             self.choose(max(1, total - done), epoch, choose)
 
     def choose(
@@ -105,6 +108,7 @@ class RunningRound:
         Raises:
             ValueError: If the train step does not use the model's optimizer.
         """
+        self._check_step()
         scores = self._measured()
         if not np.isfinite(scores).all():
             self._put_off(epoch)
@@ -114,21 +118,38 @@ class RunningRound:
         self.alive = choice.plan(self._scores, self._limit).alive
         self._shrinking.shrink(~self.alive, steps)
 
+    def _is_measured(self):
+        """Whether there are scores, and all that is to shrink can shrink.
+
+        A step may train a part of the weights only, and a `LossScaleOptimizer`
+        skips the steps whose gradients are not finite.
+        """
+        if self._shrinking.unseen():
+            return False
+        return self._score is not None or self._shrinking.scores() is not None
+
     def _measured(self):
         if self._score is not None:
             return self._score(self._numbering)
         scores = self._shrinking.scores()
-        if scores is not None:
-            return scores
-        if self._was_put_off:  # And no step has been taken since.
+        if scores is None:
             return np.full(self._numbering.size, np.nan)
-        raise ValueError(
-            f"The training step of '{self._model.name}' does not call `apply` "
-            "of the optimizer that the model was compiled with, so no gradient "
-            "says which channels matter. Call "
-            "`self.optimizer.apply(gradients, variables)` in the model's own "
-            "`train_step`."
-        )
+        return scores
+
+    def _check_step(self):
+        """Raises a `ValueError` if the optimizer leaves out weights."""
+        unseen = self._shrinking.unseen()
+        if unseen:
+            raise ValueError(
+                f"The training step of '{self._model.name}' does not call "
+                "`apply` of the optimizer that the model was compiled with for "
+                f"{', '.join(unseen[:3])}, so their channels can neither be "
+                "scored nor shrink. Call `self.optimizer.apply(gradients, "
+                "self.trainable_variables)` in the model's own `train_step`; "
+                "for several optimizers, compile with a "
+                "`keras.optimizers.MultiOptimizer`; weights that are not to be "
+                "trained need `layer.trainable = False`."
+            )
 
     def _put_off(self, epoch):
         """Scores the channels anew, without what is not finite."""

@@ -39,6 +39,9 @@ class ShrinkingChannels:
             if label.weight.trainable:
                 self._labels.setdefault(id(label.weight), []).append(label)
         self._optimizers = keras_internals.leaf_optimizers(model.optimizer)
+        self._unseen = {
+            key: labels[0].weight.path for key, labels in self._labels.items()
+        }
         with keras_internals.strategy_scope(model):
             self._chosen = _variable((self._size,), "chosen")
             self._left = _variable((), "steps_left")
@@ -57,6 +60,14 @@ class ShrinkingChannels:
         # A cut may have put other optimizers into a wrapper.
         for optimizer in keras_internals.leaf_optimizers(model.optimizer):
             keras_internals.remove_step_hook(optimizer, _NAME)
+
+    def unseen(self) -> list[str]:
+        """Returns the paths of the weights that no step has updated so far.
+
+        Their channels cannot shrink. A step in which a `LossScaleOptimizer`
+        skips the update counts if the step is traced.
+        """
+        return list(self._unseen.values())
 
     def scores(self) -> np.ndarray | None:
         """Returns the mean magnitude of the gates' gradients.
@@ -113,10 +124,12 @@ class ShrinkingChannels:
         variables: list[keras.Variable],
     ) -> None:
         """Adds the magnitudes of the gates' gradients to the sums."""
+        # The gradient of an embedding would become a dense one.
+        wanted = {id(x.weight) for x in self._readers}
         by_weight = {
             id(variable): ops.convert_to_tensor(gradient)
             for variable, gradient in zip(variables, gradients, strict=True)
-            if gradient is not None
+            if gradient is not None and id(variable) in wanted
         }
         reading = [x for x in self._readers if id(x.weight) in by_weight]
         if not reading:
@@ -147,6 +160,8 @@ class ShrinkingChannels:
         self, optimizer: Optimizer, variables: list[keras.Variable]
     ) -> None:
         """Multiplies the chosen slices of `variables` and of their slots."""
+        for variable in variables:
+            self._unseen.pop(id(variable), None)
         factors = self._factors(variables)
         updated, slots, _ = keras_internals.optimizer_variables(optimizer)
         place = {id(variable): i for i, variable in enumerate(updated)}

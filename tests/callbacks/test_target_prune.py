@@ -6,6 +6,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
@@ -277,8 +278,6 @@ def test_data_of_unknown_length(steps_per_execution):
         for i in range(0, 24, 8):
             yield x[i : i + 8], y[i : i + 8]
 
-    import tensorflow as tf
-
     data = tf.data.Dataset.from_generator(
         batches,
         output_signature=(
@@ -332,12 +331,26 @@ def test_a_rate_that_drops_too_early_is_warned_of(caplog):
 
 
 class OwnStep(keras.Model):
-    """Trains with an optimizer of its own."""
+    """Trains with no optimizer, or with one for each half of the weights.
+
+    Attributes:
+        optimizers: List of optimizers, none to train with none.
+    """
+
+    optimizers = ()
 
     def train_step(self, data):
         x, y = data
-        predicted = self(x, training=True)
-        self._loss_tracker.update_state(self.compute_loss(x, y, predicted))
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = self.compute_loss(x, y, predicted)
+        self._loss_tracker.update_state(loss)
+        weights = self.trainable_variables
+        gradients = tape.gradient(loss, weights)
+        for optimizer, part in zip(
+            self.optimizers, (slice(0, 3), slice(3, None)), strict=False
+        ):
+            optimizer.apply(gradients[part], weights[part])
         return self.compute_metrics(x, y, predicted)
 
 
@@ -363,10 +376,113 @@ def test_what_cannot_work_is_refused_before_the_first_step():
     refused("`skip` names 'no'", flops=0.5, reconfigure={"skip": "no"})
 
 
-def test_a_train_step_without_the_optimizer_is_refused():
+@pytest.mark.parametrize("score", ["taylor", "magnitude"])
+def test_a_train_step_without_the_optimizer_is_refused(score):
     model = network(OwnStep, compiled={"metrics": []})
     with pytest.raises(ValueError, match="does not call `apply` of the opt"):
+        fit(model, kpt.TargetPruneCallback(0.5, score=score))
+
+
+def test_weights_of_another_optimizer_are_refused():
+    model = network(OwnStep, compiled={"metrics": []})
+    other = keras.optimizers.SGD(0.01)
+    other.build(model.trainable_variables)
+    model.optimizers = [model.optimizer, other]
+    with pytest.raises(ValueError, match="for inner/kernel, last/kernel"):
         fit(model, kpt.TargetPruneCallback(0.5))
+
+
+def test_parts_of_the_weights_may_be_trained_in_turns():
+    model = network(OwnStep, compiled={"metrics": []})
+    model.optimizer.build(model.trainable_variables)
+    model.optimizers = [model.optimizer, model.optimizer]
+    before = cost(model)
+    fit(model, kpt.TargetPruneCallback(0.5))
+    assert 0.3 < cost(model) / before <= 0.5
+
+
+def test_steps_that_a_loss_scale_skips_do_not_count(caplog):
+    model = network(dtype="mixed_float16")
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.05),
+            # Of the first 6 steps, none is taken in float16.
+            initial_scale=2.0**24,
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    taken = []
+
+    class See(Vanishing):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            taken.append(int(self.model.optimizer.iterations))
+
+    pruning = See(0.5, warmup=0, decay=4, rounds=1)
+    before = cost(model)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, pruning, epochs=5)
+    assert taken[0] == taken[1] == 0 < taken[11]
+    assert pruning.largest == [0.0]
+    assert not caplog.records
+    assert 0.3 < cost(model) / before <= 0.5
+
+
+class Vanishing(kpt.TargetPruneCallback):
+    """Notes the largest weight of the channels that go, at each cut."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.largest = []
+
+    def plan(self):
+        plan = super().plan()
+        gone = [
+            np.moveaxis(x.weight.numpy(), x.axis, 0)[~plan.alive[x.numbers]]
+            for x in plan.numbering.labels
+            if x.weight.trainable
+        ]
+        self.largest.append(max(np.abs(x).max() for x in gone if x.size))
+        return plan
+
+
+class OfVariables(keras.regularizers.Regularizer):
+    """Needs the variable: Keras does not hand over a tensor."""
+
+    def __call__(self, x):
+        return 0.01 * keras.ops.sum(keras.ops.square(x.value)) / len(x.path)
+
+    def get_config(self):
+        return {}
+
+
+def test_regularizers_get_the_variable_as_in_keras():
+    model = network(
+        regularizers={"inner": OfVariables(), "last": OfVariables()}
+    )
+    pruning = Vanishing(0.5)
+    fit(model, pruning)
+    assert pruning.largest == [0.0]
+
+
+def test_a_choice_that_was_put_off_still_shrinks_the_channels():
+    model = network()
+    x, y = examples(48)
+    pruning = Vanishing(0.5, warmup=0, decay=1)
+
+    class Infinite(keras.callbacks.Callback):
+        """Spoils the gradients' sum in the first epoch; not the weights."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if pruning.epoch == 1 and batch == 4:  # In 1 of 5 steps, not yet.
+                assert self.model.get_layer("inner").kernel.numpy().all()
+            if pruning.epoch == 0:
+                sums = pruning._round._shrinking._sums
+                sums.assign(np.full(sums.shape, np.inf))
+
+    model.fit(*(x, y, 8, 3), verbose=0, callbacks=[Infinite(), pruning])
+    assert [report.epoch for report in pruning.reports] == [1]
+    assert pruning.largest == [0.0]
 
 
 @pytest.mark.parametrize(
