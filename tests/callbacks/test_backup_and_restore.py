@@ -87,6 +87,7 @@ def train(
     before=(),
     epochs=EPOCHS,
     pruned=True,
+    coupled=False,
     data=None,
     **kwargs,
 ):
@@ -95,7 +96,7 @@ def train(
     x, y = examples(40)
     batch = batch and batch()
     pruning = kpt.PruneTrainCallback(
-        interval=2, batch=batch, log_dir=folder / "log"
+        interval=2, batch=batch, log_dir=folder / "log", coupled=coupled
     )
     backup = kpt.BackupAndRestore(folder / "backups", save_freq=save_freq)
     data = data(x, y) if data else {"x": x, "y": y, "shuffle": False}
@@ -230,6 +231,7 @@ CASES = {
     "shuffled": {"data": shuffled},
     "shuffled arrays": {"data": shuffled_arrays},
     "adam": {"compiled": {"optimizer": adam}},
+    "coupled groups": {"coupled": True, "compiled": {"optimizer": adam}},
     "average and accumulation": {"compiled": {"optimizer": averaged}},
     "loss scale": {"compiled": {"optimizer": scaled}},
     "schedule and growing batch": {

@@ -165,17 +165,39 @@ def test_the_step_shortens_each_channel_as_a_whole(adaptive):
         )
 
 
-def test_channels_that_stay_and_layers_to_skip_are_in_no_group():
+def test_the_kernels_of_layers_to_skip_are_in_no_group():
     network = model()
     whole, without = groups_of(network), groups_of(network, ["inner"])
     assert len(without.kernels) == len(whole.kernels) - 1
     assert without.sum_of_norms() < whole.sum_of_norms()
-    # The image and the logits must stay, so they pull on nothing: this is what
-    # is left of the kernel that reads the one and writes the other.
+
+
+def test_channels_that_must_stay_are_in_no_group():
     inputs = keras.Input((2,))
     alone = keras.Model(inputs, layers.Dense(3)(inputs))
     assert groups_of(alone).kernels == []
     assert groups_of(alone).sum_of_norms() == 0.0
+    # The last kernel reads the inputs, which stay, beside channels that may go.
+    x = layers.Dense(3, use_bias=False, name="first")(inputs)
+    x = layers.Concatenate()([inputs, x])
+    beside = keras.Model(inputs, layers.Dense(4, name="last")(x))
+    first, last = (
+        beside.get_layer(name).kernel.numpy() for name in ("first", "last")
+    )
+    expected = sum(
+        np.sqrt(2) * norm_of([first[:, i], last[2 + i]]) for i in range(3)
+    )
+    groups = groups_of(beside)
+    np.testing.assert_allclose(groups.sum_of_norms(), expected, rtol=1e-5)
+    sizes = [StepSize(0.1, None, 0.0)] * 2
+    values = groups.shrunk(groups.kernels, sizes, FACTOR)
+    by_path = {
+        x.path: ops.convert_to_numpy(y)
+        for x, y in zip(groups.kernels, values, strict=True)
+    }
+    found = by_path["last/kernel"]
+    np.testing.assert_array_equal(found[:2], last[:2])
+    assert (np.abs(found[2:]) < np.abs(last[2:])).all()
 
 
 def test_an_optimizer_of_some_kernels_shrinks_these_by_all_norms():
