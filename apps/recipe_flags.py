@@ -12,6 +12,8 @@ from apps import command_line, networks, records, training, workdir
 from apps.refusal import RefusedError
 from keras_prunetrain import models
 
+_TARGETED = ("targetprune", "narrow", "earlycrop")
+_METHODS = ("dense", "prunetrain", *_TARGETED)
 # NumPy takes no larger seed.
 _LARGEST_SEED = 2**32 - 1
 # More epochs would be gigabytes of records.
@@ -42,7 +44,7 @@ def _define_training(values, defaults):
         *(
             "method",
             "prunetrain",
-            ["dense", "prunetrain", "targetprune", "narrow"],
+            _METHODS,
         ),
         "Dense, shrinking, or with every width times one factor from the "
         "beginning.",
@@ -204,8 +206,27 @@ def _define_target(values):
         flag_values=values,
     )
     flags.DEFINE_enum(
-        *("score", "taylor", ["taylor", "magnitude", "random"]),
-        "How much a channel matters, under a target.",
+        *(
+            "score",
+            "taylor",
+            ["taylor", "magnitude", "gradient_flow", "random"],
+        ),
+        "How much a channel matters, with --method=targetprune.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        *("when", "lazy"),
+        "When --method=earlycrop prunes: lazy, paper_code, start, or the "
+        "number of epochs before.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "when",
+        lambda when: (
+            when in ("lazy", "paper_code", "start")
+            or (when.isdecimal() and 0 < int(when) <= _MOST_EPOCHS)
+        ),
+        "must be lazy, paper_code, start, or a number of epochs.",
         flag_values=values,
     )
 
@@ -214,18 +235,16 @@ def _define_target(values):
 _TARGET_RULES = (
     (
         lambda method, flops, training: (
-            method not in ("narrow", "targetprune")
+            method not in _TARGETED
             or flops is not None
             or (method == "targetprune" and training is not None)
         ),
         "this method needs a target, such as --target_flops=0.5.",
     ),
     (
-        lambda method, flops, training: (
-            method in ("narrow", "targetprune") or flops is None
-        ),
+        lambda method, flops, training: method in _TARGETED or flops is None,
         "this method takes no target. Leave --target_flops out, or choose "
-        "--method=targetprune or --method=narrow.",
+        f"one of {', '.join(_TARGETED)}.",
     ),
     (
         lambda method, flops, training: (
@@ -235,10 +254,10 @@ _TARGET_RULES = (
     ),
     (
         lambda method, flops, training: (
-            method != "targetprune" or None in (flops, training) and flops != 1
+            method not in ("targetprune", "earlycrop")
+            or (None in (flops, training) and flops != 1)
         ),
-        "--method=targetprune takes one target, below 1: --target_flops or "
-        "--training_flops.",
+        "a network that is pruned takes one target, below 1.",
     ),
 )
 

@@ -20,7 +20,8 @@ class Recipe:
     """Everything that a run depends on.
 
     Attributes:
-        method: `"dense"`, `"prunetrain"`, `"targetprune"` or `"narrow"`.
+        method: `"dense"`, `"prunetrain"`, `"targetprune"`, `"earlycrop"` or
+            `"narrow"`.
         dataset: Name of a data set, for the record.
         network: Name of a function in `keras_prunetrain.models` or in
             `keras.applications`.
@@ -50,6 +51,7 @@ class Recipe:
         optimizer: `"sgd"`, `"adam"` or `"adamw"`.
         solver, coupled: Arguments of `PruneTrainCallback`; other methods ignore
             them.
+        when: Argument of `EarlyCroPCallback`, as text.
     """
 
     method: str
@@ -79,6 +81,7 @@ class Recipe:
     optimizer: str = "sgd"
     solver: str = "auto"
     coupled: bool = False
+    when: str = "lazy"
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -170,7 +173,7 @@ def _check_batch_size(recipe, data, strategy):
 def _fit(model, recipe, data, files, strategy):
     """Trains `model`; returns the `Recorder` of the run."""
     draws = data.training_draws(recipe.seed)
-    pruning = _pruning(recipe)
+    pruning = _pruning(recipe, data)
     batch = pruning and pruning.batch
     batches = data.drawn_batches(
         _fixed_batches(draws, recipe.batch_size, strategy)
@@ -194,20 +197,30 @@ def _fit(model, recipe, data, files, strategy):
     return recorder
 
 
-def _pruning(recipe):
+def _pruning(recipe, data):
     """Returns the callback that makes the model smaller; `None` for none."""
-    if recipe.method not in ("prunetrain", "targetprune"):
+    if recipe.method not in ("prunetrain", "targetprune", "earlycrop"):
         return None
     batch = None
     if recipe.granularity is not None:
         batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
+    if recipe.method == "earlycrop":
+        return kpt.EarlyCroPCallback(
+            sparsity=1.0 - recipe.target_flops,
+            scoring_data=_scoring_data(recipe, data),
+            target="flops",
+            when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
+            batch=batch,
+        )
     if recipe.method == "targetprune":
+        needs_data = recipe.score == "gradient_flow"
         return kpt.TargetPruneCallback(
             flops=recipe.target_flops,
             training_flops=recipe.training_flops,
             score=_random(recipe.seed)
             if recipe.score == "random"
             else recipe.score,
+            scoring_data=_scoring_data(recipe, data) if needs_data else None,
             warmup=_epochs(recipe.warmup),
             decay=_epochs(recipe.decay),
             rounds=recipe.rounds,
@@ -222,6 +235,12 @@ def _pruning(recipe):
         solver=recipe.solver,
         coupled=recipe.coupled,
     )
+
+
+def _scoring_data(recipe, data):
+    """Returns batches of training images, beside those of `fit`."""
+    draws = data.training_draws(recipe.seed)
+    return data.drawn_batches(draws.batch(recipe.batch_size))
 
 
 def _epochs(value):

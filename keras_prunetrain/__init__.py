@@ -4,6 +4,7 @@ from keras_prunetrain import models
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.backup_and_restore import BackupAndRestore
 from keras_prunetrain.callbacks.density_log import DensityLog
+from keras_prunetrain.callbacks.early_crop import EarlyCroPCallback
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.callbacks.target_prune import TargetPruneCallback
@@ -28,6 +29,7 @@ __all__ = [
     "Cost",
     "DensityLog",
     "DynamicBatch",
+    "EarlyCroPCallback",
     "EpochMeter",
     "GroupLasso",
     "LayerRule",

@@ -16,8 +16,8 @@ from keras_prunetrain.channels.rules import saved_by
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.example_shapes import InputShapes, layer_calls
 
-# The attributes of `Cost` that a target can name.
-QUANTITIES = ("forward_flops", "parameters", "activation_bytes")
+# Attributes of `Cost`, and the number of channel numbers that are not frozen.
+QUANTITIES = ("forward_flops", "parameters", "activation_bytes", "channels")
 
 
 class _Term(NamedTuple):
@@ -53,16 +53,22 @@ class ChannelCosts:
         quantity: str,
         input_shapes: InputShapes = None,
     ):
+        self._size = numbering.size
+        if quantity == "channels":
+            free = np.setdiff1d(
+                np.arange(numbering.size), list(numbering.frozen)
+            )
+            self.total = len(free)
+            self._terms = [_Term(self.total, (free,))] if len(free) else []
+            return
         cost = model_cost(model, input_shapes)
         self.total = getattr(cost, quantity)
-        self._size = numbering.size
         if quantity == "forward_flops":
-            terms = _flops(numbering, cost)
+            self._terms = _flops(numbering, cost)
         elif quantity == "parameters":
-            terms = _parameters(numbering, self.total)
+            self._terms = _parameters(numbering, self.total)
         else:
-            terms = _activations(model, numbering, input_shapes)
-        self._terms = terms
+            self._terms = _activations(model, numbering, input_shapes)
 
     def of(self, alive: np.ndarray) -> float:
         """Returns the cost of the model that keeps the channels `alive`.

@@ -66,6 +66,11 @@ class Choice:
         ]
         self.candidates = _candidates(numbering, options.skip)
 
+    @property
+    def total(self) -> float:
+        """The cost of the model as it is."""
+        return self._costs.total
+
     def least_cost(self) -> float:
         """Returns the cost that is left if as many channels go as may."""
         order = self._removable(np.zeros(self._numbering.size))
@@ -145,7 +150,9 @@ class Choice:
 
     def _counted(self, plan):
         if plan.removes_nothing:
-            return self._costs.total
+            return self.total
+        if self._quantity == "channels":
+            return self._estimate(plan)
         smaller = prepare_cut(self._model, plan).model
         return getattr(model_cost(smaller, self._input_shapes), self._quantity)
 

@@ -189,6 +189,19 @@ def check_agreement(model: keras.Model, description: str) -> None:
         )
 
 
+def mean_over_workers(model: keras.Model, values: np.ndarray) -> np.ndarray:
+    """Returns the mean of an array over all workers, the same on each.
+
+    Args:
+        model: The model that the workers train.
+        values: Float array, of the same shape on all workers.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or not keras_internals.on_several_machines(strategy):
+        return values
+    return _gathered(strategy, [values])[0].mean(axis=0)
+
+
 def average_statistics(model: keras.Model) -> None:
     """Gives all replicas the mean of their moving statistics.
 

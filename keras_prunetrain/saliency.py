@@ -17,8 +17,9 @@ from keras_prunetrain.channels.labels import Label, Numbering
 
 NumberScore = Callable[[Numbering], np.ndarray]
 
-# Scored by the gradients of the train steps, and by no function of the weights.
+# Scored by gradients, and by no function of the weights.
 TAYLOR = "taylor"
+GRADIENT_FLOW = "gradient_flow"
 
 
 def magnitude(numbering: Numbering) -> np.ndarray:
@@ -59,18 +60,23 @@ def random(numbering: Numbering, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(numbering.size)
 
 
-SCORES = {TAYLOR: None, "magnitude": magnitude, "random": random}
+SCORES = {
+    TAYLOR: None,
+    "magnitude": magnitude,
+    GRADIENT_FLOW: None,
+    "random": random,
+}
 
 
 def number_score(score: Any) -> NumberScore | None:
     """Returns the score function that `score` names.
 
     Args:
-        score: `"taylor"`, `"magnitude"`, `"random"`, or a function of a
-            `Numbering`.
+        score: `"taylor"`, `"magnitude"`, `"gradient_flow"`, `"random"`, or a
+            function of a `Numbering`.
 
     Returns:
-        The function; `None` for `"taylor"`, which needs the train step.
+        The function; `None` for the names that need gradients.
 
     Raises:
         ValueError: If `score` is neither a known name nor a function.
@@ -92,7 +98,10 @@ def readers(numbering: Numbering) -> list[Label]:
 
 
 def gate_gradients(
-    reading: list[Label], gradients: dict[int, Any], size: int
+    reading: list[Label],
+    gradients: dict[int, Any],
+    size: int,
+    factors: dict[int, Any] | None = None,
 ) -> Any:
     """Returns the gradient of the loss by a gate on each channel number.
 
@@ -107,6 +116,8 @@ def gate_gradients(
         gradients: Dict from the `id` of a weight to its gradient, a tensor.
             Labels of other weights do not count.
         size: Integer, the number of channel numbers.
+        factors: Dict from the `id` of a weight to what its gradient is
+            multiplied with. Defaults to `None`, the weight itself.
 
     Returns:
         Float32 tensor, shape `(size,)`.
@@ -117,9 +128,8 @@ def gate_gradients(
         if gradient is None:
             continue
         others = [i for i in range(len(gradient.shape)) if i != label.axis]
-        product = ops.cast(label.weight, "float32") * ops.cast(
-            gradient, "float32"
-        )
+        factor = label.weight if factors is None else factors[id(label.weight)]
+        product = ops.cast(factor, "float32") * ops.cast(gradient, "float32")
         sums.append(ops.sum(product, axis=others))
         numbers.append(label.numbers)
     if not sums:

@@ -74,6 +74,18 @@ CALLS = {
         "model.fit(x, y, epochs=5, verbose=0, callbacks=["
         "kpt.TargetPruneCallback(flops=0.5, score=lambda n: [1.0, 2.0])])",
     ],
+    "EarlyCroPCallback": [
+        "kpt.EarlyCroPCallback(1, (x, y))",
+        "kpt.EarlyCroPCallback(0.5, (x, y), target='bytes')",
+        "kpt.EarlyCroPCallback(0.5, (x, y), when='late')",
+        "kpt.EarlyCroPCallback(0.5, (x, y), iterations=0)",
+        "kpt.EarlyCroPCallback(0.5, (x, y), first_epoch=4, last_epoch=2)",
+        "model.fit(x, y, epochs=4, verbose=0, callbacks=["
+        "kpt.EarlyCroPCallback(0.999, (x, y))])",
+        "model.fit(x, y, epochs=4, verbose=0, callbacks=["
+        "kpt.EarlyCroPCallback(0.5, 'train')])",
+        "kpt.TargetPruneCallback(flops=0.5, score='gradient_flow')",
+    ],
     "DynamicBatch": [
         "kpt.DynamicBatch(0)",
         "kpt.DynamicBatch(128, granularity=0)",

@@ -38,6 +38,7 @@ OPTIONAL = {
     "keras_internals.kernels": {"tensorflow"},
     "keras_internals.random_state": {"tensorflow"},
     "keras_internals.retrying": {"tensorflow"},
+    "keras_internals.second_order": {"tensorflow"},
     "keras_internals.skipping": {"tensorflow"},
     "keras_internals.variables": {"tensorflow"},
     "memory": {"tensorflow"},

@@ -16,6 +16,7 @@ from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.choice import Choice, least_channels
 from keras_prunetrain.cost import Cost, model_cost
+from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import check_first_cost, check_no_score
 from keras_prunetrain.fit.rounds import (
     Round,
@@ -25,7 +26,12 @@ from keras_prunetrain.fit.rounds import (
     target_of,
 )
 from keras_prunetrain.fit.running_round import RunningRound
-from keras_prunetrain.saliency import number_score
+from keras_prunetrain.fit.scoring_data import (
+    check_scoring_data,
+    scoring_batches,
+)
+from keras_prunetrain.gradient_flow import gradient_flow
+from keras_prunetrain.saliency import GRADIENT_FLOW, number_score
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -66,9 +72,10 @@ class TargetPruneCallback(ReconfiguringCallback):
             the loss's gradient by a factor on the channel, averaged over the
             first steps of a round, without the penalties on weights.
             `"magnitude"`: the squared norm of its weights, in the mean over
-            the channels of each kernel. `"random"`: drawn, as a control. Or a
+            the channels of each kernel. `"gradient_flow"`: EarlyCroP's score,
+            see `EarlyCroPCallback`. `"random"`: drawn, as a control. Or a
             function of a `Numbering` that returns a float array, one number of
-            at least 0 for each channel number.
+            at least 0 for each number.
         warmup: Fraction of the epochs of `fit`, a float, or a number of epochs,
             an integer: how long the model trains before the first round.
         decay: The same for how long all rounds take.
@@ -76,6 +83,7 @@ class TargetPruneCallback(ReconfiguringCallback):
             `decay` has fewer epochs.
         max_layer_cut: Float in (0, 1): the part of a layer's channels that may
             go, over all rounds.
+        scoring_data: For `score="gradient_flow"`, as of `EarlyCroPCallback`.
         of: A `Cost`, the fractions of which are meant. Defaults to `None`, that
             of the model as `fit` finds it.
         reconfigure: Dict of further arguments for `reconfigure`:
@@ -110,6 +118,7 @@ class TargetPruneCallback(ReconfiguringCallback):
         decay: float = 0.1,
         rounds: int = 4,
         max_layer_cut: float = 0.7,
+        scoring_data: Any = None,
         of: Cost | None = None,
         reconfigure: dict[str, Any] | None = None,
         batch: DynamicBatch | None = None,
@@ -130,6 +139,10 @@ class TargetPruneCallback(ReconfiguringCallback):
         self.max_layer_cut = max_layer_cut
         self.of = of
         self._score = number_score(score)
+        if score == GRADIENT_FLOW:
+            check_scoring_data(scoring_data)
+            self._score = self._gradient_flow
+        self.scoring_data = scoring_data
         self.forget()
 
     # What the base asks for.
@@ -293,6 +306,11 @@ class TargetPruneCallback(ReconfiguringCallback):
             self._least,
             self.meter.input_shapes,
         )
+
+    def _gradient_flow(self, numbering):
+        batches = scoring_batches(self.scoring_data)
+        flow = gradient_flow(self.model, batches)
+        return mean_over_workers(self.model, flow.channel_scores(numbering))
 
     def _check_target(self, numbering):
         """Raises a `ValueError` if the model cannot become so small."""

@@ -68,7 +68,7 @@ class Progress:
 
     def add(self, report: Reconfiguration) -> None:
         """Adds the report of the reconfiguration that has just been done."""
-        if self.reports:
+        if self.reports and math.isfinite(self._first_seconds):
             report.seconds_saved = self._first_seconds - self._epoch_seconds
         self.reports.append(report)
         self._awaits_first_step = True

@@ -78,6 +78,7 @@ from keras_prunetrain.keras_internals.random_state import (
     set_random_state,
 )
 from keras_prunetrain.keras_internals.retrying import RetriedStep
+from keras_prunetrain.keras_internals.second_order import hessian_products
 from keras_prunetrain.keras_internals.skipping import Passes, skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
@@ -144,6 +145,7 @@ __all__ = [
     "guard_hooks",
     "guard_loop",
     "has_array_arguments",
+    "hessian_products",
     "inner_optimizers",
     "is_graph",
     "is_part",

@@ -151,22 +151,23 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
                 "--training_flops=0.5",
             ],
             "flags method=targetprune, target_flops=0.5, training_flops=0.5: "
-            "--method=targetprune takes one target, below 1",
+            "a network that is pruned takes one target, below 1",
         ),
         (
             ["--method=targetprune", "--target_flops=1"],
             "flags method=targetprune, target_flops=1.0, training_flops=None: "
-            "--method=targetprune takes one target, below 1",
+            "a network that is pruned takes one target, below 1",
         ),
         (["--warmup=1.5"], "flag --warmup=1.5: "),
         (["--decay=0"], "flag --decay=0"),
+        (["--when=late"], "flag --when=late: must be lazy, paper_code, start"),
         (["--rounds=0"], "flag --rounds=0: "),
         (["--score=tailor"], "flag --score=tailor: value should be one of <"),
         (
             ["--method=dense", "--target_flops=0.5"],
             "flags method=dense, target_flops=0.5, training_flops=None: this "
-            "method takes no target. Leave --target_flops out, or choose "
-            "--method=targetprune or --method=narrow.",
+            "method takes no target. Leave --target_flops out, or choose one "
+            "of targetprune, narrow, earlycrop.",
         ),
         (
             ["--target_flops=0.5"],

@@ -15,7 +15,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("score", ["taylor", "random"])
+@pytest.mark.parametrize("score", ["taylor", "gradient_flow", "random"])
 def test_a_run_meets_its_target(score, tmp_path):
     run(
         *(train_cifar, *SMALL, "--target_flops=0.5", f"--score={score}"),
@@ -40,7 +40,7 @@ def recipe(*arguments):
 
 
 def pruning(*arguments):
-    return training._pruning(recipe(*arguments))
+    return training._pruning(recipe(*arguments), None)
 
 
 def test_all_arguments_arrive():
@@ -66,3 +66,16 @@ def test_another_seed_draws_other_random_scores():
         for seed in (1, 1, 2)
     )
     assert (one == same).all() and (one != other).any()
+
+
+def test_a_run_of_earlycrop_meets_its_target(tmp_path):
+    words = [x for x in SMALL if "method" not in x]
+    run(
+        *(train_cifar, *words, "--method=earlycrop", "--when=1"),
+        *("--target_flops=0.5", f"--workdir={tmp_path}"),
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    full = kpt.models.resnet8((4, 4, 1), 10, width=6)
+    most = 0.5 * kpt.model_cost(full).forward_flops
+    assert 0.9 * most < result["forward_flops"] <= most
+    assert result["recipe"]["when"] == "1"

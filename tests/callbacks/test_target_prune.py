@@ -71,7 +71,9 @@ def test_all_epochs_together_cost_the_target():
     assert 0.5 < share <= 0.6
 
 
-@pytest.mark.parametrize("score", ["taylor", "magnitude", "random"])
+@pytest.mark.parametrize(
+    "score", ["taylor", "magnitude", "gradient_flow", "random"]
+)
 def test_the_lowest_scores_go(score):
     model = network()
     seen = {}
@@ -82,7 +84,8 @@ def test_the_lowest_scores_go(score):
             seen["scores"] = seen["plan"].score
             return seen["plan"]
 
-    pruning = See(0.6, score=score, rounds=1)
+    data = examples(24) if score == "gradient_flow" else None
+    pruning = See(0.6, score=score, scoring_data=data, rounds=1)
     fit(model, pruning)
     scores, alive = seen["scores"], seen["plan"].alive
     numbering = seen["plan"].numbering
@@ -492,6 +495,7 @@ def test_a_choice_that_was_put_off_still_shrinks_the_channels():
         ({"flops": 0.5, "parameters": 0.5}, "exactly one target"),
         ({"flops": 2}, "`flops` must be a fraction"),
         ({"flops": 0.5, "score": "tailor"}, "`score` must be one of"),
+        ({"flops": 0.5, "score": "gradient_flow"}, "Received: scoring_data=N"),
         ({"flops": 0.5, "warmup": 1.5}, "`warmup` must be"),
         ({"flops": 0.5, "decay": 0}, "`decay` must be"),
         ({"flops": 0.5, "rounds": 0}, "`rounds` must be"),

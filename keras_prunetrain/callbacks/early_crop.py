@@ -1,0 +1,236 @@
+"""EarlyCroP: one cut, at the moment and by the score of the gradient flow."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from keras_prunetrain.batching import DynamicBatch
+from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.channels.labels import Numbering
+from keras_prunetrain.channels.liveness import Plan
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.checks import is_number
+from keras_prunetrain.choice import Choice, distinct
+from keras_prunetrain.distribution import mean_over_workers
+from keras_prunetrain.fit.arguments import check_no_score
+from keras_prunetrain.fit.moment import Moment, check_moment
+from keras_prunetrain.fit.scoring_data import scoring_batches
+from keras_prunetrain.gradient_flow import gradient_flow
+
+_LOG = logging.getLogger("keras_prunetrain")
+
+_QUANTITIES = {
+    "channels": "channels",
+    "parameters": "parameters",
+    "flops": "forward_flops",
+}
+
+
+class EarlyCroPCallback(ReconfiguringCallback):
+    """Makes the model smaller once, at the moment that the training gives.
+
+    The channels go that matter least to the gradient flow (`gradient_flow`),
+    once the weights have entered the regime in which they hardly turn. From
+    then on the small model trains at full speed: no regularizer, no threshold.
+
+    Example:
+
+    ```python
+    pruning = EarlyCroPCallback(0.5, scoring_data=train)
+    model.fit(train, epochs=80, callbacks=[pruning])
+    ```
+
+    The history gains `weight_distance`: the distance of the weights from those
+    at first, over the norm of these, per epoch up to the cut. What
+    `PruneTrainCallback` says of the model's objects, of `batch`, of the history
+    and of the state after `fit` holds for this callback, too.
+
+    Args:
+        sparsity: Float in (0, 1): the part of the model that goes.
+        scoring_data: Training data, of which the first five batches are used: a
+            `tf.data.Dataset` of batches, or a tuple of arrays, `(x, y)`.
+        target: What `sparsity` is a part of: `"channels"` (those that are not
+            frozen), `"parameters"` or `"flops"` (of inference).
+        when: `"lazy"`, the paper's criterion; `"paper_code"`, that of the
+            authors' code; `"start"`, before the first step (CroP); or an
+            integer, so many epochs. See `Moment`.
+        iterations: Integer, at least 1: the number of steps in which the
+            channels are scored anew and removed, all at the same moment.
+        first_epoch: Integer, at least 1: so many epochs are trained in any case
+            before a criterion counts.
+        last_epoch: Integer: after so many epochs, the channels go though the
+            criterion has not been met, and a warning says so. Defaults to
+            `None`, half of the epochs.
+        reconfigure: Dict of further arguments for `reconfigure`:
+            `channel_multiple`, `min_channels`, `skip`.
+        batch: A `DynamicBatch`, whose data set `fit` trains on.
+        log_dir: Path of a folder for TensorBoard; see `DensityLog`.
+
+    Attributes:
+        moment: The `Moment`: `moment.distances` is the curve of the distance.
+        reports: List of a `Reconfiguration` for each that took place.
+        epoch: Integer, the epoch that is trained or was last; `None` before
+            the first one of a `fit`.
+        meter: The `EpochMeter` of the `fit`.
+
+    Raises:
+        ValueError: If an argument is out of its range; in `fit`, before the
+            first step, as `PruneTrainCallback`, and if the scoring data have no
+            batch; later, if the loss cannot be differentiated twice.
+
+    Reference:
+        - [Rachwan et al., 2022](https://arxiv.org/abs/2206.10451), Winning the
+          Lottery Ahead of Time: Efficient Early Network Pruning.
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        scoring_data: Any,
+        target: str = "channels",
+        when: str | int = "lazy",
+        *,
+        iterations: int = 1,
+        first_epoch: int = 1,
+        last_epoch: int | None = None,
+        reconfigure: dict[str, Any] | None = None,
+        batch: DynamicBatch | None = None,
+        log_dir: str | os.PathLike | None = None,
+    ):
+        super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
+        check_no_score(reconfigure)
+        _check_sparsity(sparsity, target)
+        check_moment(when, iterations, first_epoch, last_epoch)
+        self.sparsity = float(sparsity)
+        self.scoring_data = scoring_data
+        self.target = target
+        self.when = when
+        self.iterations = iterations
+        self.first_epoch, self.last_epoch = first_epoch, last_epoch
+        self.moment = None
+        self._batches = []
+        self.forget()
+
+    def is_due(self, epoch: int) -> bool:
+        return (
+            not self._is_over
+            and self.when != "start"
+            and (self.moment.has_come)
+        )
+
+    def plan(self) -> Plan:
+        """Returns the `Plan` of the next of `iterations` cuts."""
+        numbering = number_channels(self.model)
+        flow = gradient_flow(self.model, self._batches)
+        scores = mean_over_workers(self.model, flow.channel_scores(numbering))
+        choice = self._choice(numbering)
+        done = (self._cuts_done + 1) / self.iterations
+        limit = (1.0 - self.sparsity) ** done * self._first_cost
+        return choice.plan(distinct(scores, choice.candidates), limit)
+
+    def settings(self) -> dict[str, Any]:
+        names = ("sparsity", "target", "when", "iterations")
+        return {name: getattr(self, name) for name in names}
+
+    def begin(self, numbering: Numbering) -> None:
+        if self._is_over:
+            return
+        self._batches = scoring_batches(self.scoring_data)
+        choice = self._choice(numbering)
+        self._first_cost = choice.total
+        least = choice.least_cost() / choice.total
+        if 1.0 - self.sparsity < least:
+            raise ValueError(
+                f"`sparsity` of the {self.target} of '{self.model.name}' can "
+                f"be at most {1.0 - least:.3g}: every layer keeps a channel, "
+                "and `skip`, `min_channels` and frozen channels hold others. "
+                f"Received: sparsity={self.sparsity}"
+            )
+        if self.moment is None:
+            last = self.last_epoch or max(1, self.params["epochs"] // 2)
+            self.moment = Moment(
+                self.when, self.sparsity, self.first_epoch, last
+            )
+        self.moment.begin(self.model)
+
+    def forget(self) -> None:
+        super().forget()
+        self.moment = None
+        self._is_over = False
+        self._first_cost = None
+        self._cuts_done = 0
+
+    def get_state(self) -> dict[str, Any]:
+        own = {
+            "moment": self.moment and self.moment.get_state(),
+            "is_over": self._is_over,
+            "first_cost": self._first_cost,
+        }
+        return super().get_state() | own
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if state["moment"] is not None:
+            self.moment.set_state(state["moment"])
+        self._is_over = state["is_over"]
+        self._first_cost = state["first_cost"]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.when == "start" and not self._is_over:
+            self.epoch = epoch  # Cut before the base counts what it costs.
+            self._prune(logs)
+        super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._is_over:
+            self.moment.end_epoch(self.model)
+            if logs is not None:
+                logs["weight_distance"] = self.moment.distances[-1]
+        super().on_epoch_end(epoch, logs)
+
+    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
+        if self.moment.is_late:
+            _LOG.warning(
+                "The weights of '%s' have not met the criterion when=%r within "
+                "%d epochs: the model is pruned now. Their distances from the "
+                "first weights: %s",
+                self.model.name,
+                self.when,
+                len(self.moment.distances),
+                ", ".join(f"{x:.3g}" for x in self.moment.distances),
+            )
+        self._prune(logs)
+
+    def _prune(self, logs):
+        """Removes the channels, in `iterations` cuts."""
+        for done in range(self.iterations):
+            self._cuts_done, cuts = done, len(self.reports)
+            super().reconfigure(logs)
+            if len(self.reports) == cuts:
+                return  # The loss is not finite: the next epoch tries again.
+        self._is_over = True
+        self._batches = []
+
+    def _choice(self, numbering):
+        return Choice(
+            self.model,
+            numbering,
+            _QUANTITIES[self.target],
+            self.options,
+            {},
+            self.meter.input_shapes,
+        )
+
+
+def _check_sparsity(sparsity, target):
+    if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
+        raise ValueError(
+            "`sparsity` is the part of the model that goes, a number above 0 "
+            f"and below 1. Received: sparsity={sparsity!r}"
+        )
+    if target not in _QUANTITIES:
+        raise ValueError(
+            f"`target` must be one of {', '.join(map(repr, _QUANTITIES))}. "
+            f"Received: target={target!r}"
+        )

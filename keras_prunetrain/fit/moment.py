@@ -1,0 +1,139 @@
+"""When a training has entered the regime in which its weights hardly turn."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.checks import is_count
+
+# In the authors' code, by which the distance falls short of the sparsity.
+_CODE_MARGIN = 0.1
+_CODE_MOST = 0.99
+
+
+class Moment:
+    """Finds the epoch after which to prune, by the distance of the weights.
+
+    The weights of a network move fast at first. Once the relative change of
+    their distance from the initial weights is small, the gradient flow at this
+    moment says what the rest of the training needs (EarlyCroP, section 4.2).
+
+    Args:
+        when: `"lazy"`, the paper's criterion: the first epoch whose distance
+            differs from that of the epoch before by less than `1 - sparsity`
+            of the norm of the initial weights. `"paper_code"`, that of the
+            authors' code: distances are from the weights after the first epoch,
+            and changes are compared with the first of them. An integer: so many
+            epochs. `"start"`: before the first step.
+        sparsity: Float in (0, 1).
+        first: Integer, the least number of epochs.
+        last: Integer, the largest number of epochs, after which the moment has
+            come in any case.
+
+    Attributes:
+        distances: List of the distances after each epoch, floats: the norm of
+            the difference, over the norm of the first weights.
+    """
+
+    def __init__(self, when: str | int, sparsity: float, first: int, last: int):
+        self.distances = []
+        self._when = when
+        self._sparsity = sparsity
+        self._first = first
+        self._last = last
+        self._origin = None
+
+    def begin(self, model: keras.Model) -> None:
+        """Takes note of the weights before the first step."""
+        if self._origin is None and self._when == "lazy":
+            self._origin = _values(model)
+
+    def end_epoch(self, model: keras.Model) -> None:
+        """Measures the distance after an epoch."""
+        if self._origin is None:  # After the first epoch, by the code.
+            self._origin = _values(model)
+        differences = [
+            now - then
+            for now, then in zip(_values(model), self._origin, strict=True)
+        ]
+        self.distances.append(_norm(differences) / _norm(self._origin))
+
+    @property
+    def has_come(self) -> bool:
+        """Whether the model is to be pruned now, after the last epoch."""
+        done = len(self.distances)
+        if not isinstance(self._when, str):
+            return done >= self._when
+        return done >= self._first and (self._fires() or done >= self._last)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it has come only because the last epoch is over."""
+        return isinstance(self._when, str) and not self._fires()
+
+    def _fires(self):
+        if self._when == "lazy":
+            return self._is_lazy()
+        return self._is_lazy_by_code()
+
+    def _is_lazy(self):
+        if len(self.distances) < 2:
+            return False
+        change = abs(self.distances[-1] - self.distances[-2])
+        return 0.0 < change < 1.0 - self._sparsity
+
+    def _is_lazy_by_code(self):
+        # The first distance, from itself, is 0; the second is the yardstick.
+        if len(self.distances) < 3:
+            return False
+        change = abs(self.distances[-1] - self.distances[-2])
+        part = min(1.0 - self._sparsity - _CODE_MARGIN, _CODE_MOST)
+        return change < self.distances[1] * part
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state from which another process can go on."""
+        return {"distances": self.distances, "origin": self._origin}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the state that `get_state` returned."""
+        self.distances = list(state["distances"])
+        self._origin = state["origin"]
+
+
+def check_moment(
+    when: str | int, iterations: int, first_epoch: int, last_epoch: int | None
+) -> None:
+    """Raises a `ValueError` if one of them is out of its range."""
+    if when not in ("lazy", "paper_code", "start") and not is_count(when, 1):
+        raise ValueError(
+            "`when` must be 'lazy', 'paper_code', 'start', or a number of "
+            f"epochs, an integer of at least 1. Received: when={when!r}"
+        )
+    for name, value in (
+        ("iterations", iterations),
+        ("first_epoch", first_epoch),
+        *([] if last_epoch is None else [("last_epoch", last_epoch)]),
+    ):
+        if not is_count(value, 1):
+            raise ValueError(
+                f"`{name}` must be an integer of at least 1. Received: "
+                f"{name}={value!r}"
+            )
+    if last_epoch is not None and last_epoch < first_epoch:
+        raise ValueError(
+            "`last_epoch` must not be below `first_epoch`. Received: "
+            f"first_epoch={first_epoch}, last_epoch={last_epoch}"
+        )
+
+
+def _values(model):
+    return [keras_internals.values_of(v) for v in model.trainable_weights]
+
+
+def _norm(arrays):
+    return math.sqrt(
+        sum(float(np.square(x, dtype=float).sum()) for x in arrays)
+    )

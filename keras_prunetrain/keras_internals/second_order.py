@@ -1,0 +1,73 @@
+"""Second derivatives, of which Keras has none."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def hessian_products(
+    loss: Callable[[Any], Any],
+    variables: Sequence[keras.Variable],
+    batches: Sequence[Any],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns the gradient of a sum of losses, and the Hessian times it.
+
+    The product is the gradient of `<g, gradient>` with a constant `g`, so the
+    Hessian itself is never made.
+
+    Args:
+        loss: Function of a batch that returns a scalar tensor.
+        variables: List of variables. One that the loss does not depend on has
+            zeros.
+        batches: List of structures of tensors or arrays.
+
+    Returns:
+        Two lists of arrays, one for each of `variables`.
+
+    Raises:
+        LookupError: If an operation has no second derivative.
+    """
+    import tensorflow as tf
+
+    values = [variable.value for variable in variables]
+
+    def gradient(batch):
+        with tf.GradientTape() as tape:
+            value = loss(batch)
+        return tape.gradient(
+            value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    def product(batch, direction):
+        with tf.GradientTape() as tape:
+            inner = gradient(batch)
+            flow = sum(
+                tf.cast(tf.reduce_sum(a * b), keras.config.floatx())
+                for a, b in zip(inner, direction, strict=True)
+            )
+        return tape.gradient(
+            flow, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    # As Keras's trainer: layers are converted by Keras, if at all.
+    traced = {"reduce_retracing": True, "autograph": False}
+    gradients = _summed(tf.function(gradient, **traced), batches)
+    products = _summed(tf.function(product, **traced), batches, gradients)
+    return [x.numpy() for x in gradients], [x.numpy() for x in products]
+
+
+def _summed(function, batches, *arguments):
+    """Returns the sums of the results of a function over all batches."""
+    total = None
+    for batch in batches:
+        found = [
+            keras.ops.convert_to_tensor(x) for x in function(batch, *arguments)
+        ]
+        total = (
+            found
+            if total is None
+            else [a + b for a, b in zip(total, found, strict=True)]
+        )
+    return total

@@ -1,0 +1,233 @@
+"""EarlyCroPCallback: the moment, the target, and what it refuses."""
+
+import contextlib
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+import keras_prunetrain as kpt
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.gradient_flow import Batch, gradient_flow
+from tests.callbacks.fits import examples, network
+from tests.callbacks.test_backup_and_restore import Break, Trained
+
+DATA = examples(24)
+
+
+def pruning_of(sparsity=0.4, data=DATA, **kwargs):
+    return kpt.EarlyCroPCallback(sparsity, data, **kwargs)
+
+
+def fit(model, pruning, epochs=4, callbacks=(), data=DATA, **kwargs):
+    return model.fit(
+        *(*data, 8, epochs),
+        verbose=0,
+        callbacks=[pruning, *callbacks],
+        **kwargs,
+    )
+
+
+def size(model, target):
+    if target == "channels":
+        numbering = number_channels(model)
+        return numbering.size - len(numbering.frozen)
+    cost = kpt.model_cost(model)
+    return cost.parameters if target == "parameters" else cost.forward_flops
+
+
+@pytest.mark.parametrize("target", ["channels", "parameters", "flops"])
+def test_the_target_is_met_by_one_cut_after_the_given_epoch(target):
+    model = network()
+    before = size(model, target)
+    pruning = pruning_of(target=target, when=2)
+    history = fit(model, pruning).history
+    assert 0.4 < size(model, target) / before <= 0.6
+    assert [report.epoch for report in pruning.reports] == [1]
+    assert history["density"][0] == 1.0 > history["density"][1]
+    assert history["density"][1] == history["density"][-1]
+
+
+def test_the_channels_that_matter_least_to_the_gradient_flow_go():
+    model = network(dropout=0.0)
+    pruning = pruning_of(when=1)
+    seen = {}
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                numbering = number_channels(self.model)
+                x, y = DATA
+                # Arrays are read in batches of 32.
+                flow = gradient_flow(self.model, [Batch(x[:32], y[:32])])
+                seen["scores"] = flow.channel_scores(numbering)
+                seen["layers"] = {
+                    x.layer: x.numbers for x in numbering.kernels("out")
+                }
+
+    model.fit(*(*DATA, 8, 2), verbose=0, callbacks=[See(), pruning])
+    (report,) = pruning.reports
+    candidates = np.union1d(seen["layers"]["stem"], seen["layers"]["inner"])
+    kept = np.concatenate(
+        [seen["layers"][x][report.keep[x]] for x in ("stem", "inner")]
+    )
+    gone = np.setdiff1d(candidates, kept)
+    scores = seen["scores"]
+    assert len(gone) and scores[gone].max() <= scores[kept].min()
+
+
+def test_the_history_shows_the_distance_until_the_moment():
+    model = network()
+    pruning = pruning_of(sparsity=0.1, when="lazy")
+    history = fit(model, pruning)
+    epochs = len(pruning.moment.distances)
+    assert 2 <= epochs < 4
+    assert pruning.reports[0].epoch == epochs - 1
+    assert history.history["weight_distance"] == pruning.moment.distances
+
+
+def test_a_criterion_that_never_fires_is_said(caplog):
+    model = network()
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        pruning = pruning_of(when="paper_code")
+        fit(model, pruning)  # Half of 4 epochs are too few for the criterion.
+    assert "have not met the criterion when='paper_code'" in caplog.text
+    assert [report.epoch for report in pruning.reports] == [1]
+
+
+def test_at_the_start_no_dense_step_is_taken():
+    model = network()
+    before = size(model, "flops")
+    pruning = pruning_of(when="start", target="flops")
+    history = fit(model, pruning, epochs=2).history
+    assert 0.4 < size(model, "flops") / before <= 0.6
+    flops = history["training_flops"]
+    after = kpt.model_cost(model).training_flops
+    assert flops == [24 * after] * 2
+    assert pruning.reports[0].seconds_saved == 0.0
+
+
+def test_iterations_score_anew_at_one_moment():
+    model = network()
+    before = size(model, "channels")
+    pruning = pruning_of(when=1, iterations=2)
+    fit(model, pruning, epochs=2)
+    assert [report.epoch for report in pruning.reports] == [0, 0]
+    assert 0.4 < size(model, "channels") / before <= 0.6
+
+
+def test_nothing_more_happens_afterwards():
+    model = network()
+    pruning = pruning_of(when=1)
+    fit(model, pruning, epochs=2)
+    after = size(model, "flops")
+    fit(model, pruning, epochs=2)
+    assert size(model, "flops") == after and len(pruning.reports) == 1
+
+
+def test_the_strongest_channel_of_each_layer_stays():
+    model = network()
+    fit(model, pruning_of(sparsity=0.8, when=1), epochs=2)
+    assert model.get_layer("stem").filters >= 1
+    assert model.get_layer("inner").filters >= 1
+
+
+def test_a_regression_with_two_outputs():
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, name="conv")(image)
+    x = keras.layers.ReLU()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = [keras.layers.Dense(1, name=n)(x) for n in ("left", "right")]
+    model = keras.Model(image, outputs)
+    model.compile("sgd", ["mse", "mae"], run_eagerly=True)
+    x, y = DATA
+    targets = [y.astype("float32"), -y.astype("float32")]
+    pruning = kpt.EarlyCroPCallback(0.4, (x, targets), when=1)
+    model.fit(x, targets, 8, 2, verbose=0, callbacks=[pruning])
+    assert model.get_layer("conv").filters < 8
+
+
+def test_the_data_may_be_a_data_set():
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices(DATA).batch(8)
+    sizes = []
+    for scoring in (data, DATA):
+        model = network(dropout=0.0)
+        pruning = pruning_of(data=scoring, when=1)
+        model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[pruning])
+        sizes.append(size(model, "channels"))
+    assert sizes[0] == sizes[1]
+
+
+def test_on_two_replicas_the_same_channels_go(strategy):
+    found = []
+    for scope in (strategy.scope(), contextlib.nullcontext()):
+        with scope:
+            model = network(
+                synchronized=True, dropout=0.0, compiled={"run_eagerly": False}
+            )
+        pruning = pruning_of(when=1)
+        fit(model, pruning, epochs=2, shuffle=False)
+        found.append(pruning.reports[0].keep)
+    assert found[0] == found[1]
+
+
+def program(folder, stop=None):
+    """A program that is started again after it was killed at `stop`."""
+    model = network()
+    pruning = pruning_of(when="paper_code", last_epoch=2)
+    history = model.fit(
+        *(*DATA, 8, 4),
+        verbose=0,
+        shuffle=False,
+        callbacks=[kpt.BackupAndRestore(folder), pruning, Break(stop)],
+    )
+    return Trained(model, pruning, history)
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
+    for stop in [(1, 1), (2, 1)]:
+        with pytest.raises(RuntimeError, match="killed"):
+            program(tmp_path / "pieces", stop)
+    pieces = program(tmp_path / "pieces")
+    pieces.equals(program(tmp_path / "whole"))
+    assert pieces.pruning.reports[0].epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sparsity": 0}, "`sparsity` is the part of the model that goes"),
+        ({"sparsity": 1.0}, "`sparsity` is the part of the model that goes"),
+        ({"target": "bytes"}, "'channels', 'parameters', 'flops'"),
+        ({"when": "late"}, "`when` must be"),
+        ({"iterations": 0}, "`iterations` must be"),
+        ({"reconfigure": {"score": len}}, "Received: 'score'"),
+    ],
+)
+def test_wrong_arguments_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pruning_of(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sparsity": 0.99}, "can be at most"),
+        ({"data": 3}, "The scoring data must be"),
+        ({"data": "train"}, "The scoring data must be"),
+        ({"data": DATA[0]}, "The scoring data must be"),
+        ({"data": (DATA[0],)}, "The arrays of the scoring data must be"),
+        ({"data": (DATA[0], DATA[1][:3])}, "with as many examples each"),
+        ({"data": []}, "have no batch"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(kwargs, message):
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        fit(model, pruning_of(**kwargs))
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,165 @@
+"""Scores by the gradient flow, against finite differences in float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.gradient_flow import Batch, gradient_flow
+from keras_prunetrain.saliency import readers
+from tests import networks
+
+pytestmark = pytest.mark.usefixtures("float64")
+STEP = 1e-5
+
+
+def compiled(build, l2=None):
+    model = build().model
+    networks.shake(model)
+    if l2:
+        for layer in model.layers:
+            if hasattr(layer, "kernel"):
+                layer.kernel.regularizer = keras.regularizers.L2(l2)
+    model.compile("sgd", "mse")
+    return model
+
+
+def batches_for(model, count=2):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        x = [rng.normal(size=(4, *i.shape[1:])) for i in model.inputs]
+        y = [rng.normal(size=(4, *o.shape[1:])) for o in model.outputs]
+        found.append(Batch(x[0] if len(x) == 1 else x, y[0]))
+    return found
+
+
+def gradient(model, batches):
+    """The gradient of the task's loss, summed, at the weights as they are."""
+    values = [v.value for v in model.trainable_variables]
+    total = [np.zeros(v.shape) for v in values]
+    for x, y, _ in batches:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=False) - y) ** 2)
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(loss, values, unconnected_gradients=zero)
+        total = [t + g.numpy() for t, g in zip(total, found, strict=True)]
+    return total
+
+
+SMOOTH = [
+    networks.residual,
+    networks.flattening,
+    networks.nested,
+    networks.depthwise,
+    pytest.param(networks.shared, marks=pytest.mark.long),
+    pytest.param(networks.bottleneck, marks=pytest.mark.long),
+    pytest.param(networks.concatenating, marks=pytest.mark.long),
+    pytest.param(networks.separable, marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("build", SMOOTH)
+@pytest.mark.parametrize("l2", [None, 0.1])
+def test_gradient_and_hessian_product_are_those_of_differences(build, l2):
+    model = compiled(build, l2)
+    batches = batches_for(model)
+    flow = gradient_flow(model, batches)
+    expected = gradient(model, batches)
+    for found, by_hand in zip(flow.gradients, expected, strict=True):
+        np.testing.assert_allclose(found, by_hand, atol=1e-8)
+    sides = []
+    before = [v.numpy() for v in model.trainable_variables]
+    for sign in (1, -1):
+        for v, w, g in zip(
+            model.trainable_variables, before, expected, strict=True
+        ):
+            v.assign(w + sign * STEP * g)
+        sides.append(gradient(model, batches))
+    for found, above, below in zip(flow.products, *sides, strict=True):
+        by_hand = (above - below) / (2 * STEP)
+        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-4)
+    assert max(np.abs(x).max() for x in flow.products) > 1e-2
+
+
+@pytest.mark.parametrize("build", SMOOTH)
+def test_a_channel_scores_by_the_gradient_of_its_gate(build):
+    """The other route: a factor on all slices that read the channel."""
+    model = compiled(build)
+    batches = batches_for(model)
+    numbering = number_channels(model)
+    flow = gradient_flow(model, batches)
+    found = flow.channel_scores(numbering)
+    reading = readers(numbering)
+    weights = model.trainable_variables
+    before = [v.numpy() for v in weights]
+    read = np.unique(np.concatenate([x.numbers for x in reading]))
+    for number in np.random.default_rng(1).choice(read, 4, replace=False):
+        sides = []
+        for gate in (1 + STEP, 1 - STEP):
+            factors = [np.ones(v.shape) for v in weights]
+            for label in reading:
+                (i,) = [i for i, v in enumerate(weights) if v is label.weight]
+                along = np.moveaxis(factors[i], label.axis, 0)
+                along[label.numbers == number] = gate
+            for v, w, f in zip(weights, before, factors, strict=True):
+                v.assign(w * f)
+            # By the weights before the gate, so the gate once more.
+            gated = [
+                f * g
+                for f, g in zip(factors, gradient(model, batches), strict=True)
+            ]
+            sides.append(
+                sum(
+                    (a * b).sum()
+                    for a, b in zip(flow.gradients, gated, strict=True)
+                )
+            )
+        for v, w in zip(weights, before, strict=True):
+            v.assign(w)
+        expected = abs(sides[0] - sides[1]) / (2 * STEP)
+        assert found[number] == pytest.approx(expected, rel=2e-3, abs=1e-4)
+    assert found[read].max() > 1e-2
+
+
+def test_weights_score_by_weight_times_hessian_product():
+    model = compiled(networks.residual)
+    flow = gradient_flow(model, batches_for(model))
+    scores = flow.weight_scores()
+    for weight, product in zip(flow.weights, flow.products, strict=True):
+        np.testing.assert_allclose(
+            scores[id(weight)], np.abs(weight.numpy() * product)
+        )
+
+
+def test_nothing_of_the_model_changes():
+    model = compiled(networks.residual)
+    before = [v.numpy() for v in model.variables]
+    gradient_flow(model, batches_for(model))
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
+
+
+def test_data_without_a_batch_are_refused():
+    with pytest.raises(ValueError, match="have no batch"):
+        gradient_flow(compiled(networks.residual), [])
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    model = compiled(networks.residual)
+    (batch,) = batches_for(model, 1)
+    with pytest.raises(ValueError, match="is not finite on the scoring data"):
+        gradient_flow(model, [batch._replace(x=batch.x * np.nan)])
+
+
+def test_an_operation_without_a_second_derivative_is_named():
+    image = keras.Input((6, 6, 2), dtype="float32")
+    x = networks.conv(image, 3, "a", dtype="float32")
+    x = keras.layers.Resizing(12, 12, interpolation="bicubic", dtype="float32")(
+        x
+    )
+    model = keras.Model(image, networks.head(x))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="ResizeBicubicGrad"):
+        gradient_flow(model, batches_for(model))
