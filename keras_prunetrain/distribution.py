@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _LOG = logging.getLogger("keras_prunetrain")
+# The function of each strategy that gathers digests.
+_DIGESTS = {}
 
 
 def multi_worker_strategy(
@@ -180,7 +182,7 @@ def check_agreement(model: keras.Model, description: str) -> None:
     if strategy is None or not keras_internals.on_several_machines(strategy):
         return
     digest = hashlib.sha256(description.encode()).digest()
-    rows = _gathered(strategy, [np.frombuffer(digest, "int32")])[0]
+    rows = _gathered_digests(strategy, np.frombuffer(digest, "int32"))
     if (rows != rows[0]).any():
         raise ValueError(
             "The workers do not train the same way, and would drift apart or "
@@ -200,6 +202,25 @@ def mean_over_workers(model: keras.Model, values: np.ndarray) -> np.ndarray:
     if strategy is None or not keras_internals.on_several_machines(strategy):
         return values
     return _gathered(strategy, [values])[0].mean(axis=0)
+
+
+def _gathered_digests(strategy, digest):
+    """Returns the digests of all workers, an array `(replicas, *shape)`."""
+    import tensorflow as tf
+
+    if strategy not in _DIGESTS:
+
+        def gather(digest):
+            context = tf.distribute.get_replica_context()
+            return context.all_gather(digest[None], axis=0)
+
+        # Traced once: workers agree at each backup, and what TensorFlow keeps
+        # of every function that it traced would fill the memory.
+        _DIGESTS[strategy] = tf.function(
+            lambda digest: strategy.run(gather, (digest,)), autograph=False
+        )
+    result = _DIGESTS[strategy](tf.constant(digest))
+    return strategy.experimental_local_results(result)[0].numpy()
 
 
 def average_statistics(model: keras.Model) -> None:

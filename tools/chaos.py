@@ -58,7 +58,7 @@ _OUTPUT = flags.DEFINE_string(
 SAVE_FREQS = "epoch", "3"
 AIMED = 0.4  # The share of the kills that wait for a backup to be written.
 NAMES = {1: "one process", 2: "two workers"}
-SECONDS = 240  # Until a worker that has lost the other counts as hung.
+SECONDS = 900  # Until a worker that has lost the other counts as hung.
 
 
 def main(argv):

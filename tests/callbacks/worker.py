@@ -25,7 +25,9 @@ from keras_prunetrain import (
 strategy = multi_worker_strategy()
 
 import tensorflow as tf  # noqa: E402
+from tensorflow.python.framework import ops  # noqa: E402
 
+from keras_prunetrain.distribution import check_agreement  # noqa: E402
 from tests.callbacks.fits import Kill, examples, network  # noqa: E402
 
 INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -63,6 +65,11 @@ def threads():
     return sum(name.read_text() == "collective_ops\n" for name in names)
 
 
+def registered():
+    """How many gradients of traced functions TensorFlow keeps for good."""
+    return len(ops.gradient_registry._registry)
+
+
 def traced(**kwargs):
     with strategy.scope():
         return network(compiled={"run_eagerly": False}, dropout=0.0, **kwargs)
@@ -95,6 +102,10 @@ def refusals(folder):
     keras.config.set_dtype_policy("mixed_float16")
     found["float16"] = refusal(traced())
     keras.config.set_dtype_policy("float32")
+    before = registered()
+    for i in range(3):
+        check_agreement(model, f"{i}")
+    found["left behind"] = registered() - before
     return {**found, "files": [path.name for path in folder.iterdir()]}
 
 
