@@ -104,6 +104,7 @@ from keras_prunetrain.keras_internals.trainer import (
 )
 from keras_prunetrain.keras_internals.variables import (
     Unfilled,
+    precise,
     values_of,
     weight_name,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "optimizer_variables",
     "own_attributes",
     "parts",
+    "precise",
     "producer",
     "random_state",
     "release_gradients",

@@ -15,6 +15,8 @@ import keras
 from keras import ops
 from keras.optimizers import Optimizer
 
+from keras_prunetrain.keras_internals.variables import precise
+
 
 class StepSize(NamedTuple):
     """The size of an optimizer's step for one weight.
@@ -61,8 +63,9 @@ def optimizer_kind(optimizer: Optimizer) -> OptimizerKind | None:
 
 
 def _slot(optimizer, name, variable):
-    slots = getattr(optimizer, name)
-    return slots[optimizer._get_variable_index(variable)]
+    """Returns the slot of `variable` as a tensor; `None` if it has none."""
+    slot = getattr(optimizer, name)[optimizer._get_variable_index(variable)]
+    return None if slot is None else precise(slot)
 
 
 def _of_sgd(optimizer, variable, rate):
@@ -90,7 +93,7 @@ def _of_adamax(optimizer, variable, rate):
 
 
 def _of_rmsprop(optimizer, variable, rate):
-    squares = ops.convert_to_tensor(_slot(optimizer, "_velocities", variable))
+    squares = _slot(optimizer, "_velocities", variable)
     if optimizer.centered:
         mean = _slot(optimizer, "_average_gradients", variable)
         squares = ops.maximum(squares - ops.square(mean), 0.0)
@@ -108,6 +111,7 @@ def _of_adadelta(optimizer, variable, rate):
     moved = _slot(optimizer, "_accumulated_delta_vars", variable)
     # The steps of one weight are as long as its steps have been.
     length = ops.sqrt(ops.mean(moved) + optimizer.epsilon)
+    rate = ops.cast(rate, length.dtype)
     return StepSize(rate * length, slot + optimizer.epsilon, 0.0)
 
 
@@ -129,12 +133,15 @@ def _of_lamb(optimizer, variable, rate):
     momentum = _slot(optimizer, "_momentums", variable)
     mean = _unbiased(optimizer, momentum, optimizer.beta_1)
     step = _norm(mean / (ops.sqrt(squares) + optimizer.epsilon))
-    length = _norm(variable)  # After the update, as long within a rate.
+    length = _norm(
+        precise(variable)
+    )  # After the update, as long within a rate.
     trust = ops.where(
         ops.logical_and(length > 0, step > 0),
         length / ops.where(step > 0, step, 1.0),
         1.0,
     )
+    rate = ops.cast(rate, trust.dtype)
     return StepSize(rate * trust, squares, optimizer.epsilon)
 
 

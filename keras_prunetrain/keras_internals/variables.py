@@ -1,6 +1,7 @@
 """Names of variables, and faster ways to read and to make variables."""
 
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -41,3 +42,11 @@ class Unfilled(keras.initializers.Zeros):
         shape = np.array(shape, "int32")
         dtype = tf.as_dtype(keras.backend.standardize_dtype(dtype))
         return tf.raw_ops.Empty(shape=shape, dtype=dtype)
+
+
+def precise(value: Any) -> Any:
+    """Returns a variable or an array as a tensor, in float32 or better."""
+    value = keras.ops.convert_to_tensor(value)
+    if keras.backend.standardize_dtype(value.dtype) == "float64":
+        return value
+    return keras.ops.cast(value, "float32")

@@ -22,9 +22,9 @@ import numpy as np
 from keras import ops
 
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.keras_internals import StepSize
+from keras_prunetrain.keras_internals import StepSize, precise
 from keras_prunetrain.lasso.attach import labels_with_lasso
-from keras_prunetrain.lasso.proximal import precise, soft_ratio, thresholds
+from keras_prunetrain.lasso.proximal import soft_ratio, thresholds
 
 
 class CoupledGroups:
@@ -152,7 +152,7 @@ class CoupledGroups:
         if any(size.squares is None for size in sizes):
             return None
         known = {
-            id(kernel): size.squares
+            id(kernel): precise(size.squares)
             for kernel, size in zip(kernels, sizes, strict=True)
         }
         sums = [known.get(id(kernel)) for kernel in self.kernels]

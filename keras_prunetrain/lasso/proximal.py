@@ -16,10 +16,9 @@ is zero at zero.
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 from keras import ops
 
-from keras_prunetrain.keras_internals import StepSize
+from keras_prunetrain.keras_internals import StepSize, precise
 
 
 def shrunk(
@@ -102,14 +101,6 @@ def soft_ratio(norms: Any, thresholds: Any) -> Any:
     return ops.where(
         stays, 1.0 - thresholds / ops.where(stays, norms, 1.0), 0.0
     )
-
-
-def precise(x: Any) -> Any:
-    """Returns `x` as a tensor in float32 or better."""
-    x = ops.convert_to_tensor(x)
-    if keras.backend.standardize_dtype(x.dtype) == "float64":
-        return x
-    return ops.cast(x, "float32")
 
 
 def _sum(x, axes):

@@ -125,7 +125,7 @@ class LassoSteps:
             gradients = self._with_penalty(kernels, gradients, variables)
             return update(gradients, variables, rate)
         update(gradients, variables, rate)
-        values = self._shrunk(leaf, kernels, ops.convert_to_tensor(rate))
+        values = self._shrunk(leaf, kernels, rate)
         values = [
             ops.cast(value, kernel.dtype)
             for value, kernel in zip(values, kernels, strict=True)

@@ -186,7 +186,7 @@ def test_replicas_train_as_one_device(strategy, make, solver):
                 compiled={"optimizer": make(), **TRACED},
             )
         pruning = kpt.PruneTrainCallback(
-            factor=0.01, coupled=True, interval=9, solver=solver
+            factor=0.2, coupled=True, interval=9, solver=solver
         )
         fit(model, pruning)
         return model

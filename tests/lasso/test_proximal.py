@@ -170,6 +170,36 @@ def test_adaptive_optimizers_find_the_rows_of_the_optimum(make):
     assert objective(weights) < 1.1 * best
 
 
+# In bfloat16 two optimizers of Keras divide by zero and one moves no weight;
+# Muon's own step takes no float64.
+UNFIT = {
+    "bfloat16": {"nadam", "lamb", "adadelta"},
+    "float64": {"muon"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for dtype, unfit in UNFIT.items()
+        for name in sorted(
+            ALL.keys() - unfit - {"ftrl", "schedule_free", "multi"}
+        )
+    ],
+)
+def test_weights_of_any_dtype_are_shrunk(name, dtype):
+    kernel = keras.Variable(np.ones((4, 2)), dtype=dtype, name="kernel")
+    optimizer = ALL[name]()
+    optimizer.build([kernel])
+    begin(optimizer, kernel, GroupLasso(0.5, axes=(-2, -1)))
+    for _ in range(2):  # One of two where gradients are accumulated.
+        optimizer.apply([ops.zeros((4, 2), dtype)], [kernel])
+    values = ops.convert_to_numpy(ops.cast(kernel, "float64"))
+    assert kernel.dtype == dtype
+    assert (values < 1.0).all()
+
+
 def test_xla_computes_the_same():
     make = OPTIMUM["momentum"]
     np.testing.assert_allclose(
