@@ -12,8 +12,13 @@ from apps import command_line, networks, records, training, workdir
 from apps.refusal import RefusedError
 from keras_prunetrain import models
 
-_TARGETED = ("targetprune", "narrow", "earlycrop")
-_METHODS = ("dense", "prunetrain", *_TARGETED)
+# The targets that a method may have, of which it needs one.
+_TARGETS = {
+    "targetprune": ("target_flops", "training_flops"),
+    "narrow": ("target_flops",),
+    "earlycrop": ("target_flops", "sparsity"),
+}
+_METHODS = ("dense", "prunetrain", *_TARGETS)
 # NumPy takes no larger seed.
 _LARGEST_SEED = 2**32 - 1
 # More epochs would be gigabytes of records.
@@ -183,13 +188,19 @@ def _define_target(values):
         lambda target: 0 < target < 1,
         values,
     )
-    for is_right, message in _TARGET_RULES:
-        flags.register_multi_flags_validator(
-            ["method", "target_flops", "training_flops"],
-            lambda found, is_right=is_right: is_right(*found.values()),
-            message,
-            flag_values=values,
-        )
+    command_line.real(
+        *("sparsity", None),
+        "The part of the weights of kernels that --method=earlycrop sets to "
+        "zero one by one, in the place of --target_flops.",
+        "a number above 0 and below 1",
+        lambda sparsity: 0 < sparsity < 1,
+        values,
+    )
+    flags.register_multi_flags_validator(
+        ["method", "target_flops", "training_flops", "sparsity"],
+        _has_its_target,
+        flag_values=values,
+    )
     for name, default, text in (
         ("warmup", 0.05, "Before the first channels shrink"),
         ("decay", 0.1, "Until the last ones are cut"),
@@ -231,35 +242,27 @@ def _define_target(values):
     )
 
 
-# Of a method and its two targets, and what is said where they do not hold.
-_TARGET_RULES = (
-    (
-        lambda method, flops, training: (
-            method not in _TARGETED
-            or flops is not None
-            or (method == "targetprune" and training is not None)
-        ),
-        "this method needs a target, such as --target_flops=0.5.",
-    ),
-    (
-        lambda method, flops, training: method in _TARGETED or flops is None,
-        "this method takes no target. Leave --target_flops out, or choose "
-        f"one of {', '.join(_TARGETED)}.",
-    ),
-    (
-        lambda method, flops, training: (
-            method == "targetprune" or training is None
-        ),
-        "only --method=targetprune takes --training_flops. Leave it out.",
-    ),
-    (
-        lambda method, flops, training: (
-            method not in ("targetprune", "earlycrop")
-            or (None in (flops, training) and flops != 1)
-        ),
-        "a network that is pruned takes one target, below 1.",
-    ),
-)
+def _has_its_target(found):
+    """Whether a method has the one target that it needs, and no other."""
+    method = found["method"]
+    allowed = _TARGETS.get(method, ())
+    names = {name for names in _TARGETS.values() for name in names}
+    given = [name for name in sorted(names) if found[name] is not None]
+    for name in given:
+        if name not in allowed:
+            others = [x for x, names in _TARGETS.items() if name in names]
+            _no(
+                f"--method={method} takes no --{name}. Leave it out, or choose "
+                f"{' or '.join(f'--method={x}' for x in others)}."
+            )
+    if allowed and len(given) != 1:
+        _no(
+            f"--method={method} needs one target, such as "
+            f"{' or '.join(f'--{x}=0.5' for x in allowed)}."
+        )
+    if method != "narrow" and found["target_flops"] == 1:
+        _no("a network that is pruned has a target below 1.")
+    return True
 
 
 def check_width(values):

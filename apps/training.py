@@ -52,6 +52,8 @@ class Recipe:
         solver, coupled: Arguments of `PruneTrainCallback`; other methods ignore
             them.
         when: Argument of `EarlyCroPCallback`, as text.
+        sparsity: The part of the weights that this callback sets to zero one by
+            one; `None` if whole channels go.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Recipe:
     solver: str = "auto"
     coupled: bool = False
     when: str = "lazy"
+    sparsity: float | None = None
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -206,9 +209,12 @@ def _pruning(recipe, data):
         batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
     if recipe.method == "earlycrop":
         return kpt.EarlyCroPCallback(
-            sparsity=1.0 - recipe.target_flops,
+            **(
+                {"sparsity": recipe.sparsity, "structured": False}
+                if recipe.target_flops is None
+                else {"sparsity": 1.0 - recipe.target_flops, "target": "flops"}
+            ),
             scoring_data=_scoring_data(recipe, data),
-            target="flops",
             when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
             batch=batch,
         )

@@ -20,6 +20,7 @@ from keras_prunetrain.distribution import (
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.lasso.group_lasso import GroupLasso
+from keras_prunetrain.mask_report import mask_report
 from keras_prunetrain.memory import training_bytes
 from keras_prunetrain.surgery.reconfigure import reconfigure
 from keras_prunetrain.variables import gradient_bytes
@@ -41,6 +42,7 @@ __all__ = [
     "communication_bytes",
     "gradient_bytes",
     "is_first_worker",
+    "mask_report",
     "model_cost",
     "models",
     "multi_worker_strategy",

@@ -78,6 +78,8 @@ CALLS = {
         "kpt.EarlyCroPCallback(1, (x, y))",
         "kpt.EarlyCroPCallback(0.5, (x, y), target='bytes')",
         "kpt.EarlyCroPCallback(0.5, (x, y), when='late')",
+        "kpt.EarlyCroPCallback(0.5, (x, y), 'flops', structured=False)",
+        "kpt.mask_report('model.keras')",
         "kpt.EarlyCroPCallback(0.5, (x, y), iterations=0)",
         "kpt.EarlyCroPCallback(0.5, (x, y), first_epoch=4, last_epoch=2)",
         "model.fit(x, y, epochs=4, verbose=0, callbacks=["

@@ -14,6 +14,8 @@ from keras_prunetrain.checks import is_number
 from keras_prunetrain.choice import Choice, distinct
 from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import check_no_score
+from keras_prunetrain.fit.epoch_logs import has_diverged
+from keras_prunetrain.fit.masks import Masks, kernels_of, largest
 from keras_prunetrain.fit.moment import Moment, check_moment
 from keras_prunetrain.fit.scoring_data import scoring_batches
 from keras_prunetrain.gradient_flow import gradient_flow
@@ -55,8 +57,13 @@ class EarlyCroPCallback(ReconfiguringCallback):
         when: `"lazy"`, the paper's criterion; `"paper_code"`, that of the
             authors' code; `"start"`, before the first step (CroP); or an
             integer, so many epochs. See `Moment`.
-        iterations: Integer, at least 1: the number of steps in which the
-            channels are scored anew and removed, all at the same moment.
+        structured: Boolean. Whether whole channels go. Otherwise the weights of
+            all kernels that matter least go one by one: they are zero from then
+            on, in every step of this callback's `fit`, and so are their slots.
+            The shapes stay, so this saves no time. `mask_report(model)` counts
+            the zeros.
+        iterations: Integer, at least 1: the number of steps in which channels
+            or weights are scored anew and removed, all at the same moment.
         first_epoch: Integer, at least 1: so many epochs are trained in any case
             before a criterion counts.
         last_epoch: Integer: after so many epochs, the channels go though the
@@ -91,6 +98,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         target: str = "channels",
         when: str | int = "lazy",
         *,
+        structured: bool = True,
         iterations: int = 1,
         first_epoch: int = 1,
         last_epoch: int | None = None,
@@ -101,11 +109,18 @@ class EarlyCroPCallback(ReconfiguringCallback):
         super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
         check_no_score(reconfigure)
         _check_sparsity(sparsity, target)
+        if not structured and target != "channels":
+            raise ValueError(
+                "`target` says what whole channels are to save. Leave it out "
+                "with structured=False, where `sparsity` is the part of all "
+                f"weights of kernels. Received: target={target!r}"
+            )
         check_moment(when, iterations, first_epoch, last_epoch)
         self.sparsity = float(sparsity)
         self.scoring_data = scoring_data
         self.target = target
         self.when = when
+        self.structured = structured
         self.iterations = iterations
         self.first_epoch, self.last_epoch = first_epoch, last_epoch
         self.moment = None
@@ -130,23 +145,18 @@ class EarlyCroPCallback(ReconfiguringCallback):
         return choice.plan(distinct(scores, choice.candidates), limit)
 
     def settings(self) -> dict[str, Any]:
-        names = ("sparsity", "target", "when", "iterations")
+        names = ("sparsity", "target", "when", "structured", "iterations")
         return {name: getattr(self, name) for name in names}
 
     def begin(self, numbering: Numbering) -> None:
+        self.at_end(self._detach_masks)
         if self._is_over:
+            if self._masks is not None:
+                self._masks.attach(self.model)
             return
         self._batches = scoring_batches(self.scoring_data)
-        choice = self._choice(numbering)
-        self._first_cost = choice.total
-        least = choice.least_cost() / choice.total
-        if 1.0 - self.sparsity < least:
-            raise ValueError(
-                f"`sparsity` of the {self.target} of '{self.model.name}' can "
-                f"be at most {1.0 - least:.3g}: every layer keeps a channel, "
-                "and `skip`, `min_channels` and frozen channels hold others. "
-                f"Received: sparsity={self.sparsity}"
-            )
+        if self.structured:
+            self._check_target(numbering)
         if self.moment is None:
             last = self.last_epoch or max(1, self.params["epochs"] // 2)
             self.moment = Moment(
@@ -160,12 +170,14 @@ class EarlyCroPCallback(ReconfiguringCallback):
         self._is_over = False
         self._first_cost = None
         self._cuts_done = 0
+        self._masks = None
 
     def get_state(self) -> dict[str, Any]:
         own = {
             "moment": self.moment and self.moment.get_state(),
             "is_over": self._is_over,
             "first_cost": self._first_cost,
+            "masks": self._masks and self._masks.masks,
         }
         return super().get_state() | own
 
@@ -175,6 +187,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
             self.moment.set_state(state["moment"])
         self._is_over = state["is_over"]
         self._first_cost = state["first_cost"]
+        if state["masks"] is not None:
+            self._masks = Masks(self.model, state["masks"])
+            self._masks.attach(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.when == "start" and not self._is_over:
@@ -203,14 +218,49 @@ class EarlyCroPCallback(ReconfiguringCallback):
         self._prune(logs)
 
     def _prune(self, logs):
-        """Removes the channels, in `iterations` cuts."""
+        """Removes channels or weights, in `iterations` steps."""
+        if has_diverged(self.model, logs):
+            super().reconfigure(logs)  # Says so; the next epoch tries again.
+            return
         for done in range(self.iterations):
-            self._cuts_done, cuts = done, len(self.reports)
-            super().reconfigure(logs)
-            if len(self.reports) == cuts:
-                return  # The loss is not finite: the next epoch tries again.
+            self._cuts_done = done
+            if self.structured:
+                super().reconfigure(logs)
+            else:
+                self._mask()
         self._is_over = True
         self._batches = []
+
+    def _mask(self):
+        """Sets the weights to zero that matter least, and lets them stay so."""
+        self._detach_masks()
+        flow = gradient_flow(self.model, self._batches)
+        scores = {
+            path: mean_over_workers(self.model, flow.weight_scores()[id(v)])
+            for path, v in kernels_of(self.model).items()
+        }
+        total = sum(x.size for x in scores.values())
+        done = (self._cuts_done + 1) / self.iterations
+        kept = max(1, round((1.0 - self.sparsity) ** done * total))
+        self._masks = Masks(self.model, largest(scores, kept))
+        self._masks.attach(self.model)
+
+    def _detach_masks(self):
+        if self._masks is not None:
+            self._masks.detach(self.model)
+
+    def _check_target(self, numbering):
+        """Raises a `ValueError` if the model cannot become so small."""
+        choice = self._choice(numbering)
+        self._first_cost = choice.total
+        least = choice.least_cost() / choice.total
+        if 1.0 - self.sparsity < least:
+            raise ValueError(
+                f"`sparsity` of the {self.target} of '{self.model.name}' can "
+                f"be at most {1.0 - least:.3g}: every layer keeps a channel, "
+                "and `skip`, `min_channels` and frozen channels hold others. "
+                f"Received: sparsity={self.sparsity}"
+            )
 
     def _choice(self, numbering):
         return Choice(

@@ -126,23 +126,26 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
         (["--method=sparse"], "flag --method=sparse: value should be one of <"),
         (
             ["--method=narrow"],
-            "flags method=narrow, target_flops=None, training_flops=None: this "
-            "method needs a target, such as --target_flops=0.5.",
+            "flags method=narrow, target_flops=None, training_flops=None, "
+            "sparsity=None: --method=narrow needs one target, such as "
+            "--target_flops=0.5.",
         ),
         (
             ["--method=targetprune"],
-            "flags method=targetprune, target_flops=None, training_flops=None: "
-            "this method needs a target, such as --target_flops=0.5.",
+            "flags method=targetprune, target_flops=None, training_flops=None, "
+            "sparsity=None: --method=targetprune needs one target, such as "
+            "--target_flops=0.5 or --training_flops=0.5.",
         ),
         (
             ["--method=narrow", "--training_flops=0.5"],
-            "flags method=narrow, target_flops=None, training_flops=0.5: this "
-            "method needs a target",
+            "flags method=narrow, target_flops=None, training_flops=0.5, "
+            "sparsity=None: --method=narrow takes no --training_flops. Leave "
+            "it out, or choose --method=targetprune.",
         ),
         (
             ["--method=dense", "--training_flops=0.5"],
-            "flags method=dense, target_flops=None, training_flops=0.5: only "
-            "--method=targetprune takes --training_flops. Leave it out.",
+            "flags method=dense, target_flops=None, training_flops=0.5, "
+            "sparsity=None: --method=dense takes no --training_flops.",
         ),
         (
             [
@@ -150,29 +153,37 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
                 "--target_flops=0.5",
                 "--training_flops=0.5",
             ],
-            "flags method=targetprune, target_flops=0.5, training_flops=0.5: "
-            "a network that is pruned takes one target, below 1",
+            "flags method=targetprune, target_flops=0.5, training_flops=0.5, "
+            "sparsity=None: --method=targetprune needs one target",
         ),
         (
             ["--method=targetprune", "--target_flops=1"],
-            "flags method=targetprune, target_flops=1.0, training_flops=None: "
-            "a network that is pruned takes one target, below 1",
+            "flags method=targetprune, target_flops=1.0, training_flops=None, "
+            "sparsity=None: a network that is pruned has a target below 1.",
         ),
         (["--warmup=1.5"], "flag --warmup=1.5: "),
         (["--decay=0"], "flag --decay=0"),
+        (
+            ["--method=targetprune", "--sparsity=0.5"],
+            "flags method=targetprune, target_flops=None, training_flops=None, "
+            "sparsity=0.5: --method=targetprune takes no --sparsity. Leave it "
+            "out, or choose --method=earlycrop.",
+        ),
+        (["--sparsity=1"], "flag --sparsity=1: "),
         (["--when=late"], "flag --when=late: must be lazy, paper_code, start"),
         (["--rounds=0"], "flag --rounds=0: "),
         (["--score=tailor"], "flag --score=tailor: value should be one of <"),
         (
             ["--method=dense", "--target_flops=0.5"],
-            "flags method=dense, target_flops=0.5, training_flops=None: this "
-            "method takes no target. Leave --target_flops out, or choose one "
-            "of targetprune, narrow, earlycrop.",
+            "flags method=dense, target_flops=0.5, training_flops=None, "
+            "sparsity=None: --method=dense takes no --target_flops. Leave it "
+            "out, or choose --method=targetprune or --method=narrow or "
+            "--method=earlycrop.",
         ),
         (
             ["--target_flops=0.5"],
-            "flags method=prunetrain, target_flops=0.5, training_flops=None: "
-            "this method takes no target.",
+            "flags method=prunetrain, target_flops=0.5, training_flops=None, "
+            "sparsity=None: --method=prunetrain takes no --target_flops.",
         ),
         (["--dataset=mnist"], "flag --dataset=mnist: value should be one of <"),
         (["--epoch=5"], "Unknown command line flag 'epoch'."),

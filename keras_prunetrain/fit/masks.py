@@ -1,0 +1,112 @@
+"""Weights that stay zero through a training, one by one."""
+
+import keras
+import numpy as np
+from keras.optimizers import Optimizer
+
+from keras_prunetrain import keras_internals
+
+_NAME = "masks"
+
+
+class Masks:
+    """Keeps chosen weights of a model at exactly zero.
+
+    After each step of the optimizer, the masked entries of the weights and of
+    their slots are set to zero, inside the train step. The shapes stay, so a
+    step takes as long as before.
+
+    Args:
+        model: The model that trains; compiled, for TensorFlow.
+        masks: Dict from the path of a weight to a bool array of its shape:
+            which entries stay.
+    """
+
+    def __init__(self, model: keras.Model, masks: dict[str, np.ndarray]):
+        self.masks = masks
+        weights = {v.path: v for v in model.trainable_variables}
+        with keras_internals.strategy_scope(model):
+            self._variables = {
+                id(weights[path]): keras.Variable(
+                    mask.astype("float32"), trainable=False, name="mask"
+                )
+                for path, mask in masks.items()
+            }
+        for path, mask in masks.items():
+            value = keras_internals.values_of(weights[path])
+            weights[path].assign(np.where(mask, value, 0.0))
+
+    def attach(self, model: keras.Model) -> None:
+        """Acts in every step of the optimizer, which is traced anew."""
+        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+            hook = _Hook(self._variables, optimizer)
+            keras_internals.add_step_hook(optimizer, _NAME, hook)
+        model.make_train_function(force=True)
+
+    def detach(self, model: keras.Model) -> None:
+        """Acts no more."""
+        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+            keras_internals.remove_step_hook(optimizer, _NAME)
+        model.make_train_function(force=True)
+
+
+class _Hook:
+    """A hook around the step of one optimizer."""
+
+    def __init__(self, masks, optimizer: Optimizer):
+        self._masks = masks
+        self._optimizer = optimizer
+
+    def __call__(self, step, gradients, variables):
+        result = step(gradients, variables)
+        updated, slots, _ = keras_internals.optimizer_variables(self._optimizer)
+        place = {id(variable): i for i, variable in enumerate(updated)}
+        masked, masks = [], []
+        for variable in variables:
+            mask = self._masks.get(id(variable))
+            if mask is None:
+                continue
+            of_variable = (x[place[id(variable)]] for x in slots.values())
+            masked += [variable] + [
+                slot
+                for slot in of_variable
+                if slot is not None and slot.shape == variable.shape
+            ]
+            masks += [mask] * (len(masked) - len(masks))
+        keras_internals.update_in_step(
+            self._optimizer,
+            masked,
+            keras_internals.multiplied,
+            [keras.ops.convert_to_tensor(mask) for mask in masks],
+        )
+        return result
+
+
+def largest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Returns which entries of all arrays together are the `count` largest.
+
+    Args:
+        scores: Dict from a name to a float array, at least 0.
+        count: Integer, at least 1. Of equal entries, the first ones count.
+
+    Returns:
+        Dict from each name to a bool array.
+    """
+    flat = np.concatenate([x.ravel() for x in scores.values()])
+    kept = np.zeros(len(flat), bool)
+    kept[np.argsort(-flat, kind="stable")[:count]] = True
+    ends = np.cumsum([x.size for x in scores.values()])
+    pieces = np.split(kept, ends[:-1])
+    return {
+        name: piece.reshape(scores[name].shape)
+        for name, piece in zip(scores, pieces, strict=True)
+    }
+
+
+def kernels_of(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the weights whose entries may go, by their paths.
+
+    These are the trainable weights of two axes and more: kernels, without
+    biases and the vectors of normalization.
+    """
+    return {v.path: v for v in model.trainable_variables if len(v.shape) >= 2}

@@ -1,0 +1,220 @@
+"""EarlyCroP weight by weight: exact zeros in every step."""
+
+import contextlib
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_prunetrain as kpt
+from keras_prunetrain import keras_internals
+from keras_prunetrain.fit.masks import kernels_of, largest
+from keras_prunetrain.gradient_flow import Batch, gradient_flow
+from tests import optimizers
+from tests.callbacks.fits import examples, network
+from tests.callbacks.test_backup_and_restore import Break, Trained
+
+DATA = examples(24)
+
+
+def pruning_of(sparsity=0.9, **kwargs):
+    arguments = {"when": 1, "structured": False} | kwargs
+    return kpt.EarlyCroPCallback(sparsity, DATA, **arguments)
+
+
+class Zeros(keras.callbacks.Callback):
+    """Counts the zeros of kernels after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.counts.append(zeros(self.model))
+
+
+def zeros(model):
+    kernels = kernels_of(model)
+    return sum(int((v.numpy() == 0.0).sum()) for v in kernels.values())
+
+
+def size(model):
+    return sum(int(np.prod(v.shape)) for v in kernels_of(model).values())
+
+
+def fit(model, pruning, epochs=3, callbacks=()):
+    return model.fit(
+        *(*DATA, 8, epochs),
+        verbose=0,
+        shuffle=False,
+        callbacks=[pruning, *callbacks],
+    )
+
+
+@pytest.mark.parametrize("name", optimizers.ALL)
+def test_weights_and_slots_stay_zero_under_every_optimizer(name):
+    model = network(compiled={"optimizer": optimizers.ALL[name]()})
+    pruning, counts = pruning_of(), Zeros()
+    fit(model, pruning, 2, [counts])
+    gone = size(model) - round(0.1 * size(model))
+    assert counts.counts[3:] == [gone] * 3
+    masks = pruning._masks.masks
+    for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+        updated, slots, _ = keras_internals.optimizer_variables(optimizer)
+        for i, weight in enumerate(updated):
+            for of_all in slots.values():
+                slot = of_all[i]
+                is_alike = slot is not None and slot.shape == weight.shape
+                if is_alike and weight.path in masks:
+                    assert not slot.numpy()[~masks[weight.path]].any()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_mixed_precision(policy):
+    model = network(dtype=policy)
+    fit(model, pruning_of())
+    assert zeros(model) >= round(0.9 * size(model))
+
+
+def test_the_weights_that_matter_least_to_the_gradient_flow_go():
+    model = network(dropout=0.0)
+    pruning, seen = pruning_of(0.5), {}
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            flow = gradient_flow(self.model, [Batch(*DATA)])
+            seen.setdefault("scores", flow.weight_scores())
+            seen.setdefault("kernels", kernels_of(self.model))
+
+    model.fit(*(*DATA, 8, 1), verbose=0, callbacks=[See(), pruning])
+    kept, gone = [], []
+    for path, weight in seen["kernels"].items():
+        mask = pruning._masks.masks[path]
+        kept.append(seen["scores"][id(weight)][mask])
+        gone.append(seen["scores"][id(weight)][~mask])
+    kept, gone = np.concatenate(kept), np.concatenate(gone)
+    assert abs(len(gone) - len(kept)) <= 1
+    assert gone.max() <= kept.min()
+
+
+def test_iterations_end_at_the_same_density():
+    model = network()
+    fit(model, pruning_of(iterations=3), 1)
+    assert zeros(model) == size(model) - round(0.1 * size(model))
+
+
+def test_the_largest_of_all_arrays_together():
+    scores = {"a": np.array([[3.0, 1.0]]), "b": np.array([2.0, 2.0, 0.0])}
+    found = largest(scores, 2)
+    np.testing.assert_array_equal(found["a"], [[True, False]])
+    np.testing.assert_array_equal(found["b"], [True, False, False])
+
+
+def test_before_the_moment_it_is_dense_training():
+    model = network()
+    counts = Zeros()
+    fit(model, pruning_of(when=2), 3, [counts])
+    assert counts.counts[:6] == [0] * 6 and counts.counts[6] > 0
+
+
+def test_they_stay_zero_in_a_second_fit_and_nothing_is_left_on_the_model():
+    model = network()
+    pruning = pruning_of()
+    fit(model, pruning)
+    gone = zeros(model)
+    assert "apply" not in vars(model.optimizer)
+    fit(model, pruning)
+    assert zeros(model) == gone
+    assert "apply" not in vars(model.optimizer)
+    x, y = DATA
+    model.fit(x, y, 8, verbose=0)  # Without the callback they train again.
+    assert zeros(model) < gone
+
+
+def test_at_the_start_the_first_step_has_zeros():
+    model = network()
+    counts = Zeros()
+    fit(model, pruning_of(when="start"), 1, [counts])
+    assert counts.counts == [size(model) - round(0.1 * size(model))] * 3
+
+
+def test_on_two_replicas(strategy):
+    masks = []
+    for scope in (strategy.scope(), contextlib.nullcontext()):
+        with scope:
+            model = network(
+                synchronized=True, dropout=0.0, compiled={"run_eagerly": False}
+            )
+        pruning = pruning_of()
+        fit(model, pruning, 2)
+        assert zeros(model) == size(model) - round(0.1 * size(model))
+        masks.append(pruning._masks.masks)
+    same = [
+        (one == other).mean()
+        for one, other in zip(masks[0].values(), masks[1].values(), strict=True)
+    ]
+    assert min(same) > 0.99  # Rounding may exchange two weights.
+
+
+def test_the_file_is_smaller_by_compression(tmp_path):
+    sizes = []
+    for sparsity in (0.1, 0.95):
+        model = network()
+        fit(model, pruning_of(sparsity), 2)
+        path = tmp_path / f"{sparsity}.keras"
+        model.save(path)
+        packed = tmp_path / f"{sparsity}.zip"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(
+                "weights",
+                b"".join(v.numpy().tobytes() for v in model.trainable_weights),
+            )
+        sizes.append(packed.stat().st_size)
+        loaded = keras.saving.load_model(path)
+        kept = [
+            [x.kept for x in kpt.mask_report(one)] for one in (loaded, model)
+        ]
+        assert kept[0] == kept[1]
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+def test_the_report_counts_zeros():
+    model = network()
+    kernel = model.get_layer("stem").kernel
+    value = np.ones(kernel.shape)
+    value[..., :3] = 0.0
+    kernel.assign(value)
+    report = kpt.mask_report(model)
+    (row,) = [x for x in report if x.kernel == kernel.path]
+    assert (row.size, row.kept, row.density) == (162, 81, 0.5)
+    assert 0.5 < report.density < 1.0
+    assert "50.0%" in str(report) and "162" in str(report)
+    with pytest.raises(ValueError, match="`model` must be a `keras.Model`"):
+        kpt.mask_report(3)
+
+
+def program(folder, stop=None):
+    """A program that is started again after it was killed at `stop`."""
+    model = network()
+    pruning = pruning_of()
+    history = model.fit(
+        *(*DATA, 8, 4),
+        verbose=0,
+        shuffle=False,
+        callbacks=[kpt.BackupAndRestore(folder), pruning, Break(stop)],
+    )
+    return Trained(model, pruning, history)
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
+    for stop in [(1, 1), (2, 1)]:
+        with pytest.raises(RuntimeError, match="killed"):
+            program(tmp_path / "pieces", stop)
+    pieces = program(tmp_path / "pieces")
+    pieces.equals(program(tmp_path / "whole"))
+
+
+def test_a_target_for_channels_is_refused():
+    with pytest.raises(ValueError, match="Leave it out with structured=False"):
+        pruning_of(target="flops")
