@@ -59,7 +59,7 @@ def test_each_run_of_this_repository_can_be_built_again():
 
 
 def test_a_run_on_other_images_or_widths_is_not_built_as_if_it_were_not():
-    (word,) = (TOOLS / "results").glob("cifar10_16x16*width11*.json")
+    (word,) = (TOOLS / "results").glob("cifar10_16x16*width11_seed0.json")
     assert refusal([word]) == (
         f"{word}: the run had image_size=16, width=11, and only networks of "
         "their own width on images of 32x32 pixels are built again here. "
