@@ -186,9 +186,10 @@ class TargetPruneCallback(ReconfiguringCallback):
             cost = self.of or model_cost(self.model, self.meter.input_shapes)
             self._first_cost = getattr(cost, self.target.quantity)
             self._least = least_channels(numbering, self.max_layer_cut)
+        first = keras_internals.fit_argument("initial_epoch") or 0
         self._rounds = rounds_of(
             self.target,
-            keras_internals.fit_argument("initial_epoch") or 0,
+            first,
             self.params["epochs"],
             self.warmup,
             self.decay,
@@ -197,8 +198,7 @@ class TargetPruneCallback(ReconfiguringCallback):
         self._check_target(numbering)
         if self._score is not None:
             self._score(numbering)
-        rate = keras_internals.shown_rate(self.model.optimizer)
-        if rate_has_dropped(self._fit.siblings, self._rounds, rate):
+        if self._rate_drops(first):
             _LOG.warning(
                 "The learning rate drops before the last channels go, after "
                 "epoch %d. The channels that are left recover better at a high "
@@ -311,6 +311,19 @@ class TargetPruneCallback(ReconfiguringCallback):
         batches = scoring_batches(self.scoring_data)
         flow = gradient_flow(self.model, batches)
         return mean_over_workers(self.model, flow.channel_scores(numbering))
+
+    def _rate_drops(self, first):
+        """Whether a schedule that can be seen lowers the rate too early."""
+        optimizer, steps = self.model.optimizer, self.params.get("steps")
+        planned = None
+        if steps and keras_internals.scheduled_rate(optimizer) is not None:
+
+            def planned(epochs):
+                return keras_internals.scheduled_rate(optimizer, epochs * steps)
+
+        rate = keras_internals.shown_rate(optimizer)
+        end = self._rounds[-1].end
+        return rate_has_dropped(self._fit.siblings, first, end, rate, planned)
 
     def _check_target(self, numbering):
         """Raises a `ValueError` if the model cannot become so small."""

@@ -1,7 +1,7 @@
 """When channels go under a target, and what is left after each round."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import keras
 
@@ -156,32 +156,47 @@ def rounds_of(
 
 
 def rate_has_dropped(
-    callbacks: list[keras.callbacks.Callback], rounds: list[Round], rate: Any
+    callbacks: list[keras.callbacks.Callback],
+    first: int,
+    end: int,
+    rate: float | None,
+    planned: Callable[[int], float] | None = None,
 ) -> bool:
-    """Whether a schedule by epochs lowers the rate before the last round ends.
+    """Whether a schedule lowers the rate before the last round ends.
 
     Args:
         callbacks: List of the callbacks of a `fit`.
-        rounds: The `Round`s, one or more.
+        first: Integer, the first epoch of `fit`.
+        end: Integer, the epoch before which the last channels are cut.
         rate: Float, the learning rate at the start; `None` if not known.
+        planned: Function of a number of epochs that returns the rate of the
+            optimizer's own schedule after so many; `None` without one.
     """
-    if rate is None:
-        return False
-    schedulers = [
-        x
+    courses = [
+        _course(x.schedule, first, end, float(rate))
         for x in callbacks
         if isinstance(x, keras.callbacks.LearningRateScheduler)
+        and rate is not None
     ]
-    for scheduler in schedulers:
-        rates = [float(rate)]
-        for epoch in range(rounds[-1].end):
+    if planned is not None:
+        courses.append([planned(epochs) for epochs in range(end - first)])
+    # The rate may rise at first.
+    return any(x and x[-1] < _DROPPED * max(x) for x in courses)
+
+
+def _course(schedule, first, end, rate):
+    """Returns the rates of epochs by a schedule; none if the schedule fails."""
+    rates = []
+    for epoch in range(first, end):
+        try:
             try:
-                rates.append(float(scheduler.schedule(epoch, rates[-1])))
+                rate = float(schedule(epoch, rate))
             except TypeError:  # Keras tries the older form in this case, too.
-                rates.append(float(scheduler.schedule(epoch)))
-        if rates[-1] < _DROPPED * max(rates):
-            return True
-    return False
+                rate = float(schedule(epoch))
+        except Exception:  # `fit` will raise it where it belongs.
+            return []
+        rates.append(rate)
+    return rates
 
 
 def _epochs(value, total):

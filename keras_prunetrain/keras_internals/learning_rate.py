@@ -85,11 +85,14 @@ def update_count(optimizer: Optimizer) -> int:
     return int(keras.ops.convert_to_numpy(_first(optimizer)._iterations))
 
 
-def scheduled_rate(optimizer: Optimizer) -> float | None:
-    """Returns the rate of the next step by a schedule; `None` without one.
+def scheduled_rate(optimizer: Optimizer, steps: int = 0) -> float | None:
+    """Returns the rate of a later step by a schedule; `None` without one.
 
-    After the step, the schedule gives the rate of a later step. The public
-    `learning_rate` does not tell whether there is a schedule.
+    The public `learning_rate` does not tell whether there is a schedule.
+
+    Args:
+        optimizer: An optimizer.
+        steps: Integer, how many steps later; 0 for the next step.
     """
     rate = getattr(_first(optimizer), "_learning_rate", None)
     is_schedule = isinstance(
@@ -97,7 +100,7 @@ def scheduled_rate(optimizer: Optimizer) -> float | None:
     )
     if len(leaf_optimizers(optimizer)) > 1 or not is_schedule:
         return None
-    return float(rate(update_count(optimizer)))
+    return float(rate(update_count(optimizer) + steps))
 
 
 def shown_rate(optimizer: Optimizer) -> float | None:

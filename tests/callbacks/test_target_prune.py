@@ -333,6 +333,18 @@ def test_a_rate_that_drops_too_early_is_warned_of(caplog):
     assert "The learning rate drops before the last channels go" in caplog.text
 
 
+@pytest.mark.parametrize(("boundary", "warned"), [(3, True), (6, False)])
+def test_a_schedule_of_the_optimizer_is_seen(boundary, warned, caplog):
+    # 3 steps in each epoch; the round ends with epoch 1.
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [boundary - 1], [0.05, 0.005]
+    )
+    model = network(compiled={"optimizer": keras.optimizers.SGD(rate)})
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, kpt.TargetPruneCallback(0.5))
+    assert ("The learning rate drops before" in caplog.text) == warned
+
+
 class OwnStep(keras.Model):
     """Trains with no optimizer, or with one for each half of the weights.
 

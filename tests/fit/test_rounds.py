@@ -101,17 +101,40 @@ def test_a_window_out_of_its_range_is_refused(name, value):
         check_window(**window | {name: value})
 
 
-def test_a_rate_that_drops_before_the_last_cut_is_seen():
-    def drop_at(epoch):
-        return keras.callbacks.LearningRateScheduler(
-            lambda e, rate: rate * 0.1 if e == epoch else rate
-        )
+def drop_at(epoch):
+    return keras.callbacks.LearningRateScheduler(
+        lambda e, rate: rate * 0.1 if e == epoch else rate
+    )
 
-    found = rounds()
-    assert found[-1].end == 6
-    assert rate_has_dropped([drop_at(5)], found, 0.1)
-    assert not rate_has_dropped([drop_at(6)], found, 0.1)
-    assert not rate_has_dropped([], found, 0.1)
-    assert not rate_has_dropped([drop_at(5)], found, None)
+
+def test_a_rate_that_drops_before_the_last_cut_is_seen():
+    assert rate_has_dropped([drop_at(5)], 0, 6, 0.1)
+    assert not rate_has_dropped([drop_at(6)], 0, 6, 0.1)
+    assert not rate_has_dropped([], 0, 6, 0.1)
+    assert not rate_has_dropped([drop_at(5)], 0, 6, None)
     by_epoch = keras.callbacks.LearningRateScheduler(lambda e: 0.1 if e else 9)
-    assert rate_has_dropped([by_epoch], found, 0.1)
+    assert rate_has_dropped([by_epoch], 0, 6, 0.1)
+
+
+def test_a_drop_before_this_fit_does_not_count():
+    assert not rate_has_dropped([drop_at(5)], 6, 10, 0.1)
+    assert rate_has_dropped([drop_at(7)], 6, 10, 0.1)
+
+
+def test_a_rate_that_rises_has_not_dropped():
+    # From below what the optimizer was made with.
+    rising = keras.callbacks.LearningRateScheduler(lambda e: 0.01 * (e + 1))
+    assert not rate_has_dropped([rising], 0, 4, 0.1)
+
+
+def test_a_schedule_that_fails_is_left_to_keras():
+    failing = keras.callbacks.LearningRateScheduler(lambda e, rate: 1 / 0)
+    assert not rate_has_dropped([failing], 0, 4, 0.1)
+
+
+def test_the_schedule_of_the_optimizer_counts():
+    def planned(epochs):
+        return 0.1 if epochs < 3 else 0.01
+
+    assert rate_has_dropped([], 10, 14, None, planned)
+    assert not rate_has_dropped([], 10, 13, None, planned)
