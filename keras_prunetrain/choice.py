@@ -1,5 +1,6 @@
 """Which channels go, so that what is left meets a target."""
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.channel_costs import ChannelCosts
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan, plan_of
@@ -14,8 +16,9 @@ from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.selection import touched
 from keras_prunetrain.cost import model_cost
 from keras_prunetrain.example_shapes import InputShapes
+from keras_prunetrain.garbage import no_garbage_collection
 from keras_prunetrain.saliency import readers
-from keras_prunetrain.surgery.reconfigure import prepare_cut
+from keras_prunetrain.surgery.rebuild import rebuild
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -86,7 +89,8 @@ class Choice:
         Args:
             scores: Float array, shape `(numbering.size,)`, finite, at least 0.
             limit: Number, the cost that may be left, in the unit of the
-                quantity. If it cannot be met, as many channels go as may.
+                quantity. If it cannot be met, all channels go that may, and a
+                warning says so.
         """
         values = self._values(scores)
         order = self._removable(values)
@@ -100,9 +104,20 @@ class Choice:
             )
 
         plan = plan_without(fewest(self._estimate))
-        if self._counted(plan) != self._estimate(plan):
+        left = self._counted(plan)
+        if left != self._estimate(plan):
             # A layer of the user's may cost otherwise than its kernels' sizes.
             plan = plan_without(fewest(self._counted))
+            left = self._counted(plan)
+        if left > limit:
+            _LOG.warning(
+                "The target is missed: '%s' keeps %.3g of its %s, and %.3g was "
+                "asked for. No further channel may go.",
+                self._model.name,
+                left / self.total,
+                self._quantity,
+                limit / self.total,
+            )
         return plan
 
     def _values(self, scores):
@@ -153,8 +168,15 @@ class Choice:
             return self.total
         if self._quantity == "channels":
             return self._estimate(plan)
-        smaller = prepare_cut(self._model, plan).model
-        return getattr(model_cost(smaller, self._input_shapes), self._quantity)
+        with (
+            keras_internals.strategy_scope(self._model),
+            no_garbage_collection(),
+        ):
+            smaller, _, _ = rebuild(self._model, plan)
+        cost = model_cost(smaller, self._input_shapes)
+        del smaller
+        gc.collect()  # Its layers and its graph refer to each other.
+        return getattr(cost, self._quantity)
 
 
 def least_channels(

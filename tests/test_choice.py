@@ -1,5 +1,6 @@
 """What goes under a target, against a choice by brute force."""
 
+import gc
 import logging
 
 import keras
@@ -143,6 +144,38 @@ def test_a_layer_keeps_its_part_and_the_least_number_of_channels():
                 assert kept == part(len(label.numbers)), label.layer
         left = cost_after(model, plan, "forward_flops")
         assert choice.least_cost() == left
+
+
+def test_a_target_that_is_missed_is_said(caplog):
+    model = networks.residual().model
+    numbering, choice = choice_of(model, cut=0.2)
+    total = cost_of(model, "forward_flops")
+    scores = np.random.default_rng(0).random(numbering.size)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        choice.plan(scores, choice.least_cost())
+        assert not caplog.records
+        choice.plan(scores, 0.5 * choice.least_cost())
+    share = choice.least_cost() / total
+    assert f"keeps {share:.3g} of its forward_flops" in caplog.text
+    assert f"and {share / 2:.3g} was asked for" in caplog.text
+
+
+def test_counting_leaves_nothing_in_memory():
+    model = networks.residual().model
+    numbering, choice = choice_of(model)
+    scores = np.random.default_rng(0).random(numbering.size)
+    choice.plan(scores, 0.7 * cost_of(model, "forward_flops"))
+    gc.disable()
+    try:
+        before = _models()
+        choice.plan(scores, 0.7 * cost_of(model, "forward_flops"))
+        assert _models() == before
+    finally:
+        gc.enable()
+
+
+def _models():
+    return sum(isinstance(x, keras.Model) for x in gc.get_objects())
 
 
 def test_with_a_multiple_the_target_is_met_in_blocks():

@@ -198,7 +198,10 @@ class TargetPruneCallback(ReconfiguringCallback):
         self._check_target(numbering)
         if self._score is not None:
             self._score(numbering)
-        if self._rate_drops(first):
+        if rate_has_dropped(
+            *(self._fit.siblings, self.model.optimizer),
+            *(first, self._rounds[-1].end, self.params.get("steps")),
+        ):
             _LOG.warning(
                 "The learning rate drops before the last channels go, after "
                 "epoch %d. The channels that are left recover better at a high "
@@ -256,13 +259,8 @@ class TargetPruneCallback(ReconfiguringCallback):
             self._round.end_step(self.epoch, batch, steps, self._choice)
 
     def on_epoch_end(self, epoch, logs=None):
-        running = self._round
-        if (
-            running is not None
-            and running.alive is None
-            and running.bounds.end <= epoch + 1
-        ):
-            running.choose(1, epoch, self._choice)
+        if self._round is not None:
+            self._round.end_epoch(epoch, self._choice)
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
@@ -311,19 +309,6 @@ class TargetPruneCallback(ReconfiguringCallback):
         batches = scoring_batches(self.scoring_data)
         flow = gradient_flow(self.model, batches)
         return mean_over_workers(self.model, flow.channel_scores(numbering))
-
-    def _rate_drops(self, first):
-        """Whether a schedule that can be seen lowers the rate too early."""
-        optimizer, steps = self.model.optimizer, self.params.get("steps")
-        planned = None
-        if steps and keras_internals.scheduled_rate(optimizer) is not None:
-
-            def planned(epochs):
-                return keras_internals.scheduled_rate(optimizer, epochs * steps)
-
-        rate = keras_internals.shown_rate(optimizer)
-        end = self._rounds[-1].end
-        return rate_has_dropped(self._fit.siblings, first, end, rate, planned)
 
     def _check_target(self, numbering):
         """Raises a `ValueError` if the model cannot become so small."""

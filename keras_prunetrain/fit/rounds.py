@@ -1,10 +1,10 @@
 """When channels go under a target, and what is left after each round."""
 
 import dataclasses
-from collections.abc import Callable
 
 import keras
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_count, is_integer, is_number
 
 # A rate below this part of the first one has been dropped.
@@ -157,29 +157,34 @@ def rounds_of(
 
 def rate_has_dropped(
     callbacks: list[keras.callbacks.Callback],
+    optimizer: keras.optimizers.Optimizer,
     first: int,
     end: int,
-    rate: float | None,
-    planned: Callable[[int], float] | None = None,
+    steps: int | None,
 ) -> bool:
     """Whether a schedule lowers the rate before the last round ends.
 
     Args:
         callbacks: List of the callbacks of a `fit`.
-        first: Integer, the first epoch of `fit`.
+        optimizer: The optimizer, at the start of the `fit`.
+        first: Integer, the first epoch of the `fit`.
         end: Integer, the epoch before which the last channels are cut.
-        rate: Float, the learning rate at the start; `None` if not known.
-        planned: Function of a number of epochs that returns the rate of the
-            optimizer's own schedule after so many; `None` without one.
+        steps: Integer, the steps of an epoch; `None` if not known.
     """
+    rate = keras_internals.shown_rate(optimizer)
     courses = [
-        _course(x.schedule, first, end, float(rate))
+        _course(x.schedule, first, end, rate)
         for x in callbacks
         if isinstance(x, keras.callbacks.LearningRateScheduler)
         and rate is not None
     ]
-    if planned is not None:
-        courses.append([planned(epochs) for epochs in range(end - first)])
+    if steps and keras_internals.scheduled_rate(optimizer) is not None:
+        courses.append(
+            [
+                keras_internals.scheduled_rate(optimizer, epochs * steps)
+                for epochs in range(end - first)
+            ]
+        )
     # The rate may rise at first.
     return any(x and x[-1] < _DROPPED * max(x) for x in courses)
 

@@ -95,6 +95,11 @@ class RunningRound:
         if is_enough and self._is_measured():
             self.choose(max(1, total - done), epoch, choose)
 
+    def end_epoch(self, epoch: int, choose: Callable[..., Choice]) -> None:
+        """Chooses the channels that go, if the round ends with this epoch."""
+        if self.alive is None and self.bounds.end <= epoch + 1:
+            self.choose(1, epoch, choose)
+
     def choose(
         self, steps: int, epoch: int, choose: Callable[..., Choice]
     ) -> None:

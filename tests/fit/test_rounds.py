@@ -107,34 +107,39 @@ def drop_at(epoch):
     )
 
 
+def drops(callbacks, first, end, rate=0.1, steps=None):
+    optimizer = keras.optimizers.SGD(rate)
+    return rate_has_dropped(callbacks, optimizer, first, end, steps)
+
+
 def test_a_rate_that_drops_before_the_last_cut_is_seen():
-    assert rate_has_dropped([drop_at(5)], 0, 6, 0.1)
-    assert not rate_has_dropped([drop_at(6)], 0, 6, 0.1)
-    assert not rate_has_dropped([], 0, 6, 0.1)
-    assert not rate_has_dropped([drop_at(5)], 0, 6, None)
+    assert drops([drop_at(5)], 0, 6)
+    assert not drops([drop_at(6)], 0, 6)
+    assert not drops([], 0, 6)
     by_epoch = keras.callbacks.LearningRateScheduler(lambda e: 0.1 if e else 9)
-    assert rate_has_dropped([by_epoch], 0, 6, 0.1)
+    assert drops([by_epoch], 0, 6)
 
 
 def test_a_drop_before_this_fit_does_not_count():
-    assert not rate_has_dropped([drop_at(5)], 6, 10, 0.1)
-    assert rate_has_dropped([drop_at(7)], 6, 10, 0.1)
+    assert not drops([drop_at(5)], 6, 10)
+    assert drops([drop_at(7)], 6, 10)
 
 
 def test_a_rate_that_rises_has_not_dropped():
     # From below what the optimizer was made with.
     rising = keras.callbacks.LearningRateScheduler(lambda e: 0.01 * (e + 1))
-    assert not rate_has_dropped([rising], 0, 4, 0.1)
+    assert not drops([rising], 0, 4)
 
 
 def test_a_schedule_that_fails_is_left_to_keras():
     failing = keras.callbacks.LearningRateScheduler(lambda e, rate: 1 / 0)
-    assert not rate_has_dropped([failing], 0, 4, 0.1)
+    assert not drops([failing], 0, 4)
 
 
 def test_the_schedule_of_the_optimizer_counts():
-    def planned(epochs):
-        return 0.1 if epochs < 3 else 0.01
-
-    assert rate_has_dropped([], 10, 14, None, planned)
-    assert not rate_has_dropped([], 10, 13, None, planned)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [29], [0.1, 0.01]
+    )
+    assert drops([], 10, 14, schedule, steps=10)
+    assert not drops([], 10, 13, schedule, steps=10)
+    assert not drops([], 10, 14, schedule, steps=None)
