@@ -19,6 +19,8 @@ _TARGETS = {
     "earlycrop": ("target_flops", "sparsity"),
 }
 _METHODS = ("dense", "prunetrain", *_TARGETS)
+# Scores that are measured on batches of data.
+_ON_DATA = ("gradient_flow", "snip", "grasp", "synflow")
 # NumPy takes no larger seed.
 _LARGEST_SEED = 2**32 - 1
 # More epochs would be gigabytes of records.
@@ -217,12 +219,18 @@ def _define_target(values):
         flag_values=values,
     )
     flags.DEFINE_enum(
-        *(
-            "score",
-            "taylor",
-            ["taylor", "magnitude", "gradient_flow", "random"],
+        *("score", None, ["taylor", "magnitude", "random", *_ON_DATA]),
+        "How much a channel matters. Without this flag: taylor, or "
+        "gradient_flow with --method=earlycrop.",
+        flag_values=values,
+    )
+    flags.register_multi_flags_validator(
+        ["method", "score"],
+        lambda found: (
+            found["method"] != "earlycrop"
+            or found["score"] in (None, *_ON_DATA)
         ),
-        "How much a channel matters, with --method=targetprune.",
+        f"--method=earlycrop takes one of {', '.join(_ON_DATA)}.",
         flag_values=values,
     )
     flags.DEFINE_string(

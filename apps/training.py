@@ -79,7 +79,7 @@ class Recipe:
     warmup: float = 0.05
     decay: float = 0.1
     rounds: int = 4
-    score: str = "taylor"
+    score: str | None = None
     optimizer: str = "sgd"
     solver: str = "auto"
     coupled: bool = False
@@ -215,17 +215,17 @@ def _pruning(recipe, data):
                 else {"sparsity": 1.0 - recipe.target_flops, "target": "flops"}
             ),
             scoring_data=_scoring_data(recipe, data),
+            score=recipe.score or "gradient_flow",
             when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
             batch=batch,
         )
     if recipe.method == "targetprune":
-        needs_data = recipe.score == "gradient_flow"
+        score = recipe.score or "taylor"
+        needs_data = score not in ("taylor", "magnitude", "random")
         return kpt.TargetPruneCallback(
             flops=recipe.target_flops,
             training_flops=recipe.training_flops,
-            score=_random(recipe.seed)
-            if recipe.score == "random"
-            else recipe.score,
+            score=_random(recipe.seed) if score == "random" else score,
             scoring_data=_scoring_data(recipe, data) if needs_data else None,
             warmup=_epochs(recipe.warmup),
             decay=_epochs(recipe.decay),

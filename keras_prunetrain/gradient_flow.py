@@ -9,6 +9,12 @@ gradient `sum(w * Hg + g * g)` over the slices that read the channel.
 Source: EarlyCroP (Rachwan et al., ICML 2022, section 4), where each layer has
 gates of its own. Layers that share channels share the gate here: a channel of a
 residual stage stays in all layers, or goes from all.
+
+Three scores that were made for networks before their training use the same
+gates: SNIP (Lee et al., ICLR 2019) `|w * g|`, GraSP (Wang et al., ICLR 2020)
+`w * Hg` with its sign, and SynFlow (Tanaka et al., NeurIPS 2020) `|w * dR/dw|`,
+where `R` is the sum of the outputs for an input of ones, with the magnitudes of
+all weights in the place of the weights.
 """
 
 from collections.abc import Iterable
@@ -49,33 +55,75 @@ class Flow(NamedTuple):
     gradients: list[np.ndarray]
     products: list[np.ndarray]
 
-    def weight_scores(self) -> dict[int, np.ndarray]:
-        """Returns `|w * Hg|` by the `id` of each weight."""
+    def weight_scores(self, rule: str) -> dict[int, np.ndarray]:
+        """Returns the scores of all weights, one by one.
+
+        Args:
+            rule: One of `saliency.ON_DATA`.
+
+        Returns:
+            Dict from the `id` of a weight to an array of its shape, at least 0.
+        """
+        factors = (
+            self.gradients if rule in ("snip", "synflow") else self.products
+        )
+        values = [
+            keras_internals.values_of(weight) * factor
+            for weight, factor in zip(self.weights, factors, strict=True)
+        ]
+        if rule == "grasp":
+            least = min(x.min() for x in values)
+            values = [x - least for x in values]
         return {
-            id(weight): np.abs(keras_internals.values_of(weight) * product)
-            for weight, product in zip(self.weights, self.products, strict=True)
+            id(weight): np.abs(x)
+            for weight, x in zip(self.weights, values, strict=True)
         }
 
-    def channel_scores(self, numbering: Numbering) -> np.ndarray:
-        """Returns the score of each channel number.
+    def channel_scores(self, numbering: Numbering, rule: str) -> np.ndarray:
+        """Returns the scores of channel numbers, by a gate on all their reads.
 
         Args:
             numbering: The `Numbering` of the model.
+            rule: One of `saliency.ON_DATA`.
 
         Returns:
             Float array, shape `(numbering.size,)`, at least 0.
         """
-        # `gate_gradients` multiplies with the weight: sum(w * Hg + g * g).
+        reading, size = readers(numbering), numbering.size
         by_products, by_gradients = (
             {id(w): v for w, v in zip(self.weights, values, strict=True)}
             for values in (self.products, self.gradients)
         )
-        reading = readers(numbering)
-        flow = gate_gradients(reading, by_products, numbering.size)
-        squares = gate_gradients(
-            reading, by_gradients, numbering.size, by_gradients
-        )
-        return np.abs(keras.ops.convert_to_numpy(flow + squares)).astype(float)
+        # `gate_gradients` multiplies with the weight.
+        if rule in ("snip", "synflow"):
+            gates = gate_gradients(reading, by_gradients, size)
+        else:
+            gates = gate_gradients(reading, by_products, size)
+        if rule == "gradient_flow":  # sum(w * Hg + g * g)
+            gates += gate_gradients(reading, by_gradients, size, by_gradients)
+        scores = keras.ops.convert_to_numpy(gates).astype("float64")
+        if rule != "grasp":
+            return np.abs(scores)
+        read = np.unique(np.concatenate([x.numbers for x in reading]))
+        return np.maximum(scores - scores[read].min(), 0.0)
+
+
+def measured_flow(
+    model: keras.Model, batches: Iterable[Batch], rule: str
+) -> Flow:
+    """Returns the `Flow` that `rule` needs.
+
+    Args:
+        model: A compiled model, not inside a traced function.
+        batches: `Batch`es of training data, read twice: a list.
+        rule: One of `saliency.ON_DATA`.
+
+    Raises:
+        ValueError: As `gradient_flow`.
+    """
+    if rule == "synflow":
+        return synaptic_flow(model, batches)
+    return gradient_flow(model, batches)
 
 
 def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
@@ -134,3 +182,52 @@ def _task_loss(model, batch):
         v.regularizer(v) for v in model.trainable_variables if v.regularizer
     ]
     return loss - sum(penalties) if penalties else loss
+
+
+def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
+    """Returns the gradient of SynFlow's sum of outputs.
+
+    While it is measured, the weights of the model are their magnitudes; they
+    come back whatever happens.
+
+    Args:
+        model: A model, not inside a traced function.
+        batches: `Batch`es, of which only the shapes of one example count.
+
+    Returns:
+        A `Flow` whose gradients have the signs of the weights, so that weight
+        times gradient is at least 0, and whose products are zeros.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    first = next(iter(batches), None)
+    if first is None:
+        raise ValueError(
+            "The scoring data have no batch. Pass at least one batch of "
+            "training data."
+        )
+    ones = keras.tree.map_structure(
+        lambda x: keras.ops.ones((1, *x.shape[1:]), x.dtype), first.x
+    )
+    weights = list(model.trainable_variables)
+    before = [keras_internals.values_of(v).copy() for v in weights]
+    try:
+        for weight, value in zip(weights, before, strict=True):
+            weight.assign(np.abs(value))
+        (gradients, _) = keras_internals.hessian_products(
+            lambda x: sum(
+                keras.ops.sum(y)
+                for y in keras.tree.flatten(model(x, training=False))
+            ),
+            weights,
+            [ones],
+        )
+    finally:
+        for weight, value in zip(weights, before, strict=True):
+            weight.assign(value)
+    return Flow(
+        weights,
+        [np.sign(w) * g for w, g in zip(before, gradients, strict=True)],
+        [np.zeros_like(g) for g in gradients],
+    )

@@ -19,7 +19,8 @@ NumberScore = Callable[[Numbering], np.ndarray]
 
 # Scored by gradients, and by no function of the weights.
 TAYLOR = "taylor"
-GRADIENT_FLOW = "gradient_flow"
+# Measured on batches of data; `gradient_flow.py` explains these names.
+ON_DATA = ("gradient_flow", "snip", "grasp", "synflow")
 
 
 def magnitude(numbering: Numbering) -> np.ndarray:
@@ -63,7 +64,7 @@ def random(numbering: Numbering, seed: int = 0) -> np.ndarray:
 SCORES = {
     TAYLOR: None,
     "magnitude": magnitude,
-    GRADIENT_FLOW: None,
+    **dict.fromkeys(ON_DATA),
     "random": random,
 }
 
@@ -72,7 +73,7 @@ def number_score(score: Any) -> NumberScore | None:
     """Returns the score function that `score` names.
 
     Args:
-        score: `"taylor"`, `"magnitude"`, `"gradient_flow"`, `"random"`, or a
+        score: `"taylor"`, `"magnitude"`, `"random"`, a name in `ON_DATA`, or a
             function of a `Numbering`.
 
     Returns:

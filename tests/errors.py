@@ -80,6 +80,7 @@ CALLS = {
         "kpt.EarlyCroPCallback(0.5, (x, y), when='late')",
         "kpt.EarlyCroPCallback(0.5, (x, y), 'flops', structured=False)",
         "kpt.mask_report('model.keras')",
+        "kpt.EarlyCroPCallback(0.5, (x, y), score='taylor')",
         "kpt.EarlyCroPCallback(0.5, (x, y), iterations=0)",
         "kpt.EarlyCroPCallback(0.5, (x, y), first_epoch=4, last_epoch=2)",
         "model.fit(x, y, epochs=4, verbose=0, callbacks=["

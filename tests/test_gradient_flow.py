@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_prunetrain import saliency
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.gradient_flow import Batch, gradient_flow
+from keras_prunetrain.gradient_flow import (
+    Batch,
+    gradient_flow,
+    measured_flow,
+)
 from keras_prunetrain.saliency import readers
 from tests import networks
 
@@ -90,7 +95,7 @@ def test_a_channel_scores_by_the_gradient_of_its_gate(build):
     batches = batches_for(model)
     numbering = number_channels(model)
     flow = gradient_flow(model, batches)
-    found = flow.channel_scores(numbering)
+    found = flow.channel_scores(numbering, "gradient_flow")
     reading = readers(numbering)
     weights = model.trainable_variables
     before = [v.numpy() for v in weights]
@@ -126,24 +131,88 @@ def test_a_channel_scores_by_the_gradient_of_its_gate(build):
 def test_weights_score_by_weight_times_hessian_product():
     model = compiled(networks.residual)
     flow = gradient_flow(model, batches_for(model))
-    scores = flow.weight_scores()
+    scores = flow.weight_scores("gradient_flow")
     for weight, product in zip(flow.weights, flow.products, strict=True):
         np.testing.assert_allclose(
             scores[id(weight)], np.abs(weight.numpy() * product)
         )
 
 
-def test_nothing_of_the_model_changes():
+def slices_by_number(numbering, weights, values):
+    """The sum of an array over the slices that read each number."""
+    total = np.zeros(numbering.size)
+    by_id = dict(zip(map(id, weights), values, strict=True))
+    for label in readers(numbering):
+        others = tuple(
+            i for i in range(len(label.weight.shape)) if i != label.axis
+        )
+        sums = by_id[id(label.weight)].sum(axis=others)
+        np.add.at(total, label.numbers, sums)
+    return total
+
+
+@pytest.mark.parametrize("rule", ["snip", "grasp", "synflow"])
+def test_the_scores_of_the_field_by_hand(rule):
+    model = compiled(networks.residual)
+    batches = batches_for(model)
+    numbering = number_channels(model)
+    flow = measured_flow(model, batches, rule)
+    weights = [v.numpy() for v in flow.weights]
+    if rule == "synflow":
+        for v, w in zip(flow.weights, weights, strict=True):
+            v.assign(np.abs(w))
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(np.ones((1, 6, 6, 2)), training=False))
+        found = tape.gradient(total, [v.value for v in flow.weights])
+        parts = [
+            np.abs(w) * g.numpy() for w, g in zip(weights, found, strict=True)
+        ]
+        for v, w in zip(flow.weights, weights, strict=True):
+            v.assign(w)
+    else:
+        factors = flow.gradients if rule == "snip" else flow.products
+        parts = [w * f for w, f in zip(weights, factors, strict=True)]
+    sums = slices_by_number(numbering, flow.weights, parts)
+    read = np.unique(np.concatenate([x.numbers for x in readers(numbering)]))
+    found = flow.channel_scores(numbering, rule)
+    least = min(x.min() for x in parts)
+    if rule == "grasp":  # The least of all is 0; the order is that of the sign.
+        np.testing.assert_allclose(
+            found[read], sums[read] - sums[read].min(), rtol=1e-4, atol=1e-5
+        )
+        expected = [x - least for x in parts]
+    else:
+        np.testing.assert_allclose(found, np.abs(sums), rtol=1e-4, atol=1e-5)
+        expected = [np.abs(x) for x in parts]
+    assert found[read].max() > 1e-2
+    by_weight = flow.weight_scores(rule)
+    for v, x in zip(flow.weights, expected, strict=True):
+        np.testing.assert_allclose(by_weight[id(v)], x, atol=1e-9)
+
+
+def test_the_weights_come_back_if_synflow_fails():
     model = compiled(networks.residual)
     before = [v.numpy() for v in model.variables]
-    gradient_flow(model, batches_for(model))
+    (batch,) = batches_for(model, 1)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        measured_flow(model, [batch._replace(x=np.ones((1, 3)))], "synflow")
     for v, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), value)
 
 
-def test_data_without_a_batch_are_refused():
+@pytest.mark.parametrize("rule", saliency.ON_DATA)
+def test_nothing_of_the_model_changes(rule):
+    model = compiled(networks.residual)
+    before = [v.numpy() for v in model.variables]
+    measured_flow(model, batches_for(model), rule)
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
+
+
+@pytest.mark.parametrize("rule", saliency.ON_DATA)
+def test_data_without_a_batch_are_refused(rule):
     with pytest.raises(ValueError, match="have no batch"):
-        gradient_flow(compiled(networks.residual), [])
+        measured_flow(compiled(networks.residual), [], rule)
 
 
 def test_a_gradient_that_is_not_finite_is_refused():

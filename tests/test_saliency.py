@@ -134,6 +134,6 @@ def test_a_wrong_score_is_refused(score, message):
 @pytest.mark.parametrize("score", ["tailor", None, 3])
 def test_an_unknown_score_is_refused(score):
     with pytest.raises(
-        ValueError, match="'taylor', 'magnitude', 'gradient_flow', 'random'"
+        ValueError, match="'taylor', 'magnitude', 'gradient_flow', 'snip'"
     ):
         saliency.number_score(score)

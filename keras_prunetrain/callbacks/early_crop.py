@@ -18,7 +18,8 @@ from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.masks import Masks, kernels_of, largest
 from keras_prunetrain.fit.moment import Moment, check_moment
 from keras_prunetrain.fit.scoring_data import scoring_batches
-from keras_prunetrain.gradient_flow import gradient_flow
+from keras_prunetrain.gradient_flow import measured_flow
+from keras_prunetrain.saliency import ON_DATA
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -57,6 +58,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         when: `"lazy"`, the paper's criterion; `"paper_code"`, that of the
             authors' code; `"start"`, before the first step (CroP); or an
             integer, so many epochs. See `Moment`.
+        score: How much a channel or a weight matters: `"gradient_flow"`, the
+            paper's; or a score that was made for networks before their
+            training: `"snip"`, `"grasp"` or `"synflow"`.
         structured: Boolean. Whether whole channels go. Otherwise the weights of
             all kernels that matter least go one by one: they are zero from then
             on, in every step of this callback's `fit`, and so are their slots.
@@ -98,6 +102,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         target: str = "channels",
         when: str | int = "lazy",
         *,
+        score: str = "gradient_flow",
         structured: bool = True,
         iterations: int = 1,
         first_epoch: int = 1,
@@ -108,18 +113,13 @@ class EarlyCroPCallback(ReconfiguringCallback):
     ):
         super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
         check_no_score(reconfigure)
-        _check_sparsity(sparsity, target)
-        if not structured and target != "channels":
-            raise ValueError(
-                "`target` says what whole channels are to save. Leave it out "
-                "with structured=False, where `sparsity` is the part of all "
-                f"weights of kernels. Received: target={target!r}"
-            )
+        _check_what_goes(sparsity, target, score, structured)
         check_moment(when, iterations, first_epoch, last_epoch)
         self.sparsity = float(sparsity)
         self.scoring_data = scoring_data
         self.target = target
         self.when = when
+        self.score = score
         self.structured = structured
         self.iterations = iterations
         self.first_epoch, self.last_epoch = first_epoch, last_epoch
@@ -137,15 +137,19 @@ class EarlyCroPCallback(ReconfiguringCallback):
     def plan(self) -> Plan:
         """Returns the `Plan` of the next of `iterations` cuts."""
         numbering = number_channels(self.model)
-        flow = gradient_flow(self.model, self._batches)
-        scores = mean_over_workers(self.model, flow.channel_scores(numbering))
+        flow = measured_flow(self.model, self._batches, self.score)
+        scores = flow.channel_scores(numbering, self.score)
+        scores = mean_over_workers(self.model, scores)
         choice = self._choice(numbering)
         done = (self._cuts_done + 1) / self.iterations
         limit = (1.0 - self.sparsity) ** done * self._first_cost
         return choice.plan(distinct(scores, choice.candidates), limit)
 
     def settings(self) -> dict[str, Any]:
-        names = ("sparsity", "target", "when", "structured", "iterations")
+        names = (
+            *("sparsity", "target", "when", "score"),
+            *("structured", "iterations"),
+        )
         return {name: getattr(self, name) for name in names}
 
     def begin(self, numbering: Numbering) -> None:
@@ -234,9 +238,10 @@ class EarlyCroPCallback(ReconfiguringCallback):
     def _mask(self):
         """Sets the weights to zero that matter least, and lets them stay so."""
         self._detach_masks()
-        flow = gradient_flow(self.model, self._batches)
+        flow = measured_flow(self.model, self._batches, self.score)
+        by_weight = flow.weight_scores(self.score)
         scores = {
-            path: mean_over_workers(self.model, flow.weight_scores()[id(v)])
+            path: mean_over_workers(self.model, by_weight[id(v)])
             for path, v in kernels_of(self.model).items()
         }
         total = sum(x.size for x in scores.values())
@@ -273,7 +278,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         )
 
 
-def _check_sparsity(sparsity, target):
+def _check_what_goes(sparsity, target, score, structured):
     if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
         raise ValueError(
             "`sparsity` is the part of the model that goes, a number above 0 "
@@ -283,4 +288,15 @@ def _check_sparsity(sparsity, target):
         raise ValueError(
             f"`target` must be one of {', '.join(map(repr, _QUANTITIES))}. "
             f"Received: target={target!r}"
+        )
+    if score not in ON_DATA:
+        raise ValueError(
+            f"`score` must be one of {', '.join(map(repr, ON_DATA))}. "
+            f"Received: score={score!r}"
+        )
+    if not structured and target != "channels":
+        raise ValueError(
+            "`target` says what whole channels are to save. Leave it out with "
+            "structured=False, where `sparsity` is the part of all weights of "
+            f"kernels. Received: target={target!r}"
         )

@@ -30,8 +30,8 @@ from keras_prunetrain.fit.scoring_data import (
     check_scoring_data,
     scoring_batches,
 )
-from keras_prunetrain.gradient_flow import gradient_flow
-from keras_prunetrain.saliency import GRADIENT_FLOW, number_score
+from keras_prunetrain.gradient_flow import measured_flow
+from keras_prunetrain.saliency import ON_DATA, number_score
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -72,10 +72,10 @@ class TargetPruneCallback(ReconfiguringCallback):
             the loss's gradient by a factor on the channel, averaged over the
             first steps of a round, without the penalties on weights.
             `"magnitude"`: the squared norm of its weights, in the mean over
-            the channels of each kernel. `"gradient_flow"`: EarlyCroP's score,
-            see `EarlyCroPCallback`. `"random"`: drawn, as a control. Or a
-            function of a `Numbering` that returns a float array, one number of
-            at least 0 for each number.
+            the channels of each kernel. `"gradient_flow"`, `"snip"`, `"grasp"`,
+            `"synflow"`: see `EarlyCroPCallback`. `"random"`: drawn, as a
+            control. Or a function of a `Numbering` that returns a float array,
+            a number of at least 0 for each.
         warmup: Fraction of the epochs of `fit`, a float, or a number of epochs,
             an integer: how long the model trains before the first round.
         decay: The same for how long all rounds take.
@@ -83,7 +83,7 @@ class TargetPruneCallback(ReconfiguringCallback):
             `decay` has fewer epochs.
         max_layer_cut: Float in (0, 1): the part of a layer's channels that may
             go, over all rounds.
-        scoring_data: For `score="gradient_flow"`, as of `EarlyCroPCallback`.
+        scoring_data: For these four, as of `EarlyCroPCallback`.
         of: A `Cost`, the fractions of which are meant. Defaults to `None`, that
             of the model as `fit` finds it.
         reconfigure: Dict of further arguments for `reconfigure`:
@@ -139,9 +139,9 @@ class TargetPruneCallback(ReconfiguringCallback):
         self.max_layer_cut = max_layer_cut
         self.of = of
         self._score = number_score(score)
-        if score == GRADIENT_FLOW:
-            check_scoring_data(scoring_data)
-            self._score = self._gradient_flow
+        if score in ON_DATA:
+            check_scoring_data(score, scoring_data)
+            self._score = self._on_data
         self.scoring_data = scoring_data
         self.forget()
 
@@ -305,10 +305,11 @@ class TargetPruneCallback(ReconfiguringCallback):
             self.meter.input_shapes,
         )
 
-    def _gradient_flow(self, numbering):
+    def _on_data(self, numbering):
         batches = scoring_batches(self.scoring_data)
-        flow = gradient_flow(self.model, batches)
-        return mean_over_workers(self.model, flow.channel_scores(numbering))
+        flow = measured_flow(self.model, batches, self.score)
+        scores = flow.channel_scores(numbering, self.score)
+        return mean_over_workers(self.model, scores)
 
     def _check_target(self, numbering):
         """Raises a `ValueError` if the model cannot become so small."""

@@ -14,11 +14,11 @@ _BATCHES = 5
 _BATCH_SIZE = 32
 
 
-def check_scoring_data(data: Any) -> None:
+def check_scoring_data(score: str, data: Any) -> None:
     """Raises a `ValueError` if a score that needs data has none."""
     if data is None:
         raise ValueError(
-            "score='gradient_flow' is measured on training data. Pass them as "
+            f"score={score!r} is measured on training data. Pass them as "
             "`scoring_data`, a `tf.data.Dataset` of batches or a tuple of "
             "arrays, `(x, y)`. Received: scoring_data=None"
         )

@@ -169,6 +169,11 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
             "sparsity=0.5: --method=targetprune takes no --sparsity. Leave it "
             "out, or choose --method=earlycrop.",
         ),
+        (
+            ["--method=earlycrop", "--target_flops=0.5", "--score=taylor"],
+            "flags method=earlycrop, score=taylor: --method=earlycrop takes "
+            "one of gradient_flow, snip, grasp, synflow.",
+        ),
         (["--sparsity=1"], "flag --sparsity=1: "),
         (["--when=late"], "flag --when=late: must be lazy, paper_code, start"),
         (["--rounds=0"], "flag --rounds=0: "),

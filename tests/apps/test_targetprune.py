@@ -85,7 +85,7 @@ def test_a_run_of_earlycrop_weight_by_weight(tmp_path):
     words = [x for x in SMALL if "method" not in x]
     run(
         *(train_cifar, *words, "--method=earlycrop", "--when=1"),
-        *("--sparsity=0.75", f"--workdir={tmp_path}"),
+        *("--sparsity=0.75", "--score=snip", f"--workdir={tmp_path}"),
     )
     model = keras.saving.load_model(tmp_path / "model.keras")
     assert kpt.mask_report(model).density == pytest.approx(0.25, abs=1e-3)

@@ -61,7 +61,7 @@ def test_the_channels_that_matter_least_to_the_gradient_flow_go():
                 x, y = DATA
                 # Arrays are read in batches of 32.
                 flow = gradient_flow(self.model, [Batch(x[:32], y[:32])])
-                seen["scores"] = flow.channel_scores(numbering)
+                seen["scores"] = flow.channel_scores(numbering, "gradient_flow")
                 seen["layers"] = {
                     x.layer: x.numbers for x in numbering.kernels("out")
                 }
@@ -106,6 +106,19 @@ def test_at_the_start_no_dense_step_is_taken():
     after = kpt.model_cost(model).training_flops
     assert flops == [24 * after] * 2
     assert pruning.reports[0].seconds_saved == 0.0
+
+
+@pytest.mark.parametrize("score", ["snip", "grasp", "synflow"])
+@pytest.mark.parametrize("structured", [True, False])
+def test_other_scores_meet_the_target(score, structured):
+    model = network()
+    before = size(model, "channels")
+    pruning = pruning_of(when="start", score=score, structured=structured)
+    fit(model, pruning, epochs=1)
+    if structured:
+        assert 0.4 < size(model, "channels") / before <= 0.6
+    else:
+        assert kpt.mask_report(model).density == pytest.approx(0.6, abs=0.01)
 
 
 def test_iterations_score_anew_at_one_moment():
@@ -203,6 +216,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
         ({"sparsity": 1.0}, "`sparsity` is the part of the model that goes"),
         ({"target": "bytes"}, "'channels', 'parameters', 'flops'"),
         ({"when": "late"}, "`when` must be"),
+        ({"score": "taylor"}, "'gradient_flow', 'snip', 'grasp', 'synflow'"),
         ({"iterations": 0}, "`iterations` must be"),
         ({"reconfigure": {"score": len}}, "Received: 'score'"),
     ],

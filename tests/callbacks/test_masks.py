@@ -84,7 +84,7 @@ def test_the_weights_that_matter_least_to_the_gradient_flow_go():
     class See(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             flow = gradient_flow(self.model, [Batch(*DATA)])
-            seen.setdefault("scores", flow.weight_scores())
+            seen.setdefault("scores", flow.weight_scores("gradient_flow"))
             seen.setdefault("kernels", kernels_of(self.model))
 
     model.fit(*(*DATA, 8, 1), verbose=0, callbacks=[See(), pruning])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_prunetrain as kpt
+from keras_prunetrain import saliency
 from keras_prunetrain.channels.numbering import number_channels
 from tests import optimizers
 from tests.callbacks.fits import TRACED, examples, network
@@ -84,7 +85,7 @@ def test_the_lowest_scores_go(score):
             seen["scores"] = seen["plan"].score
             return seen["plan"]
 
-    data = examples(24) if score == "gradient_flow" else None
+    data = examples(24) if score in saliency.ON_DATA else None
     pruning = See(0.6, score=score, scoring_data=data, rounds=1)
     fit(model, pruning)
     scores, alive = seen["scores"], seen["plan"].alive
