@@ -164,7 +164,11 @@ class EarlyCroPCallback(ReconfiguringCallback):
         if self.moment is None:
             last = self.last_epoch or max(1, self.params["epochs"] // 2)
             self.moment = Moment(
-                self.when, self.sparsity, self.first_epoch, last
+                self.when,
+                self.sparsity,
+                self.first_epoch,
+                last,
+                self.structured,
             )
         self.moment.begin(self.model)
 

@@ -61,7 +61,17 @@ def test_the_authors_code_compares_with_the_first_change():
     found, moment = moments(values, when="paper_code")
     assert moment.distances == pytest.approx([0.0, 1.0, 1.5, 1.8])
     assert found == [3]  # 0.3 < 1 * (1 - 0.5 - 0.1)
-    assert moments(values, when="paper_code", sparsity=0.95)[0] == []
+    assert moments(values, when="paper_code", sparsity=0.65)[0] == []
+
+
+def test_the_authors_code_is_less_strict_with_single_weights():
+    values = [1.0, 2.0, 2.5, 2.8]  # 0.3 < 1 * (1 - 0.65)
+    single = {"when": "paper_code", "structured": False}
+    assert moments(values, sparsity=0.65, **single)[0] == [3]
+    assert moments(values, sparsity=0.75, **single)[0] == []
+    still = [1.0, 2.0, 2.5, 2.51]
+    assert moments(still, sparsity=0.95, **single)[0] == [3]
+    assert moments(still, sparsity=0.95, when="paper_code")[0] == []
 
 
 def test_a_number_of_epochs_is_one():
