@@ -185,7 +185,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
             "moment": self.moment and self.moment.get_state(),
             "is_over": self._is_over,
             "first_cost": self._first_cost,
-            "masks": self._masks and self._masks.masks,
+            # By position: another process may count names otherwise.
+            "masks": self._masks and list(self._masks.masks.values()),
         }
         return super().get_state() | own
 
@@ -196,7 +197,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         self._is_over = state["is_over"]
         self._first_cost = state["first_cost"]
         if state["masks"] is not None:
-            self._masks = Masks(self.model, state["masks"])
+            names = kernels_of(self.model)
+            masks = dict(zip(names, state["masks"], strict=True))
+            self._masks = Masks(self.model, masks)
             self._masks.attach(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -245,8 +248,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
         flow = measured_flow(self.model, self._batches, self.score)
         by_weight = flow.weight_scores(self.score)
         scores = {
-            path: mean_over_workers(self.model, by_weight[id(v)])
-            for path, v in kernels_of(self.model).items()
+            name: mean_over_workers(self.model, by_weight[id(v)])
+            for name, v in kernels_of(self.model).items()
         }
         total = sum(x.size for x in scores.values())
         done = (self._cuts_done + 1) / self.iterations

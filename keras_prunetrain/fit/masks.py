@@ -1,5 +1,7 @@
 """Weights that stay zero through a training, one by one."""
 
+import collections
+
 import keras
 import numpy as np
 from keras.optimizers import Optimizer
@@ -18,23 +20,23 @@ class Masks:
 
     Args:
         model: The model that trains; compiled, for TensorFlow.
-        masks: Dict from the path of a weight to a bool array of its shape:
-            which entries stay.
+        masks: Dict from a name of `kernels_of` to a bool array of the weight's
+            shape: which entries stay.
     """
 
     def __init__(self, model: keras.Model, masks: dict[str, np.ndarray]):
         self.masks = masks
-        weights = {v.path: v for v in model.trainable_variables}
+        weights = kernels_of(model)
         with keras_internals.strategy_scope(model):
             self._variables = {
-                id(weights[path]): keras.Variable(
+                id(weights[name]): keras.Variable(
                     mask.astype("float32"), trainable=False, name="mask"
                 )
-                for path, mask in masks.items()
+                for name, mask in masks.items()
             }
-        for path, mask in masks.items():
-            value = keras_internals.values_of(weights[path])
-            weights[path].assign(np.where(mask, value, 0.0))
+        for name, mask in masks.items():
+            value = keras_internals.values_of(weights[name])
+            weights[name].assign(np.where(mask, value, 0.0))
 
     def attach(self, model: keras.Model) -> None:
         """Acts in every step of the optimizer, which is traced anew."""
@@ -104,9 +106,16 @@ def largest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
 
 
 def kernels_of(model: keras.Model) -> dict[str, keras.Variable]:
-    """Returns the weights whose entries may go, by their paths.
+    """Returns the weights whose entries may go, by their names.
 
     These are the trainable weights of two axes and more: kernels, without
-    biases and the vectors of normalization.
+    biases and the vectors of normalization. A name is the weight's path. Layers
+    of two inner models may share one, so the second has `#2` behind it.
     """
-    return {v.path: v for v in model.trainable_variables if len(v.shape) >= 2}
+    found, times = {}, collections.Counter()
+    for weight in model.trainable_variables:
+        if len(weight.shape) >= 2:
+            times[weight.path] += 1
+            count = times[weight.path]
+            found[weight.path + (f"#{count}" if count > 1 else "")] = weight
+    return found

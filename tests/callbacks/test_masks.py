@@ -111,6 +111,27 @@ def test_the_largest_of_all_arrays_together():
     np.testing.assert_array_equal(found["b"], [True, False, False])
 
 
+def test_kernels_of_the_same_path_have_masks_of_their_own():
+    def tower(name):
+        image = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(5, 3, name="conv")(image)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(image, x, name=name)
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Concatenate()(
+        [tower("left")(image), tower("right")(image)]
+    )
+    model = keras.Model(image, keras.layers.Dense(3)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    assert [v.path for v in model.trainable_variables].count("conv/kernel") == 2
+    names = kernels_of(model)
+    assert list(names)[:2] == ["conv/kernel", "conv/kernel#2"]
+    fit(model, pruning_of(), 2)
+    assert zeros(model) == size(model) - round(0.1 * size(model))
+
+
 def test_before_the_moment_it_is_dense_training():
     model = network()
     counts = Zeros()
@@ -213,6 +234,24 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
             program(tmp_path / "pieces", stop)
     pieces = program(tmp_path / "pieces")
     pieces.equals(program(tmp_path / "whole"))
+
+
+def test_another_process_may_name_the_layers_otherwise(tmp_path):
+    def run(stop):
+        model = keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+            + [keras.layers.Dense(3)]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, run_eagerly=True)
+        backup = kpt.BackupAndRestore(tmp_path / "backup")
+        fit(model, pruning_of(), 3, [backup, Break(stop)])
+        return model
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run((1, 1))
+    model = run(None)  # Its layer is `dense_1` if that one's was `dense`.
+    assert zeros(model) == size(model) - round(0.1 * size(model))
 
 
 def test_a_target_for_channels_is_refused():
