@@ -8,7 +8,8 @@ of the workers or both are killed (SIGKILL) at a random moment, and often while
 a backup is being written. They are started again, and killed again, until the
 training ends. Weights, optimizer, history and reports must then be those of a
 training that nobody killed, to the last bit, and no epoch but the last one that
-had begun may have been trained twice.
+had begun may have been trained twice; where backups are written after a number
+of steps, also the last steps of the epoch before.
 
 This program can be killed as well: started again, it goes on counting. Its
 counts are in `--folder` until all trainings of one kind have ended.
@@ -120,7 +121,7 @@ def chaos(folder, kills, seed, count=1):
         live(place, row, count, wait, moments)
         if row["ended"]:
             row["epochs"] = epochs_in(place)
-            row["no_gap"] = follow_each_other(row["epochs"])
+            row["no_gap"] = follow_each_other(row["epochs"], row["save_freq"])
             row["equal"] = ends(place, count) == expected
             print(row, flush=True)
         write(progress, found)
@@ -202,19 +203,22 @@ def epochs_in(folder):
     return [list(map(int, text.split())) for text in texts]
 
 
-def follow_each_other(epochs):
+def follow_each_other(epochs, save_freq="epoch"):
     """Whether each process goes on with the last epoch of the one before.
 
     Or with the next one. Each process trains one epoch after the other.
 
     Args:
         epochs: List of a list for each process.
+        save_freq: String, one of `SAVE_FREQS`. With a number of steps, the last
+            backup may be one of the end of the epoch before.
     """
+    back = 0 if save_freq == "epoch" else 1
     within = all(
         row == list(range(row[0], row[0] + len(row))) for row in epochs
     )
     between = all(
-        0 <= after[0] - before[-1] <= 1
+        -back <= after[0] - before[-1] <= 1
         for before, after in zip(epochs, epochs[1:], strict=False)
     )
     whole = epochs[0][0] == 0 and epochs[-1][-1] == EPOCHS - 1

@@ -240,7 +240,7 @@ CASES = {
     },
     "muon": {"compiled": {"optimizer": lambda: keras.optimizers.Muon(0.01)}},
     "lamb": {"compiled": {"optimizer": lambda: keras.optimizers.Lamb(0.01)}},
-    "lion": {"compiled": {"optimizer": lambda: keras.optimizers.Lion(0.01)}},
+    "lion": {"compiled": {"optimizer": lambda: keras.optimizers.Lion(1e-4)}},
     "mixed_float16": {
         "compiled": {"optimizer": scaled_for_float16},
         "dtype": "mixed_float16",

@@ -60,3 +60,10 @@ def test_results_of_workers_stand_beside_those_of_one_process(tmp_path):
 )
 def test_an_epoch_that_is_trained_twice_or_never_is_noticed(epochs, follow):
     assert chaos.follow_each_other(epochs) == follow
+
+
+def test_backups_of_steps_may_be_of_the_epoch_before():
+    epochs = [[0, 1, 2], [1, 2, 3, 4, 5, 6, 7]]
+    assert chaos.follow_each_other(epochs, "3")
+    assert not chaos.follow_each_other(epochs, "epoch")
+    assert not chaos.follow_each_other([[0, 1, 2], [*range(8)]], "3")
