@@ -1,5 +1,6 @@
 """Every optimizer of Keras, by name, with the options that change its slots."""
 
+import pytest
 from keras import optimizers
 
 
@@ -55,3 +56,15 @@ BY_WEIGHT = {
     ),
 }
 ALL = ELEMENTWISE | BY_WEIGHT
+
+# Of each kind one: slots, accumulated gradients, several, a wrapper, a step
+# that looks at whole weights, and one that divides by a slot.
+_SOME = {"adamw", "accumulate", "multi", "loss_scale", "lamb", "ftrl"}
+
+
+def sampled():
+    """Returns parameters: all names; some are for `make test`."""
+    return [
+        pytest.param(name, marks=() if name in _SOME else pytest.mark.long)
+        for name in ALL
+    ]
