@@ -17,7 +17,9 @@ where `R` is the sum of the outputs for an input of ones, with the magnitudes of
 all weights in the place of the weights.
 """
 
-from collections.abc import Iterable
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -126,6 +128,50 @@ def measured_flow(
     return gradient_flow(model, batches)
 
 
+def check_batches(
+    model: keras.Model, batches: Sequence[Batch], rule: str
+) -> None:
+    """Raises a `ValueError` if `rule` cannot be measured on the first batch.
+
+    Args:
+        model: A compiled model.
+        batches: List of `Batch`es, at least one.
+        rule: One of `saliency.ON_DATA`.
+    """
+    try:
+        with _metrics_kept(model):
+            if rule == "synflow":  # Takes no targets.
+                model(batches[0].x, training=False)
+            else:
+                _task_loss(model, batches[0])
+    except Exception as error:  # Layers and losses raise what they like.
+        raise ValueError(
+            f"The loss of '{model.name}' cannot be measured on the first batch "
+            "of the scoring data. They must be what `fit` takes, and a model "
+            "with a `train_step` of its own needs `compile(loss=...)` or a "
+            f"`compute_loss`. {type(error).__name__}: {_said_by(error)}"
+        ) from error
+
+
+def _said_by(error):
+    """Returns the text of an error of Keras in one line, without its colors."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", str(error))
+    return " ".join(text.split("\n\nArguments received by")[0].split())
+
+
+@contextlib.contextmanager
+def _metrics_kept(model):
+    """Brings back the metrics, which a loss of several outputs counts into."""
+    before = [
+        (v, keras_internals.values_of(v)) for v in model.metrics_variables
+    ]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
 def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     """Returns the gradient and the Hessian's product with it.
 
@@ -150,9 +196,10 @@ def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
         )
     weights = list(model.trainable_variables)
     try:
-        gradients, products = keras_internals.hessian_products(
-            lambda batch: _task_loss(model, batch), weights, batches
-        )
+        with _metrics_kept(model):
+            gradients, products = keras_internals.hessian_products(
+                lambda batch: _task_loss(model, batch), weights, batches
+            )
     except LookupError as error:
         raise ValueError(
             f"The gradient flow of '{model.name}' needs second derivatives, "

@@ -9,6 +9,7 @@ from keras_prunetrain import saliency
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.gradient_flow import (
     Batch,
+    check_batches,
     gradient_flow,
     measured_flow,
 )
@@ -207,6 +208,32 @@ def test_nothing_of_the_model_changes(rule):
     measured_flow(model, batches_for(model), rule)
     for v, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), value)
+
+
+def test_what_keras_says_is_one_plain_line():
+    model = compiled(networks.residual)
+    (batch,) = batches_for(model, 1)
+    batch = batch._replace(x=batch.x[..., :1])
+    with pytest.raises(ValueError, match="ValueError: .*incompatible") as error:
+        check_batches(model, [batch], "gradient_flow")
+    text = str(error.value)
+    assert text.isprintable() and "Arguments received" not in text
+
+
+def test_the_metrics_of_an_epoch_do_not_count_the_scoring_data():
+    image = keras.Input((4,))
+    x = keras.layers.Dense(3)(image)
+    outputs = [keras.layers.Dense(1, name=name)(x) for name in ("a", "b")]
+    model = keras.Model(image, outputs)
+    model.compile("sgd", ["mse", "mse"])
+    x, y = np.ones((4, 4)), np.ones((4, 1))
+    model.train_on_batch(x, [y, y])
+    before = model.get_metrics_result()
+    assert len(before) == 3  # The loss of each output is a metric.
+    batches = [Batch(2 * x, [y, y])]
+    gradient_flow(model, batches)
+    check_batches(model, batches, "gradient_flow")
+    assert model.get_metrics_result() == before
 
 
 @pytest.mark.parametrize("rule", saliency.ON_DATA)

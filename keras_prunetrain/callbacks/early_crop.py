@@ -18,7 +18,7 @@ from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.masks import Masks, kernels_of, largest
 from keras_prunetrain.fit.moment import Moment, check_moment
 from keras_prunetrain.fit.scoring_data import scoring_batches
-from keras_prunetrain.gradient_flow import measured_flow
+from keras_prunetrain.gradient_flow import check_batches, measured_flow
 from keras_prunetrain.saliency import ON_DATA
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -88,7 +88,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
             first step, as `PruneTrainCallback`, and if the scoring data have no
-            batch; later, if the loss cannot be differentiated twice.
+            batch or do not fit the model; later, if the loss cannot be
+            differentiated twice.
 
     Reference:
         - [Rachwan et al., 2022](https://arxiv.org/abs/2206.10451), Winning the
@@ -159,6 +160,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
                 self._masks.attach(self.model)
             return
         self._batches = scoring_batches(self.scoring_data)
+        check_batches(self.model, self._batches, self.score)
         if self.structured:
             self._check_target(numbering)
         if self.moment is None:

@@ -174,6 +174,13 @@ def test_the_data_may_be_a_data_set():
     assert sizes[0] == sizes[1]
 
 
+def test_a_train_step_without_a_loss_is_refused_before_the_first_step():
+    model = network(compiled={"loss": None})
+    model.train_step = lambda data: pytest.fail("A step was taken.")
+    with pytest.raises(ValueError, match="needs `compile.*No loss to"):
+        fit(model, pruning_of(when=1))
+
+
 def test_on_two_replicas_the_same_channels_go(strategy):
     found = []
     for scope in (strategy.scope(), contextlib.nullcontext()):
@@ -236,6 +243,12 @@ def test_wrong_arguments_are_refused(kwargs, message):
         ({"data": (DATA[0],)}, "The arrays of the scoring data must be"),
         ({"data": (DATA[0], DATA[1][:3])}, "with as many examples each"),
         ({"data": []}, "have no batch"),
+        ({"data": (DATA[0][:, :5], DATA[1])}, "the first batch of the scoring"),
+        ({"data": (DATA[0], DATA[0])}, "the first batch of the scoring"),
+        (
+            {"data": (DATA[0][:, :5], DATA[1]), "score": "synflow"},
+            "the first batch of the scoring",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(kwargs, message):
