@@ -217,6 +217,17 @@ class EarlyCroPCallback(ReconfiguringCallback):
                 logs["weight_distance"] = self.moment.distances[-1]
         super().on_epoch_end(epoch, logs)
 
+    def on_train_end(self, logs=None):
+        if not self._is_over:
+            _LOG.warning(
+                "'%s' has not been pruned: this `fit` has ended before the "
+                "moment when=%r, %d epochs after the first step.",
+                self.model.name,
+                self.when,
+                len(self.moment.distances),
+            )
+        super().on_train_end(logs)
+
     def reconfigure(self, logs: Mapping[str, float] | None) -> None:
         if self.moment.is_late:
             _LOG.warning(
@@ -243,6 +254,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
                 self._mask()
         self._is_over = True
         self._batches = []
+        self.moment.drop_weights()
 
     def _mask(self):
         """Sets the weights to zero that matter least, and lets them stay so."""
@@ -267,7 +279,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
         """Raises a `ValueError` if the model cannot become so small."""
         choice = self._choice(numbering)
         self._first_cost = choice.total
-        least = choice.least_cost() / choice.total
+        # A model may have no channel that is not frozen.
+        least = choice.least_cost() / choice.total if choice.total else 1.0
         if 1.0 - self.sparsity < least:
             raise ValueError(
                 f"`sparsity` of the {self.target} of '{self.model.name}' can "

@@ -72,6 +72,10 @@ class Moment:
         ]
         self.distances.append(_norm(differences) / _norm(self._origin))
 
+    def drop_weights(self) -> None:
+        """Frees the first weights, once no further distance is measured."""
+        self._origin = None
+
     @property
     def has_come(self) -> bool:
         """Whether the model is to be pruned now, after the last epoch."""

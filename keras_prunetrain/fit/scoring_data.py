@@ -58,6 +58,8 @@ def scoring_batches(data: Any) -> list[Batch]:
 
 
 def _of_arrays(arrays):
+    if len(arrays) == 3 and arrays[2] is None:
+        arrays = arrays[:2]
     lengths = {len(x) for x in keras.tree.flatten(arrays)}
     if len(lengths) != 1 or not 2 <= len(arrays) <= 3:
         raise ValueError(

@@ -96,6 +96,36 @@ def test_a_criterion_that_never_fires_is_said(caplog):
     assert [report.epoch for report in pruning.reports] == [1]
 
 
+@pytest.mark.parametrize("when", ["lazy", 3])
+def test_a_fit_that_ends_before_the_moment_is_said(when, caplog):
+    model = network()
+    pruning = pruning_of(when=when, last_epoch=3, first_epoch=3)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, pruning, epochs=2)
+        assert f"before the moment when={when!r}, 2 epochs" in caplog.text
+        caplog.clear()
+        fit(model, pruning, epochs=1)  # A second `fit` goes on.
+    assert "has not been pruned" not in caplog.text
+    assert len(pruning.reports) == 1
+
+
+def test_the_first_weights_are_dropped_after_the_cut():
+    pruning = pruning_of(when=2)
+    model = network()
+    fit(model, pruning, epochs=1)
+    assert pruning.get_state()["moment"]["origin"] is not None
+    fit(model, pruning, epochs=1)
+    assert pruning.get_state()["moment"]["origin"] is None
+
+
+def test_a_model_without_free_channels_is_refused():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    data = np.ones((8, 3)), np.ones((8, 1))
+    with pytest.raises(ValueError, match="can be at most 0: every layer"):
+        fit(model, pruning_of(data=data), data=data)
+
+
 def test_at_the_start_no_dense_step_is_taken():
     model = network()
     before = size(model, "flops")
