@@ -1,5 +1,6 @@
 """Second derivatives, of which Keras has none."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,10 +52,18 @@ def hessian_products(
             flow, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
 
-    # As Keras's trainer: layers are converted by Keras, if at all.
-    traced = {"reduce_retracing": True, "autograph": False}
-    gradients = _summed(tf.function(gradient, **traced), batches)
-    products = _summed(tf.function(product, **traced), batches, gradients)
+    def traced(function):
+        # TensorFlow counts the traces of one piece of code, and warns of loops
+        # that make functions anew. A `partial` has no code of its own.
+        return tf.function(
+            functools.partial(function),
+            reduce_retracing=True,
+            # As Keras's trainer: layers are converted by Keras, if at all.
+            autograph=False,
+        )
+
+    gradients = _summed(traced(gradient), batches)
+    products = _summed(traced(product), batches, gradients)
     return [x.numpy() for x in gradients], [x.numpy() for x in products]
 
 
