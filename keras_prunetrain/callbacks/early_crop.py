@@ -214,7 +214,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
         if not self._is_over:
             self.moment.end_epoch(self.model)
             if logs is not None:
-                logs["weight_distance"] = self.moment.distances[-1]
+                distance = self.moment.distances[-1]
+                self._epoch_logs.add(logs, {"weight_distance": distance})
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):

@@ -18,7 +18,7 @@ from keras_prunetrain.variables import gradient_bytes
 _LOG = logging.getLogger("keras_prunetrain")
 _NAMES = (
     *("density", "training_flops", "batch_size", "memory_bytes"),
-    *("learning_rate", "communication_bytes"),
+    *("learning_rate", "communication_bytes", "weight_distance"),
 )
 
 

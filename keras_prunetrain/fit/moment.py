@@ -59,7 +59,7 @@ class Moment:
 
     def begin(self, model: keras.Model) -> None:
         """Takes note of the weights before the first step."""
-        if self._origin is None and self._when == "lazy":
+        if self._origin is None and self._when != "paper_code":
             self._origin = _values(model)
 
     def end_epoch(self, model: keras.Model) -> None:

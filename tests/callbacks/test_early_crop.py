@@ -87,6 +87,15 @@ def test_the_history_shows_the_distance_until_the_moment():
     assert history.history["weight_distance"] == pruning.moment.distances
 
 
+def test_a_metric_of_that_name_stays(caplog):
+    metric = keras.metrics.SparseCategoricalAccuracy(name="weight_distance")
+    model = network(compiled={"metrics": [metric, "accuracy"]})
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        history = fit(model, pruning_of(when=1), epochs=1).history
+    assert history["weight_distance"] == history["accuracy"]
+    assert "keeps the model's own metrics 'weight_distance'" in caplog.text
+
+
 def test_a_criterion_that_never_fires_is_said(caplog):
     model = network()
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):

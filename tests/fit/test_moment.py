@@ -75,7 +75,8 @@ def test_the_authors_code_is_less_strict_with_single_weights():
 
 
 def test_a_number_of_epochs_is_one():
-    found, moment = moments([1.0, 1.0, 1.0], when=2, last=1)
+    found, moment = moments([1.5, 1.0, 1.0], when=2, last=1)
+    assert moment.distances == [0.5, 0.0, 0.0]  # From the first weights.
     assert found == [1, 2] and not moment.is_late
 
 
