@@ -26,7 +26,8 @@ class Masks:
 
     def __init__(self, model: keras.Model, masks: dict[str, np.ndarray]):
         self.masks = masks
-        weights = kernels_of(model)
+        # Held, so that no other variable takes the `id` of one that is gone.
+        self._weights = weights = kernels_of(model)
         with keras_internals.strategy_scope(model):
             self._variables = {
                 id(weights[name]): keras.Variable(
@@ -34,12 +35,25 @@ class Masks:
                 )
                 for name, mask in masks.items()
             }
-        for name, mask in masks.items():
-            value = keras_internals.values_of(weights[name])
-            weights[name].assign(np.where(mask, value, 0.0))
 
     def attach(self, model: keras.Model) -> None:
-        """Acts in every step of the optimizer, which is traced anew."""
+        """Acts in every step of the optimizer, which is traced anew.
+
+        Raises:
+            ValueError: If a masked weight is no longer a weight of the model.
+        """
+        now = {id(weight) for weight in model.weights}
+        gone = [x.path for x in self._weights.values() if id(x) not in now]
+        if gone:
+            raise ValueError(
+                "The masks of an earlier `fit` are of weights that "
+                f"'{model.name}' no longer has: {', '.join(gone)}. The model "
+                "was reconfigured in between. Call `forget()` of the callback "
+                "to choose weights anew, or train without it."
+            )
+        for name, mask in self.masks.items():
+            value = keras_internals.values_of(self._weights[name])
+            self._weights[name].assign(np.where(mask, value, 0.0))
         for optimizer in keras_internals.leaf_optimizers(model.optimizer):
             hook = _Hook(self._variables, optimizer)
             keras_internals.add_step_hook(optimizer, _NAME, hook)

@@ -151,6 +151,44 @@ def test_they_stay_zero_in_a_second_fit_and_nothing_is_left_on_the_model():
     x, y = DATA
     model.fit(x, y, 8, verbose=0)  # Without the callback they train again.
     assert zeros(model) < gone
+    first = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            first.append(zeros(self.model))
+
+    fit(model, pruning, 1, [See()])
+    assert first == [gone] * 3
+
+
+def test_masks_of_weights_that_were_cut_in_between_are_refused():
+    model = network()
+    pruning = pruning_of()
+    fit(model, pruning, 2)
+    other = kpt.EarlyCroPCallback(0.4, DATA, when="start")
+    fit(model, other, 1)
+    assert len(other.reports) == 1
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="no longer has: .*logits/kernel"):
+        fit(model, pruning)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "apply" not in vars(model.optimizer)
+    pruning.forget()
+    fit(model, pruning, 2)
+    assert zeros(model) == size(model) - round(0.1 * size(model))
+
+
+def test_a_layer_may_be_frozen_afterwards():
+    model = network()
+    pruning = pruning_of()
+    fit(model, pruning, 2)
+    gone = zeros(model)
+    model.get_layer("inner").trainable = False
+    model.compile("adam", model.loss, run_eagerly=True)
+    fit(model, pruning, 1)
+    model.get_layer("inner").trainable = True
+    assert zeros(model) == gone
 
 
 def test_at_the_start_the_first_step_has_zeros():
