@@ -61,6 +61,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/log_overhead.py
 	$(BIN)/python tools/benchmarks/channel_counts.py
 	$(BIN)/python tools/benchmarks/long_run.py
+	$(BIN)/python tools/benchmarks/gradient_flow.py
 	$(BIN)/python tools/benchmarks/backup.py
 
 chaos: setup
