@@ -1,6 +1,7 @@
 """EarlyCroP: one cut, at the moment and by the score of the gradient flow."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -45,9 +46,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
     ```
 
     The history gains `weight_distance`: the distance of the weights from those
-    at first, over the norm of these, per epoch up to the cut. What
-    `PruneTrainCallback` says of the model's objects, of `batch`, of the history
-    and of the state after `fit` holds for this callback, too.
+    at first, over the norm of these, per epoch up to the cut, and NaN after it.
+    What `PruneTrainCallback` says of the model's objects, of `batch`, of the
+    history and of the state after `fit` holds for this callback, too.
 
     Args:
         sparsity: Float in (0, 1): the part of the model that goes.
@@ -211,11 +212,12 @@ class EarlyCroPCallback(ReconfiguringCallback):
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
+        distance = math.nan
         if not self._is_over:
             self.moment.end_epoch(self.model)
-            if logs is not None:
-                distance = self.moment.distances[-1]
-                self._epoch_logs.add(logs, {"weight_distance": distance})
+            distance = self.moment.distances[-1]
+        if logs is not None:
+            self._epoch_logs.add(logs, {"weight_distance": distance})
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
