@@ -9,6 +9,9 @@ from typing import Any
 # every run has these columns, even a dense one.
 _COLUMNS = (
     *("penalty_ratio", "interval", "threshold", "finetune_epochs", "factor"),
+    *("solver", "coupled"),
+    *("target", "score", "warmup", "decay", "rounds", "max_layer_cut"),
+    *("sparsity", "when", "structured", "iterations"),
 )
 
 

@@ -15,7 +15,9 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("score", ["taylor", "gradient_flow", "random"])
+@pytest.mark.parametrize(
+    "score", ["taylor", pytest.param("gradient_flow", marks=pytest.mark.long)]
+)
 def test_a_run_meets_its_target(score, tmp_path):
     run(
         *(train_cifar, *SMALL, "--target_flops=0.5", f"--score={score}"),
@@ -68,6 +70,7 @@ def test_another_seed_draws_other_random_scores():
     assert (one == same).all() and (one != other).any()
 
 
+@pytest.mark.long
 def test_a_run_of_earlycrop_meets_its_target(tmp_path):
     words = [x for x in SMALL if "method" not in x]
     run(

@@ -343,7 +343,9 @@ class Told(keras.callbacks.Callback):
     ("number", "error", "status"),
     [
         (signal.SIGTERM, SystemExit, (143,)),
-        (signal.SIGINT, KeyboardInterrupt, ()),
+        pytest.param(
+            signal.SIGINT, KeyboardInterrupt, (), marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_process_that_is_told_to_end_finishes_its_step(

@@ -22,6 +22,7 @@ import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.tensorboard import dashboard
 from keras_prunetrain.tensorboard.event_writer import MAGNITUDES, SCORES
+from keras_prunetrain.tensorboard.hparams import settings_of
 from tests.callbacks.fits import Kill, examples, network, widths
 from tests.disks import full_disk
 
@@ -281,6 +282,19 @@ def test_hparams_have_the_same_columns_whichever_run_is_read_first(
     assert columns(tmp_path) == columns(run[4])
     # TensorBoard shows only the first five.
     assert columns(tmp_path)[0] == "algorithm"
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        kpt.TargetPruneCallback(0.5),
+        kpt.EarlyCroPCallback(0.5, examples(24), when=1),
+    ],
+    ids=lambda pruning: type(pruning).__name__,
+)
+def test_every_method_has_the_same_columns(pruning, run):
+    known = settings_of(run[1]).keys()
+    assert settings_of(pruning).keys() == known
 
 
 def test_the_settings_are_hparams(run):

@@ -222,6 +222,7 @@ def test_a_train_step_without_a_loss_is_refused_before_the_first_step():
         fit(model, pruning_of(when=1))
 
 
+@pytest.mark.long
 def test_on_two_replicas_the_same_channels_go(strategy):
     found = []
     for scope in (strategy.scope(), contextlib.nullcontext()):

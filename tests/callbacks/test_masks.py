@@ -216,6 +216,7 @@ def test_on_two_replicas(strategy):
     assert min(same) > 0.99  # Rounding may exchange two weights.
 
 
+@pytest.mark.long
 def test_the_file_is_smaller_by_compression(tmp_path):
     sizes = []
     for sparsity in (0.1, 0.95):

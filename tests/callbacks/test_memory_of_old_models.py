@@ -97,7 +97,10 @@ def scaled():
     return keras.optimizers.LossScaleOptimizer(adam)
 
 
-@pytest.mark.parametrize("optimizer", [scaled, ELEMENTWISE["multi"]])
+@pytest.mark.parametrize(
+    "optimizer",
+    [scaled, pytest.param(ELEMENTWISE["multi"], marks=pytest.mark.long)],
+)
 def test_old_weights_and_slots_are_freed_by_each_reconfiguration(optimizer):
     watch, in_use = train(network(optimizer()))
     assert all(watch.memories)

@@ -87,7 +87,12 @@ def test_the_optimizer_chooses_the_solver_unless_it_is_given(
 
 
 @pytest.mark.parametrize(
-    "name", sorted(optimizers.ALL.keys() - {"ftrl", "schedule_free"})
+    "name",
+    [
+        x
+        for x in optimizers.sampled()
+        if x.values[0] not in ("ftrl", "schedule_free")
+    ],
 )
 def test_channels_arrive_at_zero_under_every_optimizer(name):
     model, watch = compiled(optimizers.ALL[name]()), Watch()

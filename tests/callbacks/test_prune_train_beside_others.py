@@ -266,7 +266,10 @@ def largest(labels, logits):
 
 @pytest.mark.parametrize(
     ("loss", "traced"),
-    [(halved, False), (lambda labels, logits: halved(labels, logits), True)],
+    [
+        pytest.param(halved, False, marks=pytest.mark.long),
+        (lambda labels, logits: halved(labels, logits), True),
+    ],
 )
 def test_losses_and_metrics_are_carried_as_objects(loss, traced):
     mean = keras.metrics.MeanMetricWrapper(largest, name="mean_largest")

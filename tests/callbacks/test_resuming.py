@@ -86,7 +86,7 @@ class DieAtTheEndOfAnEpoch(keras.callbacks.Callback):
         raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("epochs", [2, 3])
+@pytest.mark.parametrize("epochs", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_epochs_without_lasso_go_on(epochs, tmp_path):
     """Two of them: the process is killed before and within."""
 
@@ -153,7 +153,9 @@ def early():
     return keras.callbacks.EarlyStopping("loss", patience=1, min_delta=100.0)
 
 
-@pytest.mark.parametrize("pruned", [None, {"interval": 5}])
+@pytest.mark.parametrize(
+    "pruned", [{"interval": 5}, pytest.param(None, marks=pytest.mark.long)]
+)
 def test_a_training_that_was_stopped_early_stays_so(pruned, tmp_path):
     def arguments():
         return {"behind": [early()], "pruned": pruned, "deaths": DEATHS}
@@ -167,6 +169,7 @@ def test_a_training_that_was_stopped_early_stays_so(pruned, tmp_path):
     assert not (pieces / "backups").exists()
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_at_its_end_ends_as_it_would_have(tmp_path):
     def arguments():
         return {"pruned": {"interval": 2}, "deaths": DEATHS}

@@ -270,7 +270,9 @@ def test_a_log_shows_target_and_channels(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize(
+    "steps_per_execution", [1, pytest.param(2, marks=pytest.mark.long)]
+)
 def test_data_of_unknown_length(steps_per_execution):
     x, y = examples(24)
     model = network(

@@ -88,6 +88,7 @@ def test_a_step_without_memory_is_done_with_the_size_before(
     found.model.fit(*examples(8), verbose=0)  # An ordinary one again.
 
 
+@pytest.mark.long
 def test_the_second_lack_of_memory_ends_the_training(most, tmp_path, caplog):
     class Shrink(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -104,12 +105,14 @@ def test_the_second_lack_of_memory_ends_the_training(most, tmp_path, caplog):
     assert caplog.text.count("has run out of memory") == 1
 
 
+@pytest.mark.long
 def test_the_first_size_is_not_tried_but_needed(most, tmp_path):
     most.append(4)
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(tmp_path, 16)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "stop", [(1, 2), pytest.param((3, 0), marks=pytest.mark.long)]
 )
