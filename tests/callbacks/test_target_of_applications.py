@@ -6,16 +6,8 @@ import pytest
 
 import keras_prunetrain as kpt
 
-# Residual, inverted residual, squeeze and excitation, dense, separable.
-NAMES = (
-    "ResNet50V2",
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "EfficientNetB0",
-    "DenseNet121",
-    "NASNetMobile",
-)
+# Residual, separable, squeeze and excitation.
+NAMES = ("ResNet50V2", "MobileNet", "MobileNetV3Small")
 SIZE = (32, 32, 3)
 
 
@@ -25,7 +17,6 @@ SIZE = (32, 32, 3)
     [
         *((name, "flops") for name in NAMES),
         ("MobileNetV2", "parameters"),
-        ("EfficientNetB0", "parameters"),
     ],
 )
 def test_the_target_is_met_within_two_percent(name, target):

@@ -67,9 +67,8 @@ def train(folder, maximum, *, stop=None, behind=(), save_freq=1, **compiled):
     return Trained(model, pruning, history)
 
 
-@pytest.mark.parametrize(
-    "compiled", [{}, pytest.param(TRACED, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("compiled", [TRACED])
 def test_a_step_without_memory_is_done_with_the_size_before(
     compiled, most, tmp_path, caplog
 ):
@@ -113,9 +112,7 @@ def test_the_first_size_is_not_tried_but_needed(most, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "stop", [(1, 2), pytest.param((3, 0), marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("stop", [(1, 2)])
 def test_another_process_trains_with_the_size_that_worked(
     stop, most, tmp_path, caplog
 ):
