@@ -84,6 +84,7 @@ def test_a_run_of_earlycrop_meets_its_target(tmp_path):
     assert result["recipe"]["when"] == "1"
 
 
+@pytest.mark.long
 def test_a_run_of_earlycrop_weight_by_weight(tmp_path):
     words = [x for x in SMALL if "method" not in x]
     run(

@@ -149,6 +149,7 @@ def test_at_the_start_no_dense_step_is_taken():
     assert pruning.reports[0].seconds_saved == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", ["snip", "grasp", "synflow"])
 @pytest.mark.parametrize("structured", [True, False])
 def test_other_scores_meet_the_target(score, structured):

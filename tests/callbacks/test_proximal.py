@@ -69,13 +69,18 @@ class Watch(keras.callbacks.Callback):
     ("name", "solver", "in_loss"),
     [
         ("sgd", "auto", True),
-        ("sgd", "proximal", False),
         ("adamw", "auto", False),
-        ("adamw", "subgradient", True),
-        ("ftrl", "auto", True),
-        ("loss_scale", "auto", True),
-        ("multi_by_function", "auto", False),
-        ("multi_by_function", "proximal", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("sgd", "proximal", False),
+                ("adamw", "subgradient", True),
+                ("ftrl", "auto", True),
+                ("loss_scale", "auto", True),
+                ("multi_by_function", "auto", False),
+                ("multi_by_function", "proximal", False),
+            )
+        ),
     ],
 )
 def test_the_optimizer_chooses_the_solver_unless_it_is_given(

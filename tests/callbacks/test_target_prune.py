@@ -201,6 +201,7 @@ def test_the_target_can_be_of_another_model():
     assert 0.3 < cost(model) / first.forward_flops <= 0.5
 
 
+@pytest.mark.long
 def test_another_model_gets_a_target_of_its_own():
     pruning = kpt.TargetPruneCallback(0.5, rounds=1)
     for _ in range(2):
@@ -221,6 +222,7 @@ def test_skipped_layers_stay_and_layers_keep_multiples():
     assert model.get_layer("inner").filters in (2, 4)
 
 
+@pytest.mark.long
 def test_on_two_replicas_the_target_is_met_alike(strategy):
     found = []
     for scope in (strategy.scope(), contextlib.nullcontext()):
@@ -263,6 +265,7 @@ def test_the_batch_grows_with_each_cut():
     assert history["batch_size"][0] == 8 < history["batch_size"][-1]
 
 
+@pytest.mark.long
 def test_a_log_shows_target_and_channels(tmp_path):
     fit(network(), kpt.TargetPruneCallback(0.5, log_dir=tmp_path))
     text = (tmp_path / "density_log.json").read_text()
