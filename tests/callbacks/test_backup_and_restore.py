@@ -300,6 +300,7 @@ def test_a_training_in_pieces_equals_the_whole_one(name, whole, tmp_path):
         assert curves(tmp_path) == logged
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "last"),
     [

@@ -173,6 +173,7 @@ def test_the_subgradient_of_the_groups_is_followed(make):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 @pytest.mark.parametrize(
     ("make", "solver"), [(adam, "proximal"), (momentum, "subgradient")]

@@ -250,6 +250,7 @@ def program(folder, stop=None):
     return Trained(model, pruning, history)
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     for stop in [(1, 1), (2, 1)]:
         with pytest.raises(RuntimeError, match="killed"):

@@ -161,6 +161,7 @@ def test_they_stay_zero_in_a_second_fit_and_nothing_is_left_on_the_model():
     assert first == [gone] * 3
 
 
+@pytest.mark.long
 def test_masks_of_weights_that_were_cut_in_between_are_refused():
     model = network()
     pruning = pruning_of()
@@ -198,6 +199,7 @@ def test_at_the_start_the_first_step_has_zeros():
     assert counts.counts == [size(model) - round(0.1 * size(model))] * 3
 
 
+@pytest.mark.long
 def test_on_two_replicas(strategy):
     masks = []
     for scope in (strategy.scope(), contextlib.nullcontext()):

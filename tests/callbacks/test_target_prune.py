@@ -272,6 +272,7 @@ def test_a_log_shows_target_and_channels(tmp_path):
     assert "densities" in text
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(
     "steps_per_execution", [1, pytest.param(2, marks=pytest.mark.long)]
@@ -546,6 +547,7 @@ def program(folder, stop=None):
     return Trained(model, pruning, history)
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     # Before the rounds, before and after the choice, between two rounds and
     # after them.
