@@ -131,9 +131,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
 
     def is_due(self, epoch: int) -> bool:
         return (
-            not self._is_over
-            and self.when != "start"
-            and (self.moment.has_come)
+            not self._is_over and self.when != "start" and self.moment.has_come
         )
 
     def plan(self) -> Plan:

@@ -75,26 +75,11 @@ class _Hook:
 
     def __call__(self, step, gradients, variables):
         result = step(gradients, variables)
-        updated, slots, _ = keras_internals.optimizer_variables(self._optimizer)
-        place = {id(variable): i for i, variable in enumerate(updated)}
-        masked, masks = [], []
-        for variable in variables:
-            mask = self._masks.get(id(variable))
-            if mask is None:
-                continue
-            of_variable = (x[place[id(variable)]] for x in slots.values())
-            masked += [variable] + [
-                slot
-                for slot in of_variable
-                if slot is not None and slot.shape == variable.shape
-            ]
-            masks += [mask] * (len(masked) - len(masks))
-        keras_internals.update_in_step(
-            self._optimizer,
-            masked,
-            keras_internals.multiplied,
-            [keras.ops.convert_to_tensor(mask) for mask in masks],
-        )
+        factors = {
+            key: keras.ops.convert_to_tensor(mask)
+            for key, mask in self._masks.items()
+        }
+        keras_internals.scale_in_step(self._optimizer, variables, factors)
         return result
 
 

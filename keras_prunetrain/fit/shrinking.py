@@ -162,22 +162,8 @@ class ShrinkingChannels:
         """Multiplies the chosen slices of `variables` and of their slots."""
         for variable in variables:
             self._unseen.pop(id(variable), None)
-        factors = self._factors(variables)
-        updated, slots, _ = keras_internals.optimizer_variables(optimizer)
-        place = {id(variable): i for i, variable in enumerate(updated)}
-        shrinking, arguments = [], []
-        for variable in variables:
-            factor = factors.get(id(variable))
-            if factor is None:
-                continue
-            shrinking.append(variable)
-            for of_all in slots.values():
-                slot = of_all[place[id(variable)]]
-                if slot is not None and slot.shape == variable.shape:
-                    shrinking.append(slot)
-            arguments += [factor] * (len(shrinking) - len(arguments))
-        keras_internals.update_in_step(
-            optimizer, shrinking, keras_internals.multiplied, arguments
+        keras_internals.scale_in_step(
+            optimizer, variables, self._factors(variables)
         )
         if optimizer is self._optimizers[-1]:
             keras_internals.update_in_step(

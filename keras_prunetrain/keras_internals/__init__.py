@@ -36,6 +36,7 @@ from keras_prunetrain.keras_internals.identity import (
 from keras_prunetrain.keras_internals.in_step import (
     gradient_of,
     multiplied,
+    scale_in_step,
     sum_over_replicas,
     update_in_step,
 )
@@ -173,6 +174,7 @@ __all__ = [
     "replace_part",
     "restore_learning_rate",
     "running_fits",
+    "scale_in_step",
     "scale_learning_rate",
     "scheduled_rate",
     "set_attribute",

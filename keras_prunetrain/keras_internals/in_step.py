@@ -1,10 +1,12 @@
 """What a hook of the train step does on one replica or on several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras.optimizers import Optimizer
+
+from keras_prunetrain.keras_internals.optimizer import optimizer_variables
 
 
 def update_in_step(
@@ -78,6 +80,39 @@ def gradient_of(
         variable.value,
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+
+
+def scale_in_step(
+    optimizer: Optimizer,
+    variables: Sequence[keras.Variable],
+    factors: Mapping[int, Any],
+) -> None:
+    """Multiplies variables, and their slots, by factors of at least 0.
+
+    Call this from a hook of `add_step_hook`. Where a factor is 0, the result is
+    0, even of a NaN (`multiplied`).
+
+    Args:
+        optimizer: The optimizer whose step calls the hook.
+        variables: List of variables that the optimizer updates.
+        factors: Dict from the `id` of a variable to a tensor that can be
+            broadcast to its shape. Other variables stay as they are.
+    """
+    updated, slots, _ = optimizer_variables(optimizer)
+    place = {id(variable): i for i, variable in enumerate(updated)}
+    scaled, arguments = [], []
+    for variable in variables:
+        if id(variable) not in factors:
+            continue
+        of_variable = (x[place[id(variable)]] for x in slots.values())
+        own = [variable] + [
+            slot
+            for slot in of_variable
+            if slot is not None and slot.shape == variable.shape
+        ]
+        scaled += own
+        arguments += [factors[id(variable)]] * len(own)
+    update_in_step(optimizer, scaled, multiplied, arguments)
 
 
 def multiplied(value: Any, factor: Any) -> Any:
