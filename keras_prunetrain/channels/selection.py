@@ -1,9 +1,9 @@
-"""Finds the layers that `skip` selects, and the channels of these layers."""
+"""Finds the layers that a user names, and the channels of these layers."""
 
 import fnmatch
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import numpy as np
@@ -20,44 +20,59 @@ def matching_layers(numbering: Numbering, skip: Skip) -> list[str]:
 
     Args:
         numbering: A `Numbering`.
-        skip: One of, or several of: a layer; a name or a pattern
+        skip: As the argument `wanted` of `selected`.
+
+    Raises:
+        ValueError: If one of them matches no layer, or is a function that
+            fails.
+    """
+    return selected(numbering.layers, skip, "skip")
+
+
+def selected(
+    layers: Mapping[str, keras.Operation], wanted: Skip, argument: str
+) -> list[str]:
+    """Returns the keys of the layers that a user wants.
+
+    Args:
+        layers: Dict from keys to layers.
+        wanted: One of, or several of: a layer; a name or a pattern
             (`"stage1_*"`) of names or keys; a function of a layer that returns
-            whether to skip the layer.
+            whether it is wanted.
+        argument: Name of the argument that holds `wanted`, for messages.
 
     Raises:
         ValueError: If one of them matches no layer, or is a function that
             fails.
     """
     found = []
-    for wanted in _each(skip):
-        is_wanted = _matcher(wanted)
-        matches = [
-            key
-            for key, layer in numbering.layers.items()
-            if is_wanted(key, layer)
-        ]
+    for one in _each(wanted):
+        is_wanted = _matcher(one, argument)
+        matches = [key for key, x in layers.items() if is_wanted(key, x)]
         if not matches:
-            name = getattr(wanted, "name", wanted)
+            name = getattr(one, "name", one)
             raise ValueError(
-                f"`skip` names {name!r}, which is no layer of the model and "
-                "matches no layer's name. Layers: "
-                f"{', '.join(sorted(numbering.layers))}."
+                f"`{argument}` names {name!r}, which is no layer of the model "
+                "and matches no layer's name. Layers: "
+                f"{', '.join(sorted(layers))}."
             )
         found += matches
     return found
 
 
-def _each(skip: Skip) -> tuple[Wanted, ...]:
-    """Returns the entries of `skip`, which may be a single one, as a tuple."""
-    if isinstance(skip, str):
-        return (skip,)
+def _each(wanted: Skip) -> tuple[Wanted, ...]:
+    """Returns the entries of `wanted`, or a single one, as a tuple."""
+    if isinstance(wanted, str):
+        return (wanted,)
     try:
-        return tuple(skip)
+        return tuple(wanted)
     except TypeError:
-        return (skip,)
+        return (wanted,)
 
 
-def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
+def _matcher(
+    wanted: Wanted, argument: str
+) -> Callable[[str, keras.Operation], bool]:
     """Returns a function of a key and its layer: whether `wanted` fits them."""
     if isinstance(wanted, str):
         return lambda key, layer: (
@@ -74,9 +89,9 @@ def _matcher(wanted: Wanted) -> Callable[[str, keras.Operation], bool]:
             return bool(wanted(layer))
         except Exception as error:
             raise ValueError(
-                f"The function {wanted!r} in `skip` fails for the layer "
+                f"The function {wanted!r} in `{argument}` fails for the layer "
                 f"'{key}': {error!r}. It is called with one layer, and "
-                "returns whether to leave it alone."
+                "returns whether the layer is meant."
             ) from error
 
     return is_wanted
