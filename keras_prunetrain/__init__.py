@@ -22,6 +22,7 @@ from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.lasso.group_lasso import GroupLasso
 from keras_prunetrain.mask_report import mask_report
 from keras_prunetrain.memory import training_bytes
+from keras_prunetrain.sdgp.attach import with_sdgp, without_sdgp
 from keras_prunetrain.surgery.reconfigure import reconfigure
 from keras_prunetrain.variables import gradient_bytes
 
@@ -50,4 +51,6 @@ __all__ = [
     "reconfigure",
     "register_rule",
     "training_bytes",
+    "with_sdgp",
+    "without_sdgp",
 ]

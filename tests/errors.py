@@ -89,6 +89,18 @@ CALLS = {
         "kpt.EarlyCroPCallback(0.5, 'train')])",
         "kpt.TargetPruneCallback(flops=0.5, score='gradient_flow')",
     ],
+    "with_sdgp": [
+        "kpt.with_sdgp('model.keras')",
+        "kpt.with_sdgp(model)",
+        "kpt.with_sdgp(model, n=5)",
+        "kpt.with_sdgp(model, mode='largest')",
+        "kpt.with_sdgp(model, m=8, layers='hidden')",
+        "kpt.with_sdgp(model, layers='conv*')",
+        "kpt.with_sdgp(model, layers=())",
+        "kpt.with_sdgp(model, layers='hidden', seed=0.5)",
+        "kpt.with_sdgp(kpt.with_sdgp(model, layers='hidden'))",
+        "kpt.without_sdgp('model.keras')",
+    ],
     "DynamicBatch": [
         "kpt.DynamicBatch(0)",
         "kpt.DynamicBatch(128, granularity=0)",

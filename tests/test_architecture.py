@@ -24,7 +24,7 @@ def drawn_layers():
 LAYERS = [
     *drawn_layers(),
     {""},
-    {"callbacks", "channels", "fit", "lasso", "surgery", "tensorboard"},
+    {"callbacks", "channels", "fit", "lasso", "sdgp", "surgery", "tensorboard"},
 ]
 DEPTH = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 # Extras, imported where they are used.
@@ -33,6 +33,7 @@ OPTIONAL = {
     "channels.picture": {"pydot"},
     "data_sets": {"tensorflow"},
     "distribution": {"tensorflow"},
+    "keras_internals.backward": {"tensorflow"},
     "keras_internals.guards": {"tensorflow"},
     "keras_internals.in_step": {"tensorflow"},
     "keras_internals.kernels": {"tensorflow"},
@@ -42,6 +43,7 @@ OPTIONAL = {
     "keras_internals.skipping": {"tensorflow"},
     "keras_internals.variables": {"tensorflow"},
     "memory": {"tensorflow"},
+    "sdgp.emulation": {"tensorflow"},
     "tensorboard.dashboard": {"matplotlib", "tensorboard"},
     "tensorboard.event_writer": {"tensorboard", "tensorflow"},
 }

@@ -4,6 +4,13 @@ The docstrings say which private attributes are read and why no public one is
 enough. The tests of these modules fail when a new Keras moves an attribute.
 """
 
+from keras_prunetrain.keras_internals.backward import (
+    DataGradient,
+    data_gradient_of,
+    has_known_call,
+    replace_data_gradient,
+    restore_data_gradient,
+)
 from keras_prunetrain.keras_internals.callers import (
     calling_list,
     fit_argument,
@@ -113,6 +120,7 @@ from keras_prunetrain.keras_internals.variables import (
 __all__ = [
     "TRAINER_ATTRIBUTES",
     "Call",
+    "DataGradient",
     "OptimizerKind",
     "Part",
     "Passes",
@@ -138,6 +146,7 @@ __all__ = [
     "carry_settings",
     "compile_like",
     "copy_optimizer",
+    "data_gradient_of",
     "example_count",
     "fill_copy",
     "fit_argument",
@@ -147,6 +156,7 @@ __all__ = [
     "guard_hooks",
     "guard_loop",
     "has_array_arguments",
+    "has_known_call",
     "hessian_products",
     "inner_optimizers",
     "is_graph",
@@ -171,7 +181,9 @@ __all__ = [
     "remove_update_hook",
     "renew_steps",
     "repair_distributed_fit",
+    "replace_data_gradient",
     "replace_part",
+    "restore_data_gradient",
     "restore_learning_rate",
     "running_fits",
     "scale_in_step",

@@ -1,0 +1,1 @@
+"""Backward passes from gradients of which n of every m channels are kept."""

@@ -1,0 +1,193 @@
+"""Prunes a gradient to n of every m consecutive channels.
+
+The functions compute with `keras.ops`, and return zeros in the place of what is
+pruned: an emulation, which saves no work by itself.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from keras_prunetrain.keras_internals import precise
+from keras_prunetrain.sdgp.pattern import Blocks
+
+# Takes a shape; returns numbers that are uniform in [0, 1).
+Draw = Callable[[Sequence[Any]], Any]
+
+
+def pruned(gradient: Any, blocks: Blocks, draw: Draw | None = None) -> Any:
+    """Returns `gradient` with zeros, so that n of every m channels are left.
+
+    Args:
+        gradient: Tensor of floats, shape `(batch, ..., channels)`.
+        blocks: The `Blocks` of its channels.
+        draw: Function that draws random numbers, for the modes that do.
+    """
+    if blocks.share == 1.0:
+        return gradient
+    parts = _split(gradient, blocks)
+    mode = blocks.pattern.mode
+    if mode == "mvue":
+        parts = _with_least_variance(parts, blocks, draw)
+    elif blocks.pattern.is_random:
+        parts = _at_random(parts, blocks, draw)
+    else:
+        sizes = [ops.abs(part) for part in parts]
+        parts = _chosen(parts, largest(sizes, blocks.pattern.n))
+    kept = _joined(parts, gradient, blocks)
+    return _rescaled(gradient, kept) if mode == "rescaled" else kept
+
+
+def largest(scores: Sequence[Any], n: int) -> list[Any]:
+    """Returns which of m scores are among the n largest, at each place.
+
+    Exactly n are, if no score is NaN: of equal scores, the first ones.
+
+    Args:
+        scores: List of m tensors of one shape.
+        n: Integer, below m.
+
+    Returns:
+        List of m tensors of booleans.
+    """
+    m = len(scores)
+    wins = [[] for _ in scores]
+    for i, j in itertools.combinations(range(m), 2):
+        is_first = ops.greater_equal(scores[i], scores[j])
+        wins[i].append(is_first)
+        wins[j].append(ops.logical_not(is_first))
+    # The n largest are those that lose to fewer than n.
+    return [_at_least(won, m - n) for won in wins]
+
+
+def _at_least(conditions, count):
+    """Returns where at least `count` of several conditions hold."""
+    held = [ops.cast(condition, "int8") for condition in conditions]
+    total = held[0]
+    for other in held[1:]:
+        total = total + other
+    return ops.greater_equal(total, count)
+
+
+def _split(gradient, blocks):
+    """Returns m tensors: the channels at each place of their blocks.
+
+    The shape of each is `(batch * pixels, blocks)`.
+    """
+    x = gradient
+    if blocks.padding:
+        x = ops.reshape(x, (-1, blocks.groups, blocks.group_size))
+        x = ops.pad(x, ((0, 0), (0, 0), (0, blocks.padding)))
+    m = blocks.pattern.m
+    x = ops.reshape(x, (-1, len(blocks.kept), m))
+    return [x[..., i] for i in range(m)]
+
+
+def _joined(parts, gradient, blocks):
+    """Returns the tensor that has the parts that `_split` would make of it.
+
+    Args:
+        parts: List of m tensors.
+        gradient: A tensor of the shape of the result.
+        blocks: Its `Blocks`.
+    """
+    x = ops.stack(parts, axis=-1)
+    if blocks.padding:
+        size = blocks.group_size
+        x = ops.reshape(x, (-1, blocks.groups, size + blocks.padding))
+        x = x[..., :size]
+    return ops.reshape(x, ops.shape(gradient))
+
+
+def _chosen(parts, chosen):
+    return [
+        ops.where(one, part, ops.zeros_like(part))
+        for part, one in zip(parts, chosen, strict=True)
+    ]
+
+
+def _rescaled(gradient, kept):
+    """Restores the L1 mass of each channel of each sample.
+
+    The authors add 1e-4 to the denominator. The gradients of a mean loss are
+    smaller than that, and would vanish.
+    """
+    pixels = tuple(range(1, len(gradient.shape) - 1))
+
+    def mass(x):
+        return ops.sum(ops.abs(precise(x)), pixels, keepdims=True)
+
+    # Where nothing of a channel is kept, nothing can be scaled.
+    scale = ops.divide_no_nan(mass(gradient), mass(kept))
+    return ops.cast(precise(kept) * scale, gradient.dtype)
+
+
+def _at_random(parts, blocks, draw):
+    """Keeps n channels of each block, all with the same probability."""
+    drawn = draw((blocks.pattern.m, *ops.shape(parts[0])))
+    scores = [
+        # A channel of padding is never among the largest.
+        ops.where(is_valid, drawn[i], -1.0)
+        for i, is_valid in enumerate(blocks.valid.T)
+    ]
+    parts = _chosen(parts, largest(scores, blocks.pattern.n))
+    if blocks.pattern.mode == "random_biased":
+        return parts
+    scale = blocks.valid.sum(-1) / blocks.kept
+    return [part * ops.cast(scale, part.dtype) for part in parts]
+
+
+def _with_least_variance(parts, blocks, draw):
+    """Keeps n channels of each block at random, the larger the likelier.
+
+    A channel that is kept with probability p has the value x / p, so its mean
+    is x, and its variance x^2 (1 / p - 1). Of all p with the sum n, the
+    variance of the block is least for p = min(1, |x| / level). For 1 of 2, that
+    is |a| / (|a| + |b|) (Chmiel et al. 2023).
+
+    The channels with p = 1 are set apart. The others lie side by side on a
+    line, each as long as its |x|, and points at the distance `level` from each
+    other choose among them (systematic sampling): one random number per block.
+    """
+    n = blocks.pattern.n
+    values = [precise(part) for part in parts]
+    sizes = [ops.abs(value) for value in values]
+    level = _level(sizes, n)
+    # Above 0, so that rounding brings no further point onto the line.
+    first = ops.maximum(draw(ops.shape(level)), 1e-6)
+    first = ops.cast(first, level.dtype)
+    points = [(first + k) * level for k in range(n)]
+    kept, before = [], ops.zeros_like(level)
+    for value, size in zip(values, sizes, strict=True):
+        is_sure = size >= level
+        after = before + ops.where(is_sure, ops.zeros_like(size), size)
+        is_kept = is_sure
+        for point in points:
+            is_hit = ops.logical_and(before <= point, point < after)
+            is_kept = ops.logical_or(is_kept, is_hit)
+        scaled = ops.sign(value) * ops.maximum(size, level)
+        kept.append(ops.where(is_kept, scaled, ops.zeros_like(scaled)))
+        before = after
+    return [ops.cast(x, parts[0].dtype) for x in kept]
+
+
+def _level(sizes, n):
+    """Returns the level for which the sum of min(1, size / level) is n.
+
+    It is 0 if fewer than n sizes are above 0.
+    """
+    level = sum(sizes[1:], sizes[0]) / n
+    # At most n - 1 sizes are above the level; then it is lower for the others.
+    for _ in range(n - 1):
+        above = [size >= level for size in sizes]
+        left = sum(
+            ops.where(is_above, ops.zeros_like(size), size)
+            for size, is_above in zip(sizes, above, strict=True)
+        )
+        count = n - sum(ops.cast(x, level.dtype) for x in above)
+        # All n are above it where the others are too small to count.
+        lower = left / ops.maximum(count, 1)
+        level = ops.where(count > 0, lower, level)
+    return level

@@ -1,0 +1,342 @@
+"""Backward passes of layers, against dense layers with a pruned gradient."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_prunetrain as kpt
+from keras_prunetrain.sdgp.attach import sdgp_layers
+from keras_prunetrain.sdgp.pattern import MODES
+from tests.callbacks.fits import examples, network
+from tests.sdgp import reference
+from tests.sdgp.networks import gradients, one_layer
+
+# A layer, the shape that it reads, and its groups.
+LAYERS = {
+    "convolution": lambda: (layers.Conv2D(8, 3), (6, 6, 5), 1),
+    "same": lambda: (layers.Conv2D(7, 3, padding="same"), (6, 6, 5), 1),
+    "without bias": lambda: (layers.Conv2D(8, 3, use_bias=False), (6, 6, 4), 1),
+    "1x1": lambda: (layers.Conv2D(8, 1), (4, 4, 5), 1),
+    "strided": lambda: (layers.Conv2D(8, 3, 2), (7, 7, 4), 1),
+    "dilated": lambda: (layers.Conv2D(8, 3, dilation_rate=2), (8, 8, 4), 1),
+    "grouped": lambda: (layers.Conv2D(12, 3, groups=2), (5, 5, 4), 2),
+    "causal": lambda: (layers.Conv1D(8, 3, padding="causal"), (6, 4), 1),
+    "3d": lambda: (layers.Conv3D(8, 2), (3, 3, 3, 4), 1),
+    "depthwise": lambda: (layers.DepthwiseConv2D(3), (5, 5, 8), 1),
+    "multiplied": lambda: (
+        layers.DepthwiseConv2D(3, depth_multiplier=2),
+        (5, 5, 4),
+        1,
+    ),
+    "transposed": lambda: (layers.Conv2DTranspose(8, 3, 2), (4, 4, 5), 1),
+    "dense": lambda: (layers.Dense(8), (5,), 1),
+    "dense over time": lambda: (layers.Dense(7), (3, 5), 1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_have_the_dense_gradient_and_the_input_that_of_p(name, float64):
+    layer, shape, groups = LAYERS[name]()
+    model = one_layer(layer, shape)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3, *shape))
+    upstream = rng.normal(size=model(x).shape)
+    kept = reference.magnitude(upstream, 2, 4, groups)
+    expected = gradients(model, x, upstream)
+    expected[0] = gradients(model, x, kept)[0]
+    assert np.abs(kept - upstream).max() > 0.1
+    outputs = np.asarray(model(x))
+
+    assert kpt.with_sdgp(model, 2, 4, "magnitude", layers=layer) is model
+
+    for found, wanted in zip(
+        gradients(model, x, upstream), expected, strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
+    np.testing.assert_array_equal(model(x, training=True), outputs)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_gradient_behind_the_activation_is_pruned(activation, float64):
+    model = one_layer(layers.Conv2D(8, 3, activation=activation), (5, 5, 4))
+    linear = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    rng = np.random.default_rng(1)
+    x, upstream = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(2, 3, 3, 8))
+    y = np.asarray(linear(x))
+    slope = y > 0 if activation == "relu" else 1 - np.tanh(y) ** 2
+    kept = reference.magnitude(upstream * slope, 2, 4)
+
+    kpt.with_sdgp(model, 2, 4, "magnitude")
+
+    found = gradients(model, x, upstream)
+    np.testing.assert_allclose(found[0], gradients(linear, x, kept)[0])
+    for weight, wanted in zip(
+        found[1:], gradients(linear, x, upstream * slope)[1:], strict=True
+    ):
+        np.testing.assert_allclose(weight, wanted)
+
+
+def test_channels_may_come_first(float64):
+    # A CPU has no such convolution; a product of matrices stands in for it.
+    class Pointwise(layers.Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return keras.ops.einsum("bihw,io->bohw", inputs, kernel[0, 0])
+
+    layer = Pointwise(8, 1, data_format="channels_first")
+    model = one_layer(layer, (5, 3, 4))
+    rng = np.random.default_rng(1)
+    x, upstream = rng.normal(size=(2, 5, 3, 4)), rng.normal(size=(2, 8, 3, 4))
+    kept = np.moveaxis(
+        reference.magnitude(np.moveaxis(upstream, 1, -1), 2, 4), -1, 1
+    )
+    expected = gradients(model, x, kept)[0]
+
+    kpt.with_sdgp(model, 2, 4, "magnitude")
+
+    np.testing.assert_allclose(gradients(model, x, upstream)[0], expected)
+
+
+def test_out_of_training_gradients_are_dense():
+    model = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 5, 5, 4)).astype("float32")
+    upstream = rng.normal(size=(2, 3, 3, 8)).astype("float32")
+    dense = gradients(model, x, upstream)
+    kpt.with_sdgp(model)
+    for training in (False, None):
+        for found, wanted in zip(
+            gradients(model, x, upstream, training), dense, strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_step_runs_each_convolution_once():
+    model = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    kpt.with_sdgp(model)
+    x = np.ones((2, 5, 5, 4), "float32")
+
+    @tf.function(autograph=False)
+    def step(x):
+        return gradients_of(model, x)
+
+    def gradients_of(model, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(model(x, training=True) ** 2)
+        return tape.gradient(y, [x, model.layers[1].kernel.value])
+
+    graph = step.get_concrete_function(tf.convert_to_tensor(x)).graph
+    # TensorFlow leaves out what the results do not need.
+    needed = tf.compat.v1.graph_util.extract_sub_graph(
+        graph.as_graph_def(), [x.op.name for x in graph.outputs]
+    )
+    kinds = [node.op for node in needed.node]
+    for kind in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"):
+        assert kinds.count(kind) == 1, kind
+
+
+def fitted(model, epochs=1):
+    x, y = examples(16)
+    model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False)
+    return [np.asarray(v) for v in model.weights]
+
+
+def net(**kwargs):
+    return network(dropout=0.0, **kwargs)
+
+
+def test_a_model_trains_otherwise_with_it_and_again_densely_without():
+    dense = fitted(net())
+    model = kpt.with_sdgp(net(), 2, 4, "magnitude")
+    first = model.get_weights()
+    assert np.abs(fitted(model)[0] - dense[0]).max() > 1e-5  # The stem.
+    model.set_weights(first)
+    model.optimizer = net().optimizer
+    for found, wanted in zip(
+        fitted(kpt.without_sdgp(model)), dense, strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.long
+def test_a_step_that_is_traced_already_is_traced_anew():
+    weights = []
+    for before in (True, False):
+        model = net(compiled={"run_eagerly": False})
+        model.optimizer.learning_rate = 0.0
+        if before:
+            kpt.with_sdgp(model, 2, 4, "magnitude")
+        first = model.get_weights()
+        fitted(model)
+        model.set_weights(first)
+        if not before:
+            kpt.with_sdgp(model, 2, 4, "magnitude")
+        model.optimizer.learning_rate = 0.05
+        weights.append(fitted(model))
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_weights_names_and_optimizer_stay():
+    model = net()
+    fitted(model)
+    before = [id(v) for v in [*model.variables, *model.optimizer.variables]]
+    names = [v.path for v in model.variables]
+    kpt.with_sdgp(model, mode="mvue", seed=3)
+    assert before == [
+        id(v) for v in [*model.variables, *model.optimizer.variables]
+    ]
+    assert names == [v.path for v in model.variables]
+
+
+def drawn(count=1, how=None, dtype=None, shape=(5, 5, 4), **kwargs):
+    """The gradients of `count` steps of a model of one convolution."""
+    model = one_layer(layers.Conv2D(8, 3, dtype=dtype), shape)
+    kpt.with_sdgp(model, 2, 4, **kwargs)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, *shape)).astype("float32")
+    upstream = rng.normal(size=(2, 3, 3, 8)).astype("float32")
+    step = functools.partial(gradients, model, x, upstream)
+    if how is not None:
+        step = tf.function(step, autograph=False, **how)
+    return [[np.asarray(g) for g in step()] for _ in range(count)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eager_and_traced_steps_and_xla_agree(mode):
+    eager = drawn(2, mode=mode, seed=3)
+    for how in ({}, {"jit_compile": True}):
+        for step, wanted in zip(
+            drawn(2, how, mode=mode, seed=3), eager, strict=True
+        ):
+            for one, other in zip(step, wanted, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["random", "random_biased", "mvue"])
+def test_a_seed_gives_the_same_steps_of_which_each_draws_anew(mode):
+    (first, *_), (second, *_) = drawn(2, mode=mode, seed=1)
+    assert np.abs(first - second).max() > 0.1
+    (again, *_), _ = drawn(2, mode=mode, seed=1)
+    np.testing.assert_array_equal(first, again)
+    ((other, *_),) = drawn(mode=mode, seed=2)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_layers_of_one_model_draw_different_numbers():
+    image = keras.Input((4, 4, 8))
+    convolutions = [layers.Conv2D(8, 1, use_bias=False) for _ in range(2)]
+    model = keras.Model(image, [layer(image) for layer in convolutions])
+    for layer in convolutions:
+        layer.kernel.assign(np.eye(8)[None, None])
+    kpt.with_sdgp(model, 2, 4, "random_biased", seed=1)
+    x = tf.ones((2, 4, 4, 8))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        outputs = [tf.reduce_sum(y) for y in model(x, training=True)]
+    one, other = (np.asarray(tape.gradient(y, x)) for y in outputs)
+    assert (
+        one != other
+    ).any() and one.sum() == other.sum() == x.numpy().size / 2
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("mode", ["rescaled", "mvue"])
+def test_in_mixed_precision(mode, policy):
+    ((of_x, of_kernel, _),) = drawn(mode=mode, dtype=policy, seed=1)
+    ((x32, kernel32, _),) = drawn(mode=mode, seed=1)
+    assert of_kernel.dtype == np.float32
+    np.testing.assert_allclose(of_kernel, kernel32, atol=0.2)
+    # Another choice among magnitudes that are nearly equal.
+    assert np.quantile(np.abs(of_x - x32), 0.8) < 0.1
+
+
+def replicas(strategy, model, mode):
+    """The gradients of the input on two replicas of the same images."""
+    images = np.ones((2, 5, 5, 4), "float32")
+    upstream = np.random.default_rng(1).normal(size=(2, 3, 3, 8))
+    upstream = upstream.astype("float32")
+
+    @tf.function(autograph=False)
+    def step():
+        return strategy.run(lambda: gradients(model, images, upstream)[0])
+
+    return [
+        np.stack(strategy.experimental_local_results(step())) for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["rescaled", "random", "mvue"])
+def test_replicas_choose_by_their_own_numbers(strategy, mode):
+    with strategy.scope():
+        model = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    kpt.with_sdgp(model, 2, 4, mode, seed=1)
+    first, second = replicas(strategy, model, mode)
+    draws = mode != "rescaled"
+    assert (np.abs(first[0] - first[1]).max() > 0.1) == draws
+    assert (np.abs(first - second).max() > 0.1) == draws
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["rescaled", "mvue"])
+def test_two_replicas_train(strategy, mode):
+    with strategy.scope():
+        model = net(compiled={"run_eagerly": False})
+    weights = fitted(kpt.with_sdgp(model, 2, 4, mode, seed=1), 2)
+    assert all(np.isfinite(x).all() for x in weights)
+    for weight in model.weights:
+        one, other = strategy.experimental_local_results(weight.value)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_saved_files_load_without_it(tmp_path):
+    model = net()
+    config = model.get_config()
+    kpt.with_sdgp(model)
+    assert model.get_config() == config
+    fitted(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not sdgp_layers(loaded)
+    x = examples(4)[0]
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert not sdgp_layers(keras.models.clone_model(model))
+
+
+@pytest.mark.long
+def test_exports_do_not_see_it(tmp_path):
+    model = kpt.with_sdgp(net())
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    x = examples(4)[0]
+    np.testing.assert_allclose(loaded.serve(x), model(x), atol=1e-6)
+    graph = loaded.signatures["serve"].graph.as_graph_def()
+    assert "CustomGradient" not in str(graph)
+
+
+def test_a_smaller_model_keeps_it():
+    model = kpt.with_sdgp(net(), 1, 2, "magnitude", layers=["inner", "last"])
+    for layer, axis in (("inner", -1), ("last", -2)):
+        kernel = model.get_layer(layer).kernel
+        values = np.moveaxis(kernel.numpy(), axis, 0)
+        values[[1, 2]] = 0.0
+        kernel.assign(np.moveaxis(values, 0, axis))
+    smaller = kpt.reconfigure(model)
+    assert smaller.get_layer("inner").filters == 4
+    assert list(sdgp_layers(smaller)) == ["inner", "last"]
+    dense = kpt.without_sdgp(keras.models.clone_model(smaller))
+    dense.set_weights(smaller.get_weights())
+    kpt.with_sdgp(dense, 1, 2, "magnitude", layers=["inner", "last"])
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    upstream = rng.normal(size=(2, 3)).astype("float32")
+    for found, wanted in zip(
+        gradients(smaller, x, upstream),
+        gradients(dense, x, upstream),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
