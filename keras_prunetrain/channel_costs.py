@@ -110,10 +110,15 @@ def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
         # A depthwise kernel has one labelled axis; so has a matrix of state.
         if x.is_kernel or len(x.weight.shape) >= 3
     )
+    labelled = {id(x.weight) for x in numbering.labels}
     sizes = {}
-    for weight, labels in kernels.values():
+    for _, labels in kernels.values():
         layer = labels[0].layer
-        sizes[layer] = sizes.get(layer, 0) + int(np.prod(weight.shape))
+        sizes[layer] = sum(
+            int(np.prod(weight.shape))
+            for weight in numbering.layers[layer].weights
+            if id(weight) in kernels or _is_fixed_kernel(weight, labelled)
+        )
     terms = []
     for weight, labels in kernels.values():
         layer = labels[0].layer
@@ -121,6 +126,15 @@ def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
         terms.append(_term(cost.per_layer[layer].forward_flops * share, labels))
     counted = sum(term.cost for term in terms)
     return [*terms, _Term(cost.forward_flops - counted, ())]
+
+
+def _is_fixed_kernel(weight, labelled):
+    """Whether a weight takes flops that no cut changes: a recurrent kernel."""
+    return (
+        id(weight) not in labelled
+        and len(weight.shape) >= 2
+        and weight.name != "bias"  # Of a `GRU`, it is a matrix.
+    )
 
 
 def _parameters(numbering: Numbering, total: int) -> list[_Term]:

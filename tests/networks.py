@@ -677,7 +677,30 @@ def joining():
     )
 
 
+def recurrent():
+    """Recurrent layers, which read with a kernel and keep what they compute."""
+    image = keras.Input((6, 6, 2))
+    x = layers.Reshape((12, 12))(conv(image, 4, "stem"))
+    x = layers.TimeDistributed(layers.Dense(5, name="each"), name="steps")(x)
+    x = layers.GRU(4, return_sequences=True, name="gru")(x)
+    x = layers.Dense(5, name="mixed")(x)
+    x = layers.LSTM(3, activation="tanh", name="lstm")(x)
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"mixed": [0, 3]},
+        reads={},
+        carries={},
+        dies={
+            "steps/kernel": {-1: [1, 2]},
+            "gru/kernel": {0: [1, 2]},
+            "lstm/kernel": {0: [0, 3]},
+        },
+        goes={"steps/bias": {-1: [1, 2]}},
+    )
+
+
 ALL = [
+    recurrent,
     lines,
     volumes,
     passing,
@@ -710,7 +733,7 @@ ALL = [
 # Of each kind one: these are enough to say once more, in another way, what
 # has been said of all of them.
 _SOME = {
-    *(lines, wrapped, depthwise, grouped, einsum, splitting),
+    *(recurrent, lines, wrapped, depthwise, grouped, einsum, splitting),
     *(residual, concatenating, nested, flattening),
 }
 

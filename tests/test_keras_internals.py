@@ -65,6 +65,18 @@ def test_arguments_of_a_call_can_be_replaced():
     assert list(args[0]) == [1, 2]
 
 
+def test_a_mask_is_told_from_the_other_inputs_of_a_call():
+    words = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(7, 5, mask_zero=True)(words)
+    x = layers.Dense(4)(layers.LSTM(3)(x))
+    found = {
+        type(call.operation).__name__: keras_internals.mask_position(call)
+        for call in keras_internals.calls(keras.Model(words, x))
+    }
+    assert found["LSTM"] == 1
+    assert found["Embedding"] is found["Dense"] is None
+
+
 def test_weights_that_keras_had_to_name_have_one_name():
     class Nameless(layers.Layer):
         def build(self, shape):

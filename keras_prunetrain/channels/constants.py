@@ -74,6 +74,7 @@ def _written(visit, channels, silent):
         rule is None
         or regularized is not None
         or any(map(_in_training, (*visit.around, call)))
+        or keras_internals.mask_position(call) is not None
         or channels.written[0].any_axis  # The channel axis is unknown.
     ):
         return None

@@ -44,6 +44,13 @@ def _produces(numbers, visit, rule, earlier):
     return [Channels(made, axis, shape)]
 
 
+def _reads(numbers, visit, rule, earlier):
+    """Gives each output numbers of its own, all of which stay."""
+    reason = rule.ask("freezes", visit.call.operation)
+    reason = visit.because(reason or "its rule keeps what it computes")
+    return [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
+
+
 def _carries(numbers, visit, rule, earlier):
     """Passes on the input's numbers, each repeated as the rule says."""
     x = visit.inputs[0]
@@ -186,4 +193,5 @@ FLOWS = {
     layer_rule.CONCATENATES: _concatenates,
     layer_rule.MOVES: _moves,
     layer_rule.REDUCES: _reduces,
+    layer_rule.READS: _reads,
 }

@@ -20,7 +20,9 @@ class Label(NamedTuple):
         numbers: Int array, shape `(weight.shape[axis],)`.
         side: `"in"` if the layer reads these channels, `"out"` if it writes
             them.
-        is_kernel: Whether the weight has an input and an output channel axis.
+        is_kernel: Whether the weight's magnitude decides which channels are
+            alive: it has an input and an output channel axis, or its layer only
+            reads with it.
     """
 
     layer: str

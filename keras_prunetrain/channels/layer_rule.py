@@ -17,6 +17,7 @@ JOINS = "joins"  # Carries several inputs, channel by channel: `Add`.
 CONCATENATES = "concatenates"  # Appends its inputs: `Concatenate`.
 MOVES = "moves"  # Only rearranges values: `Flatten`.
 REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
+READS = "reads"  # Reads channels with kernels; its own stay: `LSTM`.
 
 # The values of the forward pass that a gradient needs.
 Saved = Literal["inputs", "outputs", "nothing"]
@@ -44,14 +45,17 @@ class LayerRule:
             `"carries"` if output channel i depends on input channel i and on
             no other; `"joins"` if it does so for several inputs;
             `"concatenates"`; `"moves"` if it only rearranges values;
-            `"reduces"` if it carries the channels and drops other axes.
+            `"reduces"` if it carries the channels and drops other axes;
+            `"reads"` if it reads channels with kernels and all channels that it
+            computes must stay.
         size_arguments: Constructor arguments that count the output channels
             (`"filters"`, `"units"`), or something in proportion to them
             (`"groups"` of a depthwise convolution).
         in_axis: Weight name -> axis of its input channels. A weight with both
             an input and an output axis is a kernel: its magnitude decides
             which channels are alive. A producing layer without a kernel
-            freezes its input channels.
+            freezes its input channels. Of a layer that reads, the weights named
+            here are its kernels, and the other weights are never cut.
         out_axis: Weight name -> axis of its output channels; `None` for a
             weight with the shape of one input example. A weight without a name
             is called `"variable"`.
@@ -106,7 +110,13 @@ class LayerRule:
     """
 
     flow: Literal[
-        "produces", "carries", "joins", "concatenates", "moves", "reduces"
+        "produces",
+        "carries",
+        "joins",
+        "concatenates",
+        "moves",
+        "reduces",
+        "reads",
     ]
     size_arguments: tuple[str, ...] = ()
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -217,7 +227,7 @@ def _are_axes(value):
     )
 
 
-_FLOWS = (PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES)
+_FLOWS = (PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES, READS)
 _CONSTANTS = ("pointwise", "pass", "zeros", "add")
 _SAVED = ("inputs", "outputs", "nothing")
 

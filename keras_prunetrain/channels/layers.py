@@ -20,6 +20,7 @@ from keras_prunetrain.channels.layer_rule import (
     MOVES,
     OUTPUT,
     PRODUCES,
+    READS,
     LayerRule,
     by_data_format,
     frozen,
@@ -37,6 +38,11 @@ def _by_axis(layer, rank):
     # A list of axes has no single channel axis: 0, the batch, never fits.
     axis = layer.axis
     return axis if isinstance(axis, int) else 0
+
+
+def _after_time(layer, rank):
+    """Returns the channel axis of a recurrent layer that reads images."""
+    return rank - 1 if layer.data_format == "channels_last" else 2
 
 
 def _rescaled_by_array(layer):
@@ -152,6 +158,13 @@ def _einsum(layer):
     )
 
 
+def _known_cell(layer):
+    """Returns the rule of an `RNN` whose only cell is one of Keras's own."""
+    if type(layer.cell) in _named("GRUCell LSTMCell SimpleRNNCell"):
+        return _RECURRENT
+    return None
+
+
 def _instance_norm(layer):
     """Returns the rule of a normalization with one channel in each group."""
     if layer.gamma is not None:
@@ -212,7 +225,14 @@ _CONVOLUTION = LayerRule(
     freezes=_mixing_activation,
     macs=macs.at_outputs,
 )
-_RECURRENT = refused("it reads what it computes, in all its gates")
+# The kernel has the gates one after the other, and each reads all that the cell
+# computed in the step before.
+_RECURRENT = LayerRule(
+    READS,
+    in_axis={"kernel": -2},
+    channel_axis=_last,
+    freezes=lambda layer: "it reads what it computes, in all its gates",
+)
 
 LAYER_RULES = {
     **dict.fromkeys(
@@ -267,8 +287,12 @@ LAYER_RULES = {
         variant=_einsum,
         macs=macs.einsum,
     ),
-    layers.Embedding: dataclasses.replace(
-        refused("it reads numbers of rows and no channels"), macs=macs.none
+    layers.Embedding: LayerRule(
+        PRODUCES,
+        ("output_dim",),
+        out_axis={"embeddings": -1},
+        channel_axis=_last,
+        macs=macs.none,
     ),
     layers.BatchNormalization: LayerRule(
         CARRIES,
@@ -372,6 +396,11 @@ LAYER_RULES = {
             CARRIES, channel_axis=_last, constants="pass", saved="nothing"
         ),
     ),
+    layers.RepeatVector: LayerRule(
+        CARRIES, channel_axis=_last, constants="pass", saved="nothing"
+    ),
+    layers.Masking: frozen("it skips steps by the values of all channels"),
+    layers.Dot: refused("it adds up products of channels"),
     layers.ZeroPadding1D: LayerRule(
         CARRIES, channel_axis=_last, constants="zeros", saved="nothing"
     ),
@@ -405,8 +434,12 @@ LAYER_RULES = {
         dataclasses.replace(_RECURRENT, macs=macs.recurrent),
     ),
     **dict.fromkeys(
-        _named("Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D RNN"),
-        _RECURRENT,
+        _named("ConvLSTM1D ConvLSTM2D ConvLSTM3D"),
+        dataclasses.replace(_RECURRENT, channel_axis=_after_time),
+    ),
+    layers.RNN: dataclasses.replace(
+        refused("the package does not know how its cell reads channels"),
+        variant=_known_cell,
     ),
     **dict.fromkeys(
         _named(

@@ -21,6 +21,7 @@ from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
     JOINS,
     PRODUCES,
+    READS,
     LayerRule,
 )
 from keras_prunetrain.channels.numbers import Channels, Numbers
@@ -134,7 +135,7 @@ class _Numberer:
         Returns:
             List of new, frozen `Channels` for the outputs.
         """
-        reason = _because(visit, problem)
+        reason = visit.because(problem)
         # Freeze the outputs too: their numbers may already be in use.
         touched = [*visit.inputs, *written]
         for part in parts:
@@ -159,7 +160,7 @@ class _Numberer:
         if rule is None:
             raise NotFollowed("no rule for this class, see register_rule")
         read = []
-        for x in visit.inputs:
+        for x in self._without_mask(visit):
             rank = len(x.shape)
             axis = rule.ask("channel_axis", visit.call.operation, rank)
             if axis is not None and -rank <= axis < rank:
@@ -173,6 +174,15 @@ class _Numberer:
                 x = self._numbers.unknown(x.shape, "unknown layout", axis)
             read.append(x)
         return read
+
+    def _without_mask(self, visit):
+        """Returns the inputs without a mask of steps, which has no channels."""
+        i = keras_internals.mask_position(visit.call)
+        if not i or len(visit.inputs[i].shape) >= len(visit.inputs[0].shape):
+            return visit.inputs  # It may have an entry for each channel.
+        reason = visit.because("its mask has an entry for each step")
+        self._numbers.freeze(visit.inputs[i].numbers, reason)
+        return visit.inputs[:i] + visit.inputs[i + 1 :]
 
     def _written(self, visit, rule):
         """Returns the `Channels` of the outputs, by the flow of the rule."""
@@ -216,7 +226,7 @@ class _Numberer:
             channels = written
         if reason is not None:
             for x in channels:
-                self._numbers.freeze(x.numbers, _because(visit, reason))
+                self._numbers.freeze(x.numbers, visit.because(reason))
 
 
 def _parts(layer, rule):
@@ -230,11 +240,6 @@ def _parts(layer, rule):
 def _reads_with_kernel(visit, rule):
     weights = getattr(visit.call.operation, "weights", ())
     return any(keras_internals.weight_name(x) in rule.in_axis for x in weights)
-
-
-def _because(visit, reason):
-    layer_class = type(visit.call.operation).__name__
-    return f"{visit.key} ({layer_class}): {reason}"
 
 
 def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
@@ -251,6 +256,8 @@ def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
             for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
             if name in by_name
         }
+        if not axes and rule.flow == READS:
+            continue
         if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
             raise NotFollowed(f"its rule does not say where '{name}' lies")
         for side, axis in axes.items():
@@ -263,10 +270,9 @@ def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
             if side == "in":
                 numbers = _as_read(numbers, visit.call.operation, rule, size)
             if len(numbers) == size:
+                is_kernel = len(axes) == 2 or rule.flow == READS
                 labels.append(
-                    Label(
-                        visit.key, weight, axis, numbers, side, len(axes) == 2
-                    )
+                    Label(visit.key, weight, axis, numbers, side, is_kernel)
                 )
             elif size != 1:  # All channels share an axis of size 1.
                 raise NotFollowed(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.channels.layer_rule import PRODUCES
+from keras_prunetrain.channels.layer_rule import PRODUCES, READS
 from keras_prunetrain.channels.liveness import Plan, plan_cut
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.rules import rule_for
@@ -144,7 +144,7 @@ def _computed(numbering: Numbering) -> dict[str, np.ndarray]:
             for weight in getattr(layer, "weights", ())
         ):
             rule = rule_for(layer)
-            if rule is None or rule.flow == PRODUCES:
+            if rule is None or rule.flow in (PRODUCES, READS):
                 computed[key] = numbering.outputs[key][0].numbers
     return computed
 

@@ -14,6 +14,7 @@ from keras import layers
 from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     PRODUCES,
+    READS,
     LayerRule,
     Saved,
     refused,
@@ -56,6 +57,22 @@ def _inner(wrapper, extra_axes):
             name: of_layer(getattr(rule, name))
             for name in ("repeats", "groups", "freezes", "refuses")
         },
+    )
+
+
+def _as_both_directions(wrapper):
+    """Returns the rule of the layer that reads in both directions, or `None`.
+
+    Both have kernels of one name, which read the same channels.
+    """
+    rule = rule_for(wrapper.forward_layer)
+    if rule != rule_for(wrapper.backward_layer) or rule.flow != READS:
+        return None
+    return dataclasses.replace(
+        rule,
+        channel_axis=lambda wrapper, rank: rule.channel_axis(
+            wrapper.forward_layer, rank
+        ),
     )
 
 
@@ -110,7 +127,9 @@ _RULES = {
         macs=_macs_of_inner,
     ),
     layers.Bidirectional: dataclasses.replace(
-        LAYER_RULES[layers.Bidirectional], macs=_macs_of_directions
+        refused(_NOT_FOLLOWED),
+        variant=_as_both_directions,
+        macs=_macs_of_directions,
     ),
 }
 

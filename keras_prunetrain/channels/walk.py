@@ -34,6 +34,11 @@ class Visit(NamedTuple):
         """
         return tuple(id(x.outputs[0]) for x in (*self.around, self.call))
 
+    def because(self, reason: object) -> str:
+        """Returns why channels of this call stay, in words for the report."""
+        layer_class = type(self.call.operation).__name__
+        return f"{self.key} ({layer_class}): {reason}"
+
 
 def run_graph(
     model: keras.Model,

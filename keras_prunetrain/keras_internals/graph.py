@@ -85,6 +85,20 @@ def has_array_arguments(call: Call) -> bool:
     )
 
 
+def mask_position(call: Call) -> int | None:
+    """Returns the index in `call.inputs` of the mask, `None` without a mask.
+
+    Keras adds the mask of an `Embedding` or of a `Masking` to the arguments of
+    the layers behind it, as `mask=`, and so to the inputs of their calls.
+    """
+    tensors = {id(x): x for x in call.inputs}
+    _, kwargs = arguments_with(call, tensors)
+    for i, x in enumerate(call.inputs):
+        if x is kwargs.get("mask"):
+            return i
+    return None
+
+
 def operation_class(tensors: Any) -> type[keras.Operation]:
     """Returns the class of the operation that returned `tensors`.
 

@@ -17,7 +17,7 @@ from keras_prunetrain.surgery.carried import (
 from keras_prunetrain.surgery.copying import Twins, copy_operation
 from keras_prunetrain.surgery.cut import Cut
 from keras_prunetrain.surgery.pairing import Pairing
-from keras_prunetrain.surgery.remaking import config_of, make
+from keras_prunetrain.surgery.remaking import config_of, make, without_build
 from keras_prunetrain.surgery.uses import refuse_use
 
 
@@ -66,6 +66,8 @@ class Leaves:
         changes = {}
         try:
             config = config_of(layer)
+            if self._has_other_shape(key):
+                config = without_build(config)
             changes = self._new_sizes(config, layer, key)
             inner = self._inner_layer(layer, key)
             clone = make(layer, config, {**changes, **inner})

@@ -47,6 +47,24 @@ def config_of(layer: keras.Operation) -> dict[str, Any]:
     return config
 
 
+def without_build(config: Any) -> Any:
+    """Returns `config` without the shapes for which inner layers were built.
+
+    A layer that a config holds in serialized form would otherwise be built for
+    as many channels as before.
+    """
+    if isinstance(config, dict):
+        inner = {"class_name", "config"} <= config.keys()
+        return {
+            key: without_build(value)
+            for key, value in config.items()
+            if not (inner and key == "build_config")
+        }
+    if isinstance(config, list):
+        return [without_build(value) for value in config]
+    return config
+
+
 def _shadow(layer, changes):
     """Returns an object like `layer`, with other values of some attributes."""
     shadow = object.__new__(type(layer))

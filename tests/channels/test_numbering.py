@@ -277,16 +277,6 @@ class Unknown(layers.Layer):
             layers.TimeDistributed(layers.LayerNormalization(), name="u"),
             "u (TimeDistributed): it normalizes across channels",
         ),
-        (
-            layers.ConvLSTM1D(4, 3, return_sequences=True, name="u"),
-            "u (ConvLSTM1D): it reads what it computes",
-        ),
-        (
-            layers.Bidirectional(
-                layers.ConvLSTM1D(4, 3, return_sequences=True), name="u"
-            ),
-            "u (Bidirectional): it reads what it computes",
-        ),
         (layers.Dropout(0.5, (None, 1, 1, 4), name="u"), "u (Dropout): it has"),
         (
             layers.EinsumDense("abcd,ce->abed", (6, 5, 4), name="u"),
@@ -368,15 +358,39 @@ def test_a_layer_that_is_also_in_an_unknown_one_stays():
 def test_a_second_input_of_a_layer_with_a_rule_for_one_freezes_both():
     image = keras.Input((6, 2))
     x = layers.Conv1D(4, 3, padding="same", name="a")(image)
+    state = layers.Dense(4, name="m")(layers.Flatten()(image))
+    x = layers.GRU(4, name="gru")(x, initial_state=state)
+    numbering = number_channels(keras.Model(image, layers.Dense(3)(x)))
+    reason = "gru (GRU): its rule is for one input"
+    for layer in ("a", "m"):
+        for number in numbering.outputs[layer][0].numbers.tolist():
+            assert numbering.frozen[number].startswith(reason)
+
+
+def test_a_mask_of_steps_stays_and_holds_no_channels():
+    image = keras.Input((6, 2))
+    x = layers.Conv1D(4, 3, padding="same", name="a")(image)
     mask = layers.Conv1D(1, 1, name="m")(image)
     mask = layers.Reshape((6,))(mask) > 0.0
     x = layers.BatchNormalization(name="bn")(x, mask=mask)
     model = keras.Model(image, layers.Dense(3, name="b")(x))
     numbering = number_channels(model)
-    reason = "bn (BatchNormalization): its rule is for one input"
-    for layer in ("a", "m"):
-        for number in numbering.outputs[layer][0].numbers.tolist():
-            assert numbering.frozen[number].startswith(reason)
+    (channel,) = numbering.outputs["m"][0].numbers.tolist()
+    assert numbering.frozen[channel] == (
+        "bn (BatchNormalization): its mask has an entry for each step"
+    )
+    assert not numbering.frozen.keys() & set(numbering.outputs["a"][0].numbers)
+
+
+def test_a_mask_with_an_entry_for_each_channel_is_a_second_input():
+    image = keras.Input((6, 2))
+    x = layers.Conv1D(4, 3, padding="same", name="a")(image)
+    x = layers.TimeDistributed(layers.Dense(3), name="each")(x, mask=x > 0.0)
+    numbering = number_channels(keras.Model(image, layers.Dense(3)(x)))
+    for number in numbering.outputs["a"][0].numbers.tolist():
+        assert numbering.frozen[number].startswith(
+            "each (TimeDistributed): its rule is for one input"
+        )
 
 
 def test_numbers_are_dense():
