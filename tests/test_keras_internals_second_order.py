@@ -38,6 +38,17 @@ def test_one_variable_acts_on_the_product_of_another():
     assert [float(x) for x in products] == [2.0, 3.0]
 
 
+def test_rows_that_are_looked_up_have_derivatives_of_the_whole_matrix():
+    w = keras.Variable([[1.0], [5.0], [-2.0]])
+    gradients, products = keras_internals.hessian_products(
+        lambda rows: keras.ops.sum(keras.ops.take(w, rows, axis=0) ** 3),
+        [w],
+        [np.array([0, 0, 2]), np.array([2])],
+    )
+    np.testing.assert_allclose(gradients[0], [[6.0], [0.0], [24.0]])
+    np.testing.assert_allclose(products[0], [[72.0], [0.0], [-24.0 * 24.0]])
+
+
 def test_a_variable_that_the_loss_does_not_read_has_zeros():
     w, idle = keras.Variable([1.0]), keras.Variable([5.0, 5.0], name="idle")
     gradients, products = keras_internals.hessian_products(

@@ -34,12 +34,17 @@ def hessian_products(
 
     values = [variable.value for variable in variables]
 
+    def derivatives(tape, value):
+        found = tape.gradient(
+            value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        # That of an `Embedding` consists of the rows that were looked up.
+        return [tf.convert_to_tensor(x) for x in found]
+
     def gradient(batch):
         with tf.GradientTape() as tape:
             value = loss(batch)
-        return tape.gradient(
-            value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        return derivatives(tape, value)
 
     def product(batch, direction):
         with tf.GradientTape() as tape:
@@ -48,9 +53,7 @@ def hessian_products(
                 tf.cast(tf.reduce_sum(a * b), keras.config.floatx())
                 for a, b in zip(inner, direction, strict=True)
             )
-        return tape.gradient(
-            flow, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        return derivatives(tape, flow)
 
     def traced(function):
         # TensorFlow counts the traces of one piece of code, and warns of loops
