@@ -34,17 +34,10 @@ def hessian_products(
 
     values = [variable.value for variable in variables]
 
-    def derivatives(tape, value):
-        found = tape.gradient(
-            value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        # That of an `Embedding` consists of the rows that were looked up.
-        return [tf.convert_to_tensor(x) for x in found]
-
     def gradient(batch):
         with tf.GradientTape() as tape:
             value = loss(batch)
-        return derivatives(tape, value)
+        return _derivatives(tape, value, values)
 
     def product(batch, direction):
         with tf.GradientTape() as tape:
@@ -53,7 +46,7 @@ def hessian_products(
                 tf.cast(tf.reduce_sum(a * b), keras.config.floatx())
                 for a, b in zip(inner, direction, strict=True)
             )
-        return derivatives(tape, flow)
+        return _derivatives(tape, flow, values)
 
     def traced(function):
         # TensorFlow counts the traces of one piece of code, and warns of loops
@@ -68,6 +61,14 @@ def hessian_products(
     gradients = _summed(traced(gradient), batches)
     products = _summed(traced(product), batches, gradients)
     return [x.numpy() for x in gradients], [x.numpy() for x in products]
+
+
+def _derivatives(tape, target, sources):
+    import tensorflow as tf
+
+    found = tape.gradient(target, sources, unconnected_gradients="zero")
+    # The gradient of an `Embedding` consists of the rows that were looked up.
+    return [tf.convert_to_tensor(x) for x in found]
 
 
 def _summed(function, batches, *arguments):
