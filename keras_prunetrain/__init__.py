@@ -7,6 +7,7 @@ from keras_prunetrain.callbacks.density_log import DensityLog
 from keras_prunetrain.callbacks.early_crop import EarlyCroPCallback
 from keras_prunetrain.callbacks.prune_train import PruneTrainCallback
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.callbacks.sdgp import SDGPCallback
 from keras_prunetrain.callbacks.target_prune import TargetPruneCallback
 from keras_prunetrain.channels.layer_rule import LayerRule
 from keras_prunetrain.channels.picture import plot_channels
@@ -38,6 +39,7 @@ __all__ = [
     "PruneTrainCallback",
     "Reconfiguration",
     "ReconfiguringCallback",
+    "SDGPCallback",
     "TargetPruneCallback",
     "channel_report",
     "communication_bytes",

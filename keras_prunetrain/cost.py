@@ -15,6 +15,7 @@ from keras_prunetrain.channels.rules import macs_of, saved_by
 from keras_prunetrain.checks import check_model, is_count, is_number
 from keras_prunetrain.example_shapes import InputShapes, layer_calls
 from keras_prunetrain.keras_internals import is_graph
+from keras_prunetrain.sdgp.emulation import kept_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,13 @@ class Cost:
         parameters: Number of weights, trainable or not.
         forward_flops: 2 x multiply-accumulates of the kernels.
         weight_gradient_flops: Flops of the gradient of the kernels.
-        data_gradient_flops: Flops of the gradient of the kernels' inputs.
+        data_gradient_flops: Flops of the gradient of the kernels' inputs. Of a
+            layer that `with_sdgp` has changed, those that hardware for n:m
+            sparsity computes.
         training_flops: Sum of the three.
+        emulated_flops: Flops of the data gradients that only hardware for n:m
+            sparsity leaves out. Elsewhere they are computed as well, with zeros
+            (emulation), and add to `training_flops`. 0 for a dense training.
         activation_bytes: Size of the activations that the forward pass keeps
             for the backward pass. A tensor that several layers keep counts once
             for the model and once for each of the layers.
@@ -48,6 +54,7 @@ class Cost:
     training_flops: int = dataclasses.field(init=False)
     activation_bytes: int
     normalization_bytes: int
+    emulated_flops: int = 0
     per_layer: Mapping[str, "Cost"] = dataclasses.field(
         default_factory=dict, repr=False
     )
@@ -78,7 +85,9 @@ def model_cost(model: keras.Model, input_shapes: InputShapes = None) -> Cost:
 
     Returns:
         A `Cost`. A layer that has a kernel and no `LayerRule.macs` counts 0
-        flops, and a warning is logged.
+        flops, and a warning is logged. The pruned data gradients of
+        `with_sdgp` count n / m of the dense ones, which needs n:m hardware:
+        see `Cost.emulated_flops`.
 
     Raises:
         ValueError: If `model` is no model or has no graph, if `input_shapes`
@@ -186,13 +195,15 @@ class _Tally:
     def cost(self):
         """Returns the `Cost` of the operation over all of its calls."""
         is_layer = isinstance(self.operation, keras.layers.Layer)
+        left = round(2 * self.macs * kept_share(self.operation))
         return Cost(
             parameters=self.operation.count_params() if is_layer else 0,
             forward_flops=2 * self.macs,
             # Each gradient is the gradient of the output times the kernel's
             # input, or times the kernel.
             weight_gradient_flops=2 * self.macs,
-            data_gradient_flops=2 * self.macs,
+            data_gradient_flops=left,
+            emulated_flops=2 * self.macs - left,
             activation_bytes=sum(self.kept.values()),
             normalization_bytes=self.normalization_bytes,
         )
@@ -210,7 +221,7 @@ def _total(model, tallies):
             kept[feature] = max(size, kept.get(feature, 0))
     summed = (
         *("forward_flops", "weight_gradient_flops", "data_gradient_flops"),
-        "normalization_bytes",
+        *("normalization_bytes", "emulated_flops"),
     )
     return Cost(
         parameters=model.count_params(),

@@ -89,7 +89,7 @@ CALLS = {
         "kpt.EarlyCroPCallback(0.5, 'train')])",
         "kpt.TargetPruneCallback(flops=0.5, score='gradient_flow')",
     ],
-    "with_sdgp": [
+    "with_sdgp and SDGPCallback": [
         "kpt.with_sdgp('model.keras')",
         "kpt.with_sdgp(model)",
         "kpt.with_sdgp(model, n=5)",
@@ -100,6 +100,9 @@ CALLS = {
         "kpt.with_sdgp(model, layers='hidden', seed=0.5)",
         "kpt.with_sdgp(kpt.with_sdgp(model, layers='hidden'))",
         "kpt.without_sdgp('model.keras')",
+        "kpt.SDGPCallback(n=0)",
+        "kpt.SDGPCallback(dense_last=1)",
+        "model.fit(x, y, verbose=0, callbacks=[kpt.SDGPCallback()])",
     ],
     "DynamicBatch": [
         "kpt.DynamicBatch(0)",

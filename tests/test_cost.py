@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_prunetrain import LayerRule, models, register_rule
+from keras_prunetrain import (
+    LayerRule,
+    models,
+    register_rule,
+    with_sdgp,
+    without_sdgp,
+)
 from keras_prunetrain.channels import rules
 from keras_prunetrain.cost import (
     Cost,
@@ -37,6 +43,31 @@ def test_each_gradient_costs_what_the_forward_pass_does():
     sparse = dataclasses.replace(cost, data_gradient_flops=7)
     assert sparse.training_flops == 2 * cost.forward_flops + 7
     assert dataclasses.asdict(sparse)["training_flops"] == sparse.training_flops
+
+
+def test_pruned_data_gradients_count_what_hardware_for_them_computes():
+    model = every_kind_of_kernel()
+    dense = model_cost(model)
+    assert dense.emulated_flops == 0
+    shares = {
+        "grouped": 2 / 3,  # In each of two groups one of two, and one of one.
+        "transpose": 4 / 7,
+        "dense": 1 / 2,
+        "depthwise": 1.0,  # No n:m hardware multiplies such kernels.
+    }
+    with_sdgp(model, 1, 2, layers=list(shares))
+    sparse = model_cost(model)
+    for name, one in dense.per_layer.items():
+        other = sparse.per_layer[name]
+        assert other.forward_flops == one.forward_flops
+        assert other.weight_gradient_flops == one.weight_gradient_flops
+        left = other.data_gradient_flops
+        assert left + other.emulated_flops == one.data_gradient_flops
+        share = shares.get(name, 1.0)
+        assert left == round(share * one.data_gradient_flops), name
+    saved = dense.training_flops - sparse.training_flops
+    assert saved == sparse.emulated_flops > 0
+    assert model_cost(without_sdgp(model)) == dense
 
 
 def test_layers_that_do_not_train_count_as_if_they_did():

@@ -9,6 +9,7 @@ import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
+from keras_prunetrain.callbacks.sdgp import SDGPCallback
 from keras_prunetrain.distribution import check_agreement
 from keras_prunetrain.fit.admission import options_of_fit
 from keras_prunetrain.fit.arguments import check_backups
@@ -24,6 +25,7 @@ from keras_prunetrain.fit.training_state import (
     set_model_state,
     states_of,
 )
+from keras_prunetrain.sdgp.attach import emulation_of
 from keras_prunetrain.surgery.redoing import repeat_cuts
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -255,15 +257,19 @@ class BackupAndRestore(keras.callbacks.Callback):
         }
 
     def _settings(self):
-        """Returns those of the callback that makes the model smaller."""
+        """Returns those of the callbacks that change the training."""
+        emulation = emulation_of(self.model)
+        found = {} if emulation is None else {"sdgp": str(emulation.pattern)}
         for callback in self._siblings:
+            if isinstance(callback, SDGPCallback):
+                found |= callback.settings()
             if isinstance(callback, ReconfiguringCallback):
-                return {
+                found |= {
                     **callback.settings(),
                     **options_of_fit(self.model, callback.options),
                     "batch": callback.batch and callback.batch.initial,
                 }
-        return {}
+        return found
 
     def _restore_model(self, state):
         for callback, kept in states_of(self._siblings, state["callbacks"]):

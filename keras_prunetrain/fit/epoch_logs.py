@@ -19,6 +19,7 @@ _LOG = logging.getLogger("keras_prunetrain")
 _NAMES = (
     *("density", "training_flops", "batch_size", "memory_bytes"),
     *("learning_rate", "communication_bytes", "weight_distance"),
+    "kept_gradient",
 )
 
 

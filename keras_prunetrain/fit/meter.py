@@ -12,6 +12,7 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.cost import Cost, cost_if_known
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.example_shapes import shapes_in
+from keras_prunetrain.sdgp.attach import is_sparse
 
 
 class EpochMeter(keras.callbacks.Callback):
@@ -215,16 +216,22 @@ class _Clock:
 
 
 class _CountedCost:
-    """The cost of a model, counted anew only for another architecture."""
+    """The cost of a model, counted anew only where it may have changed.
+
+    Another architecture has another cost, and so have other data gradients.
+    """
 
     def __init__(self):
         self._cost = None
         self._output = lambda: None
+        self._is_sparse = False
 
     def of(self, model, input_shapes):
         # A reconfiguration makes all symbolic tensors of the graph anew.
         output = model.outputs[0]
-        if self._output() is not output:
+        sparse = is_sparse(model)
+        if self._output() is not output or sparse != self._is_sparse:
             self._cost = cost_if_known(model, input_shapes)
             self._output = weakref.ref(output)
+            self._is_sparse = sparse
         return self._cost

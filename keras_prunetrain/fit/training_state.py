@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.sdgp.attach import emulation_of
 
 # The attributes of Keras's callbacks that change with each epoch.
 _STATE_OF_KERAS = {
@@ -45,7 +46,15 @@ def model_state(model: keras.Model) -> dict[str, Any]:
             }
             for optimizer in _optimizers(model)
         ],
+        "sdgp": [_values(model, v) for v in _sdgp_variables(model)],
     }
+
+
+def _sdgp_variables(model):
+    """Returns the random state of pruned data gradients, if there is one."""
+    emulation = emulation_of(model)
+    state = None if emulation is None else emulation.random_state
+    return [] if state is None else [state]
 
 
 def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
@@ -69,6 +78,8 @@ def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
         if kept["built"]:
             what = f"variables of {type(optimizer).__name__}"
             pairs += _pairs(what, optimizer.variables, kept["variables"])
+    # `SDGPCallback` has not begun yet, and brings its own state back.
+    pairs += zip(_sdgp_variables(model), state.get("sdgp", ()), strict=False)
     for variable, values in pairs:
         _assign(model, variable, values)
 

@@ -1,5 +1,6 @@
 """Gives the layers of a model a pruned data gradient, and takes it off."""
 
+import math
 from collections.abc import Iterator
 
 import keras
@@ -10,6 +11,7 @@ from keras_prunetrain.checks import check_model, is_count
 from keras_prunetrain.sdgp.emulation import (
     Emulation,
     LayerGradient,
+    Phase,
     channels_of,
     layer_gradient,
 )
@@ -135,6 +137,24 @@ def emulation_of(model: keras.Model) -> Emulation | None:
     for layer in sdgp_layers(model).values():
         return layer_gradient(layer).emulation
     return None
+
+
+def is_sparse(model: keras.Model) -> bool:
+    """Whether the data gradients of the next step of `model` are pruned."""
+    emulation = emulation_of(model)
+    return emulation is not None and emulation.phase != Phase.DENSE
+
+
+def kept_masses(model: keras.Model) -> dict[str, float]:
+    """Returns which part of each gradient's L1 mass was kept, by layers.
+
+    Layers whose gradient has not been measured are left out.
+    """
+    found = {
+        key: layer_gradient(layer).kept_mass
+        for key, layer in sdgp_layers(model).items()
+    }
+    return {key: mass for key, mass in found.items() if not math.isnan(mass)}
 
 
 def _layers_of(

@@ -152,15 +152,26 @@ class LayerGradient:
         )
         return ops.convert_to_tensor(True)
 
-    def take_mass(self) -> float:
-        """Returns which part of the gradient's L1 mass was kept; forgets it.
+    @property
+    def kept_mass(self) -> float:
+        """Which part of the gradient's L1 mass was kept in the measured steps.
 
-        NaN if nothing has been measured. The replicas of this machine count
-        together.
+        NaN if there were none, or no gradient.
         """
-        kept, total = np.sum(_on_replicas(self._mass), axis=0)
-        self._mass.assign(np.zeros(2))
+        kept, total = self.mass
         return float(kept / total) if total > 0 else math.nan
+
+    @property
+    def mass(self) -> np.ndarray:
+        """The mass of what was kept, and of all, as a mean over the replicas.
+
+        Those of other machines do not count.
+        """
+        return np.mean(_on_replicas(self._mass), axis=0)
+
+    @mass.setter
+    def mass(self, mass: np.ndarray) -> None:
+        self._mass.assign(mass)
 
     def share(self, channels: int) -> float:
         """Returns which part of the products is left, for n:m hardware.

@@ -41,6 +41,9 @@ class Pattern:
                 f"Received: mode={self.mode!r}"
             )
 
+    def __str__(self):
+        return f"{self.n}:{self.m} {self.mode}"
+
     @property
     def is_random(self) -> bool:
         """Whether the choice is drawn anew in each step."""

@@ -1,0 +1,163 @@
+"""Trains one `fit` with pruned data gradients."""
+
+import contextlib
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.selection import Skip
+from keras_prunetrain.checks import is_number
+from keras_prunetrain.fit.epoch_logs import EpochLogs
+from keras_prunetrain.sdgp.attach import (
+    emulation_of,
+    kept_masses,
+    sdgp_layers,
+    with_sdgp,
+    without_sdgp,
+)
+from keras_prunetrain.sdgp.emulation import Emulation, Phase, layer_gradient
+from keras_prunetrain.sdgp.pattern import Mode, Pattern
+
+
+class SDGPCallback(keras.callbacks.Callback):
+    """Prunes the data gradients of a model while `fit` runs (SDGP).
+
+    `with_sdgp` says what that is: an emulation, which saves no time without
+    hardware for n:m sparsity. The model is as before when `fit` returns, or
+    raises.
+
+    The history gains `kept_gradient`: which part of the L1 mass of the
+    gradients was kept in the first step of each epoch, the mean over the
+    layers; 1 in epochs with dense gradients. `DensityLog` shows it layer by
+    layer. The `training_flops` of the other callbacks count the pruned
+    products, as n:m hardware would compute them.
+
+    Example:
+
+    ```python
+    sdgp = SDGPCallback(2, 4, mode="mvue", dense_last=0.2)
+    model.fit(images, labels, epochs=90, callbacks=[sdgp])
+    ```
+
+    Args:
+        n: As of `with_sdgp`.
+        m: As of `with_sdgp`.
+        mode: As of `with_sdgp`.
+        layers: As of `with_sdgp`.
+        dense_last: Float in [0, 1): the share of the epochs, at the end, that
+            train with dense gradients. The step is not traced anew for it.
+        seed: As of `with_sdgp`.
+
+    Raises:
+        ValueError: If an argument is out of its range; in `fit`, before the
+            first step, as `with_sdgp`.
+    """
+
+    def __init__(
+        self,
+        n: int = 2,
+        m: int = 4,
+        mode: Mode = "rescaled",
+        layers: Skip | None = None,
+        dense_last: float = 0.0,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.pattern = Pattern(n, m, mode)
+        if not is_number(dense_last) or not 0.0 <= dense_last < 1.0:
+            raise ValueError(
+                "`dense_last` is a share of the epochs, a number of at least 0 "
+                f"and below 1. Received: dense_last={dense_last!r}"
+            )
+        self.layers = layers
+        self.dense_last = float(dense_last)
+        self.seed = seed
+        self._emulation: Emulation | None = None
+        self._epoch_logs = EpochLogs()
+        self._undo = contextlib.ExitStack()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings by which trainings differ."""
+        return {"sdgp": str(self.pattern), "dense_last": self.dense_last}
+
+    def set_model(self, model):
+        self._leave()  # Nobody has seen the end of an earlier `fit`.
+        super().set_model(model)
+        callbacks = keras_internals.calling_list()
+        if callbacks is not None:
+            keras_internals.guard_hooks(callbacks, self._leave)
+
+    def _leave(self):
+        """Takes the gradients off again, once, however `fit` ends."""
+        self._undo.close()
+
+    def on_train_begin(self, logs=None):
+        keras_internals.guard_loop(self._leave)
+        n, m, mode = self.pattern.n, self.pattern.m, self.pattern.mode
+        with_sdgp(self.model, n, m, mode, self.layers, self.seed)
+        self._undo.callback(without_sdgp, self.model)
+        self._emulation = emulation_of(self.model)
+        self._epoch_logs = EpochLogs()
+
+    def on_test_begin(self, logs=None):
+        keras_internals.guard_loop(self._leave)
+
+    def _phase_of(self, epoch):
+        """Returns the `Phase` in which an epoch trains."""
+        epochs = self.params["epochs"]
+        dense = math.ceil(self.dense_last * epochs - 1e-9)
+        return Phase.DENSE if epoch >= epochs - dense else Phase.SPARSE
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._emulation.phase = self._phase_of(epoch)
+        for gradient in self._gradients():
+            gradient.mass = np.zeros(2)
+        if self._emulation.phase == Phase.SPARSE:
+            self._emulation.phase = Phase.MEASURED
+
+    def _gradients(self):
+        """Returns the `LayerGradient`s of the layers that are left."""
+        return list(map(layer_gradient, sdgp_layers(self.model).values()))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._epoch_logs.note_metrics(logs or {})
+        if self._emulation.phase == Phase.MEASURED:
+            self._emulation.phase = Phase.SPARSE
+
+    def on_epoch_end(self, epoch, logs=None):
+        kept = list(kept_masses(self.model).values())
+        if self._phase_of(epoch) == Phase.DENSE:
+            kept = [1.0]
+        if logs is not None:
+            mean = sum(kept) / len(kept) if kept else math.nan
+            self._epoch_logs.add(logs, {"kept_gradient": mean})
+        # Already now: others count the cost of the next epoch as it begins.
+        self._emulation.phase = self._phase_of(epoch + 1)
+
+    def on_train_end(self, logs=None):
+        self._leave()
+
+    # For `BackupAndRestore`.
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state from which another process can go on."""
+        state = self._emulation.random_state
+        return {
+            "phase": int(self._emulation.phase),
+            "random": None if state is None else ops.convert_to_numpy(state),
+            "masses": [gradient.mass for gradient in self._gradients()],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the state that `get_state` returned."""
+        self._emulation.phase = Phase(state["phase"])
+        if self._emulation.random_state is not None:
+            self._emulation.random_state.assign(state["random"])
+        for gradient, mass in zip(
+            self._gradients(), state["masses"], strict=True
+        ):
+            gradient.mass = mass

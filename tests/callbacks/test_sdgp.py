@@ -1,0 +1,209 @@
+"""SDGPCallback: the phases of a `fit`, and what it leaves behind."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_prunetrain as kpt
+from keras_prunetrain.sdgp.attach import kept_masses, sdgp_layers
+from keras_prunetrain.sdgp.pattern import MODES
+from tests.callbacks.fits import TRACED, Kill, examples, network, widths
+from tests.callbacks.test_backup_and_restore import Break, Trained
+
+
+def fit(model, *callbacks, epochs=2, **kwargs):
+    x, y = examples(16)
+    return model.fit(
+        *(x, y, 8, epochs),
+        verbose=0,
+        shuffle=False,
+        callbacks=list(callbacks),
+        **kwargs,
+    ).history
+
+
+def net(**kwargs):
+    return network(dropout=0.0, **kwargs)
+
+
+def assert_equal_weights(one, other):
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_trains_as_with_sdgp_and_takes_itself_off():
+    model, other = net(), kpt.with_sdgp(net(), 1, 4, "mvue", seed=3)
+    fit(model, kpt.SDGPCallback(1, 4, "mvue", seed=3))
+    fit(other)
+    assert_equal_weights(model, other)
+    assert not sdgp_layers(model)
+
+
+@pytest.mark.parametrize("fails", [Break((0, 1)), "data"])
+def test_it_takes_itself_off_when_fit_fails(fails):
+    def broken():
+        yield examples(8)
+        raise RuntimeError("no more data")
+
+    model, sdgp = net(), kpt.SDGPCallback()
+    with pytest.raises(RuntimeError):
+        if fails == "data":
+            model.fit(broken(), verbose=0, shuffle=False, callbacks=[sdgp])
+        else:
+            fit(model, sdgp, fails)
+    assert not sdgp_layers(model)
+
+
+@pytest.mark.parametrize("share, epochs", [(0.25, 3), (0.3, 2), (0.5, 2)])
+def test_the_last_share_of_the_epochs_is_dense(share, epochs):
+    model, other = net(), net()
+    sdgp = kpt.SDGPCallback(1, 4, "magnitude", dense_last=share)
+    history = fit(model, sdgp, epochs=4)
+    fit(other, kpt.SDGPCallback(1, 4, "magnitude"), epochs=epochs)
+    fit(other, epochs=4, initial_epoch=epochs)
+    assert_equal_weights(model, other)
+    kept = history["kept_gradient"]
+    assert all(0.3 < x < 0.9 for x in kept[:epochs])
+    assert kept[epochs:] == [1.0] * (4 - epochs)
+
+
+def test_the_step_is_traced_once_for_all_phases():
+    traced = []
+
+    def loss(y, predicted):
+        traced.append(1)
+        return keras.losses.sparse_categorical_crossentropy(
+            y, predicted, from_logits=True
+        )
+
+    model = net(compiled={**TRACED, "loss": loss, "metrics": []})
+    counts = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: counted.append(len(traced))
+    )
+    counted = []
+    fit(model, kpt.SDGPCallback(dense_last=0.5), counts)
+    assert len(set(counted)) == 1
+
+
+def test_what_is_kept_is_measured_in_the_first_step():
+    seen = {}
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen[epoch] = kept_masses(self.model)
+
+    model = net()
+    history = fit(model, See(), kpt.SDGPCallback(1, 2))
+    for epoch, kept in enumerate(history["kept_gradient"]):
+        assert list(seen[epoch]) == ["inner", "last"]
+        np.testing.assert_allclose(kept, np.mean(list(seen[epoch].values())))
+        # Of two of any size, the larger one is more than half of them.
+        assert all(0.5 < x < 1.0 for x in seen[epoch].values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mass_is_that_of_the_gradient_before_it_is_scaled(mode):
+    x = keras.Input((1, 1, 4))
+    outputs = keras.layers.Conv2D(4, 1, name="conv")(x)
+    model = keras.Model(x, keras.layers.Flatten()(outputs))
+    model.compile("sgd", lambda y, found: found @ [[1.0], [0], [0], [3]])
+    history = model.fit(
+        *(np.ones((4, 1, 1, 4)), np.zeros((4, 1))),
+        verbose=0,
+        callbacks=[kpt.SDGPCallback(3, 4, mode, seed=1)],
+    ).history
+    (kept,) = history["kept_gradient"]
+    if mode.startswith("random"):
+        assert 0.25 <= kept <= 1.0
+    else:
+        assert kept == 1.0
+
+
+def test_history_counts_what_the_hardware_would_compute():
+    model = net()
+    cost = kpt.model_cost(model)
+    sparse = [cost.per_layer[x].forward_flops for x in ("inner", "last")]
+    history = fit(
+        model,
+        kpt.TargetPruneCallback(flops=0.9, decay=1, warmup=3),
+        kpt.SDGPCallback(1, 2, dense_last=0.4),
+        epochs=5,
+    )
+    flops = np.array(history["training_flops"][:4]) / 16
+    dense = cost.training_flops
+    np.testing.assert_allclose(
+        flops, [dense - sum(sparse) / 2] * 3 + [dense], rtol=1e-12
+    )
+
+
+def test_a_model_shrinks_to_a_target_with_it():
+    model, sdgp = net(), kpt.SDGPCallback(1, 2, "mvue", seed=1)
+    left = []
+    see = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: left.append(list(sdgp_layers(model)))
+    )
+    pruning = kpt.TargetPruneCallback(
+        flops=0.6, decay=2, reconfigure={"channel_multiple": 2}
+    )
+    fit(model, pruning, sdgp, see, epochs=4)
+    assert len(pruning.reports) == 2 and widths(model)["inner"] in (2, 4)
+    assert left == [["inner", "last"]] * 4
+    assert not sdgp_layers(model)
+
+
+@pytest.mark.parametrize(
+    "freq, stop, cut",
+    [("epoch", (1, 1), {}), (1, (1, 0), {0: {"inner": [1, 2]}})],
+)
+def test_a_training_that_breaks_off_draws_what_it_would_have_drawn(
+    tmp_path, freq, stop, cut
+):
+    def train(folder, stop=None):
+        model = net()
+        pruning = kpt.PruneTrainCallback(interval=1)
+        backup = kpt.BackupAndRestore(tmp_path / folder, freq)
+        sdgp = kpt.SDGPCallback(2, 4, "mvue", seed=1, dense_last=0.3)
+        others = [Kill(cut), pruning, backup, sdgp, Break(stop)]
+        fit(model, *others, epochs=3)
+        return Trained(model, pruning, model.history)
+
+    whole = train("whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train("broken", stop)
+    train("broken").equals(whole)
+
+
+def test_a_model_that_has_it_by_hand_goes_on_as_well(tmp_path):
+    def train(folder, stop=None, mode="random"):
+        model = kpt.with_sdgp(net(), 2, 4, mode, seed=1)
+        fit(model, kpt.BackupAndRestore(tmp_path / folder), Break(stop))
+        return Trained(model, None, model.history)
+
+    whole = train("whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        train("broken", (1, 0))
+    with pytest.raises(ValueError, match="sdgp was '2:4 random' and is '2:4 m"):
+        train("broken", mode="mvue")
+    train("broken").equals(whole)
+
+
+@pytest.mark.long
+def test_on_two_replicas(strategy):
+    with strategy.scope():
+        model = net(compiled=TRACED)
+    history = fit(model, kpt.SDGPCallback(mode="mvue", dense_last=0.5, seed=1))
+    assert 0.5 < history["kept_gradient"][0] < history["kept_gradient"][1] == 1
+    assert not sdgp_layers(model)
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1, "half", float("nan"), True])
+def test_shares_that_are_none_are_refused(share):
+    with pytest.raises(ValueError, match="`dense_last` is a share of the epo"):
+        kpt.SDGPCallback(dense_last=share)
+
+
+def test_a_model_that_has_it_already_is_refused():
+    model = kpt.with_sdgp(net())
+    with pytest.raises(ValueError, match="has pruned data gradients already"):
+        fit(model, kpt.SDGPCallback())
+    assert sdgp_layers(model)
