@@ -13,12 +13,12 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.scores import scores_of_layers
 from keras_prunetrain.checks import is_number
 from keras_prunetrain.distribution import is_first_worker
-from keras_prunetrain.fit.dense import DenseTraining
+from keras_prunetrain.fit.dense import DenseTraining, check_training
 from keras_prunetrain.tensorboard import curves, dashboard, hparams
 from keras_prunetrain.tensorboard.event_writer import (
     EventWriter,
     check_installed,
-    curve_value,
+    curve_values,
     write_errors,
 )
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
@@ -41,7 +41,8 @@ class DensityLog(keras.callbacks.Callback):
     * *Histograms*: the largest weight magnitude of each channel of each layer,
       or its value of the user's `score`, divided by the threshold, as a decimal
       logarithm: a channel below 0 is dead;
-    * *Text*: each reconfiguration, and why channels stayed;
+    * *Text*: each reconfiguration, and why channels stayed; when
+      `EarlyCroPCallback` prunes, and why then;
     * *HParams*: the settings and the final figures (`final/`).
 
     Only metrics that are a single number have a curve. A log that can no longer
@@ -99,12 +100,21 @@ class DensityLog(keras.callbacks.Callback):
 
         To be called by `pruning` when `fit` begins, before its hooks are called
         here.
+
+        Raises:
+            ValueError: If `pruning` is none, or its `fit` has not begun.
         """
+        check_training(pruning)
         self._training = pruning
         self._measures = keras.callbacks.Callback()  # `pruning` does.
 
+    def note(self, text: str) -> None:
+        """Shows `text` beside the reconfigurations of the current epoch."""
+        self._notes.append(text)
+
     def set_model(self, model):
         super().set_model(model)
+        self._notes = []
         self._training = DenseTraining(model)  # Unless one says `follow`.
         self._measures = self._training.meter
         self._measures.set_model(model)
@@ -120,6 +130,7 @@ class DensityLog(keras.callbacks.Callback):
             "awaits_first_step": self._last_report is not None,
             "heat_map_step": self._heat_map_step,
             "last_logs": self._last_logs,
+            "notes": self._notes,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -127,6 +138,7 @@ class DensityLog(keras.callbacks.Callback):
         self._reports = state["reports"]
         self._heat_map_step = state["heat_map_step"]
         self._last_logs = state["last_logs"]
+        self._notes = list(state["notes"])
         if state["awaits_first_step"]:
             self._last_report = self._training.reports[-1]
 
@@ -195,7 +207,7 @@ class DensityLog(keras.callbacks.Callback):
         if not self._acts:
             return
         numbering = self._look_at_model()
-        reports = self._new_reports()
+        news = self._news()
         step = epoch + self._offset
         if step < len(self._run.densities):
             _LOG.info(
@@ -204,23 +216,20 @@ class DensityLog(keras.callbacks.Callback):
                 self._run.folder,
             )
             return  # Trained once more, from a backup.
-        self._last_logs = {
-            name: value
-            for name, value in (logs or {}).items()
-            if curve_value(value) is not None
-        }
+        self._last_logs = curve_values(logs or {})
         with self._unless_it_fails():
-            self._write_epoch(step, numbering, reports)
+            self._write_epoch(step, numbering, news)
 
-    def _write_epoch(self, step, numbering, reports):
+    def _write_epoch(self, step, numbering, news):
         self._run.note(self._counts)
         with self._writer.at(step):
             if step == 0:
-                self._writer.layout(self._stages)
+                has_distance = "weight_distance" in self._last_logs
+                self._writer.layout(self._stages, has_distance)
                 self._write_settings()
             self._write_scalars(self._last_logs)
             self._write_histograms(numbering)
-            self._write_reports(reports)
+            self._write_news(*news)
         self._run.save()
 
     def _write_histograms(self, numbering):
@@ -264,7 +273,7 @@ class DensityLog(keras.callbacks.Callback):
         steps = len(self._run.densities)
         with self._writer.at(steps - 1):
             # Of a `fit` that was stopped early.
-            self._write_reports(self._new_reports())
+            self._write_news(*self._news())
             if self._heat_map_step != steps:
                 self._write_heat_map()
             final = {
@@ -275,10 +284,12 @@ class DensityLog(keras.callbacks.Callback):
             self._writer.values({f"final/{k}": v for k, v in final.items()})
         self._run.save()
 
-    def _new_reports(self):
-        new = self._training.reports[self._reports :]
-        self._reports += len(new)
-        return new
+    def _news(self):
+        """Returns the reports and the notes since it was called last."""
+        reports = self._training.reports[self._reports :]
+        self._reports += len(reports)
+        notes, self._notes = self._notes, []
+        return reports, notes
 
     def _write_settings(self):
         settings = hparams.settings_of(self._training) | {
@@ -292,23 +303,15 @@ class DensityLog(keras.callbacks.Callback):
 
     def _write_scalars(self, logs):
         """Writes a point of each curve; what is not known has no point."""
-        meter = self._training.meter
+        rate = keras_internals.shown_rate(self.model.optimizer)
         points = {
             **curves.channel_points(self._run, self._size),
-            **curves.cost_points(self._run, meter.cost, meter.examples),
+            **curves.training_points(self._run, self._training, rate, logs),
             "cost/parameters": self._parameters,
-            "time/epoch_seconds": meter.seconds,
-            "training/penalty_ratio": self._training.penalty_share(
-                logs.get("loss", 0.0)
-            ),
-            "training/batch_size": meter.batch_size,
-            "training/learning_rate": keras_internals.shown_rate(
-                self.model.optimizer
-            ),
         }
-        self._writer.values(points | curves.log_points(logs))
+        self._writer.values(points)
 
-    def _write_reports(self, reports):
+    def _write_news(self, reports, notes):
         """Writes the reconfigurations after this epoch, and a new heat map."""
         # The first step after a reconfiguration is one of the next epoch.
         last, self._last_report = self._last_report, None
@@ -317,10 +320,8 @@ class DensityLog(keras.callbacks.Callback):
             self._writer.values({"time/first_step_seconds": seconds})
         for report in reports:
             self._writer.reconfiguration(report)
-            self._writer.values(
-                {"time/reconfiguration_seconds": report.seconds}
-            )
             self._last_report = report
+        self._writer.notes(notes)
         if reports:
             self._write_heat_map()
 

@@ -1,8 +1,6 @@
 """PruneTrain as one callback (paper, Algorithm 1)."""
 
-import logging
 import os
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from keras_prunetrain.batching import DynamicBatch
@@ -11,10 +9,9 @@ from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.fit.arguments import check_schedule, check_solver
 from keras_prunetrain.fit.epoch_logs import has_diverged
 from keras_prunetrain.fit.monitors import warn_of_monitors
-from keras_prunetrain.fit.record import penalty_share
+from keras_prunetrain.fit.nothing_dead import NothingDead
+from keras_prunetrain.fit.record import Reconfiguration, penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
-
-_LOG = logging.getLogger("keras_prunetrain")
 
 
 class PruneTrainCallback(ReconfiguringCallback):
@@ -170,8 +167,7 @@ class PruneTrainCallback(ReconfiguringCallback):
         self._first_factor = factor
         self.solver = solver
         self.coupled = coupled
-        self._lasso = CalibratedLasso(factor, solver, coupled)
-        self._said_nothing_dead = False
+        self.forget()
 
     @property
     def factor(self) -> float | None:
@@ -192,10 +188,8 @@ class PruneTrainCallback(ReconfiguringCallback):
         penalty = self._lasso.penalty(self.model)
         return penalty_share(self.model, loss, penalty)
 
-    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
-        cuts = len(self.reports)
-        super().reconfigure(logs)
-        if len(self.reports) > cuts:
+    def after_cut(self, report: Reconfiguration | None) -> None:
+        if report is not None:
             self._lasso.after_cut(self.model)
 
     def check(self) -> None:
@@ -212,32 +206,24 @@ class PruneTrainCallback(ReconfiguringCallback):
         self.at_end(self._lasso.end, self.model)
         self._lasso.begin(self.model, numbering, self.options.skip)
         if not self._lasso.acts:
-            self._said_nothing_dead = True
-            _LOG.warning(
-                "Nothing to prune in '%s': it has no kernel that trains and "
-                "whose channels may go. keras_prunetrain.channel_report(model) "
-                "says why.",
-                self.model.name,
-            )
+            self._nothing_dead.say_no_lasso(self.model)
 
     def forget(self) -> None:
         super().forget()
         self._lasso = CalibratedLasso(
             self._first_factor, self.solver, self.coupled
         )
-        self._said_nothing_dead = False
+        self._nothing_dead = NothingDead()
 
     def get_state(self) -> dict[str, Any]:
-        own = {
-            "lasso": self._lasso.get_state(),
-            "said": self._said_nothing_dead,
-        }
+        said = self._nothing_dead.said
+        own = {"lasso": self._lasso.get_state(), "said": said}
         return super().get_state() | own
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self._lasso.set_state(self.model, state["lasso"])
-        self._said_nothing_dead = state["said"]
+        self._nothing_dead.said = state["said"]
 
     def on_epoch_begin(self, epoch, logs=None):
         finetuning = epoch >= self.params["epochs"] - self.finetune_epochs
@@ -270,21 +256,9 @@ class PruneTrainCallback(ReconfiguringCallback):
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs=None):
-        stopped_early = self.epoch is not None and not self.is_due(self.epoch)
-        if stopped_early:
-            self.reconfigure(logs)
+        if self.epoch is not None and not self.is_due(self.epoch):
+            self.reconfigure(logs)  # It was stopped early.
         super().on_train_end(logs)
         found_nothing = self.factor is not None and not self.reports
-        if (
-            found_nothing
-            and not self._said_nothing_dead
-            and not has_diverged(self.model, logs)
-        ):
-            self._said_nothing_dead = True
-            _LOG.warning(
-                "No channel of '%s' fell below threshold=%g. A longer training "
-                "at a high learning rate, or a larger `penalty_ratio`, removes "
-                "more; keras_prunetrain.channel_report(model) tells.",
-                self.model.name,
-                self.threshold,
-            )
+        if found_nothing and not has_diverged(self.model, logs):
+            self._nothing_dead.say_none_dead(self.model, self.threshold)

@@ -22,7 +22,7 @@ from keras_prunetrain.fit import arguments
 from keras_prunetrain.fit.admission import admit
 from keras_prunetrain.fit.epoch_logs import (
     EpochLogs,
-    has_diverged,
+    cannot_be_cut,
     loss_in,
     values_of_epoch,
 )
@@ -141,6 +141,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         """
         del numbering
 
+    def after_cut(self, report: Reconfiguration | None) -> None:
+        """Goes on behind a cut; `report` is `None` if it removed nothing."""
+        del report
+
     def forget(self) -> None:
         """Drops the state of the model that was trained before."""
         self._progress = Progress()
@@ -148,6 +152,12 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Has `function(*arguments)` called as `fit` ends, the last first."""
         self._fit.at_end(function, *arguments)
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        """Logs `text`, and lets TensorBoard show it at this epoch."""
+        _LOG.log(level, "%s", text)
+        for log in self._fit.logs:
+            log.note(text)
 
     def penalty_share(self, loss: float) -> float:
         """Returns the share of this method's penalty in the loss, a fraction.
@@ -210,19 +220,15 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._progress.begin_fit(numbering.size)
         self._epoch_logs = EpochLogs()
         self.at_end(keras_internals.renew_steps, self.model)
-        if self._fit.growing is not None:
-            self.at_end(self._fit.growing.end)
-            self._fit.growing.begin()
+        self._fit.begin_growing()
         self.begin(numbering)
 
     def _admit(self):
         """Checks all that can be checked; returns the model's `Numbering`."""
         siblings = self._fit.siblings
         check_siblings(self, siblings, ReconfiguringCallback)
-        for log in (
-            *logs_behind(self, siblings, DensityLog),
-            *self._fit.after.callbacks,
-        ):
+        self._fit.logs += logs_behind(self, siblings, DensityLog)
+        for log in self._fit.logs:
             log.follow(self)
         self.check()
         settings = {
@@ -292,26 +298,18 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             logs: Dict with the mean `loss` of the epoch, or `None`.
         """
         started = time.perf_counter()
-        if has_diverged(self.model, logs):
-            _LOG.warning(
-                "No reconfiguration after epoch %d: the loss (%s) or a weight "
-                "of '%s' is not finite. If that lasts, the training has "
-                "diverged: lower the learning rate.",
-                self.epoch,
-                loss_in(logs),
-                self.model.name,
-            )
+        if cannot_be_cut(self.model, self.epoch, logs):
             return
         report = self._cut(loss_in(logs))
-        if report is None:
-            return
-        # Layers and graph refer to each other: without this the old weights
-        # would stay in memory until Python happens to look for cycles.
-        gc.collect()
-        keras_internals.release_kernels()
-        self._progress.add(report)
-        report.seconds = time.perf_counter() - started
-        _LOG.info("%s", report)
+        if report is not None:
+            # Layers and graph refer to each other: without this the old weights
+            # would stay in memory until Python happens to look for cycles.
+            gc.collect()
+            keras_internals.release_kernels()
+            self._progress.add(report)
+            report.seconds = time.perf_counter() - started
+            _LOG.info("%s", report)
+        self.after_cut(report)
 
     def _cut(self, loss):
         """Makes the model smaller; returns the report, `None` if it is not."""

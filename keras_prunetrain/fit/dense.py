@@ -1,4 +1,4 @@
-"""Stands in for a pruning callback in a training without one."""
+"""What a log sees of a training, also of one without a pruning callback."""
 
 from typing import Any
 
@@ -38,3 +38,18 @@ class DenseTraining:
             loss: Mean loss of the epoch, all penalties included.
         """
         return penalty_share(self._model, loss)
+
+
+def check_training(training: Any) -> None:
+    """Raises a `ValueError` if a log cannot show what `training` does.
+
+    Args:
+        training: Should be a `ReconfiguringCallback` whose `fit` has begun.
+    """
+    seen = ("meter", "reports", "options", "settings", "penalty_share")
+    if not all(hasattr(training, name) for name in seen):
+        raise ValueError(
+            "`follow` takes a `ReconfiguringCallback`, which calls it itself "
+            "when its `fit` begins; a `DensityLog` among the callbacks of "
+            f"`fit` needs no call. Received: pruning={training!r}"
+        )

@@ -109,6 +109,29 @@ def has_diverged(model: keras.Model, logs: Mapping[str, float] | None) -> bool:
     return not (math.isfinite(loss_in(logs)) and all_finite(model))
 
 
+def cannot_be_cut(
+    model: keras.Model, epoch: int, logs: Mapping[str, float] | None
+) -> bool:
+    """Whether the model `has_diverged`, so that no cut is right; warns then.
+
+    Args:
+        model: The model.
+        epoch: Integer, the epoch that is over.
+        logs: Dict of this epoch, or `None`.
+    """
+    diverged = has_diverged(model, logs)
+    if diverged:
+        _LOG.warning(
+            "No reconfiguration after epoch %d: the loss (%s) or a weight of "
+            "'%s' is not finite. If that lasts, the training has diverged: "
+            "lower the learning rate.",
+            epoch,
+            loss_in(logs),
+            model.name,
+        )
+    return diverged
+
+
 def loss_in(logs: Mapping[str, float] | None) -> float:
     """Returns the `loss` in the `logs` of an epoch; 0 if there is none."""
     return (logs or {}).get("loss", 0.0)

@@ -29,6 +29,7 @@ class RunningFit:
 
     Attributes:
         siblings: List of all callbacks of this `fit`.
+        logs: List of the logs that follow the callback; at first `log` alone.
         growing: A `GrowingBatch`, which acts before the callback; `None` where
             the batch size is fixed.
         before: `keras.callbacks.CallbackList` of those that act before.
@@ -44,13 +45,14 @@ class RunningFit:
     ):
         callbacks = keras_internals.calling_list()
         self.siblings = [] if callbacks is None else list(callbacks.callbacks)
-        before, after = [meter], [] if log is None else [log]
+        self.logs = [] if log is None else [log]
+        before = [meter]
         self.growing = None
         if batch is not None:
             self.growing = GrowingBatch(batch, meter, self.siblings)
             before.append(self.growing)
         self.before = keras.callbacks.CallbackList(before)
-        self.after = keras.callbacks.CallbackList(after)
+        self.after = keras.callbacks.CallbackList(list(self.logs))
         self.options = None
         self._undo = contextlib.ExitStack()
         if callbacks is not None:
@@ -67,6 +69,12 @@ class RunningFit:
     def set_params(self, params: dict[str, Any]) -> None:
         self.before.set_params(params)
         self.after.set_params(params)
+
+    def begin_growing(self) -> None:
+        """Lets the batch grow until the end of this `fit`, if it may."""
+        if self.growing is not None:
+            self.at_end(self.growing.end)
+            self.growing.begin()
 
     def at_end(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Lets `leave` call `function(*arguments)`, the last one first."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_prunetrain.cost import Cost
-from keras_prunetrain.tensorboard.dashboard import ZERO
+from keras_prunetrain.tensorboard.dashboard import DISTANCE, ZERO
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
 
@@ -54,5 +54,28 @@ def log_points(logs: Mapping[str, Any]) -> dict[str, Any]:
         "training/learning_rate": "learning_rate",
         "memory/training_bytes": "memory_bytes",
         "communication/bytes": "communication_bytes",
+        DISTANCE: "weight_distance",
     }
     return {tag: logs[name] for tag, name in curves.items() if name in logs}
+
+
+def training_points(
+    run: LoggedRun, training: Any, rate: float | None, logs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the points of how an epoch was trained, and at which cost.
+
+    Args:
+        run: The `LoggedRun`.
+        training: A `ReconfiguringCallback` or a `DenseTraining`.
+        rate: Float, the learning rate that the optimizer shows, or `None`.
+        logs: The logs of the epoch, whose values go before.
+    """
+    meter = training.meter
+    return {
+        **cost_points(run, meter.cost, meter.examples),
+        "time/epoch_seconds": meter.seconds,
+        "training/penalty_ratio": training.penalty_share(logs.get("loss", 0.0)),
+        "training/batch_size": meter.batch_size,
+        "training/learning_rate": rate,
+        **log_points(logs),
+    }

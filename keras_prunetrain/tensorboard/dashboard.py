@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _LINES = 6
 # A curve of zeros, so that TensorBoard's axes begin at 0.
 ZERO = "reference/zero"
+# How far the weights are from the first ones, until EarlyCroP prunes.
+DISTANCE = "training/weight_distance"
 
 
 def stages(numbering: Numbering) -> dict[str, list[str]]:
@@ -56,11 +58,15 @@ def _size(channels):
     return "x".join(str(size or "any") for size in places) or "vectors"
 
 
-def layout(groups: Mapping[str, Sequence[str]]) -> "layout_pb2.Layout":
+def layout(
+    groups: Mapping[str, Sequence[str]], with_distance: bool = False
+) -> "layout_pb2.Layout":
     """Returns the layout of TensorBoard's custom-scalars tab.
 
     Args:
         groups: As `stages` returns them.
+        with_distance: Boolean. Whether there is a curve of the distance of the
+            weights from the first ones.
 
     Returns:
         A `tensorboard.plugins.custom_scalar.layout_pb2.Layout`.
@@ -91,6 +97,8 @@ def layout(groups: Mapping[str, Sequence[str]]) -> "layout_pb2.Layout":
         "Batch size": "training/batch_size",
         "Learning rate": "training/learning_rate",
     }
+    if with_distance:
+        cost["Distance from the first weights, until pruned"] = DISTANCE
     return layout_pb2.Layout(
         category=[
             layout_pb2.Category(

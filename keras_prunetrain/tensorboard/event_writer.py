@@ -30,6 +30,11 @@ def check_installed() -> None:
         ) from error
 
 
+def curve_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of `values`, a dict, that a curve can show."""
+    return {k: v for k, v in values.items() if curve_value(v) is not None}
+
+
 def curve_value(value: Any) -> float | None:
     """Returns `value` as a point of a curve, `None` if it is no number.
 
@@ -85,16 +90,19 @@ class EventWriter:
             if point is not None:
                 tf.summary.scalar(tag, point)
 
-    def layout(self, stages: Mapping[str, Sequence[str]]) -> None:
+    def layout(
+        self, stages: Mapping[str, Sequence[str]], with_distance: bool
+    ) -> None:
         """Writes which curves the *Custom Scalars* tab shows together.
 
         Args:
             stages: As `dashboard.stages` returns them.
+            with_distance: As of `dashboard.layout`.
         """
         import tensorflow as tf
         from tensorboard.plugins.custom_scalar import summary
 
-        layout = summary.pb(dashboard.layout(stages))
+        layout = summary.pb(dashboard.layout(stages, with_distance))
         tf.summary.experimental.write_raw_pb(layout.SerializeToString())
 
     def settings(
@@ -151,10 +159,18 @@ class EventWriter:
             tf.summary.experimental.write_raw_pb(histogram.SerializeToString())
 
     def reconfiguration(self, report: Reconfiguration) -> None:
-        """Writes a `Reconfiguration` as a table."""
+        """Writes a `Reconfiguration` as a table, and its seconds."""
         import tensorflow as tf
 
         tf.summary.text("reconfigurations", _markdown(report))
+        self.values({"time/reconfiguration_seconds": report.seconds})
+
+    def notes(self, texts: Sequence[str]) -> None:
+        """Writes a list of `texts`, if there is any, as one text."""
+        import tensorflow as tf
+
+        if texts:
+            tf.summary.text("notes", "\n\n".join(texts))
 
     def heat_map(
         self, densities: Sequence[Sequence[float]], layers: Sequence[str]

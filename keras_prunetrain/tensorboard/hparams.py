@@ -42,7 +42,12 @@ def result_tags(names: Iterable[str]) -> list[str]:
         *(f"final/{name}" for name in results[:1]),
         *("cost/relative_training_flops", "final/density"),
         *("final/parameters", "time/epoch_seconds"),
-        *(f"final/{name}" for name in results[1:] if name != "density"),
+        *(
+            f"final/{name}"
+            for name in results[1:]
+            # The distance is unknown at the end, once the model is pruned.
+            if name not in ("density", "weight_distance")
+        ),
     ]
 
 

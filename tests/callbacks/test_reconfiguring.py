@@ -137,6 +137,34 @@ def test_without_a_plan_of_its_own_a_method_cuts_what_is_dead():
     assert report.keep["conv"] == [0, 1, 3, 4, 5]
 
 
+def test_a_method_is_told_of_each_cut_and_of_plans_that_remove_nothing():
+    told = []
+
+    class EachEpoch(kpt.ReconfiguringCallback):
+        def is_due(self, epoch):
+            return True
+
+        def after_cut(self, report):
+            told.append((self.epoch, report and report.keep["conv"]))
+            assert self.model.get_layer("conv").filters == 5
+
+    model, pruning = network(), EachEpoch()
+    model.optimizer.learning_rate = 0.0
+    x, y = arrays()
+    kernels = [model.get_layer(name).kernel for name in ("conv", "logits")]
+    dead = np.array([1, 1, 0, 1, 1, 1], "float32")
+    kernels[0].assign(kernels[0] * dead)
+    kernels[1].assign(kernels[1] * dead[:, None])
+
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                logs["loss"] = np.nan
+
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[Diverge(), pruning])
+    assert told == [(0, [0, 1, 3, 4, 5]), (2, None)]
+
+
 def test_a_method_must_say_when_it_is_due():
     class Base(kpt.ReconfiguringCallback):
         pass
