@@ -82,6 +82,7 @@ CALLS = {
         "kpt.mask_report('model.keras')",
         "kpt.EarlyCroPCallback(0.5, (x, y), score='taylor')",
         "kpt.EarlyCroPCallback(0.5, (x, y), iterations=0)",
+        "kpt.EarlyCroPCallback(0.5, (x, y), interval=2)",
         "kpt.EarlyCroPCallback(0.5, (x, y), first_epoch=4, last_epoch=2)",
         "model.fit(x, y, epochs=4, verbose=0, callbacks=["
         "kpt.EarlyCroPCallback(0.999, (x, y))])",
@@ -128,6 +129,7 @@ CALLS = {
     "DensityLog": [
         "kpt.DensityLog('')",
         "kpt.DensityLog('logs', threshold=0)",
+        "kpt.DensityLog('logs').follow('training')",
         "model.fit(x, y, verbose=0, callbacks=[kpt.DensityLog(file)])",
     ],
     "reconfigure and channel_report": [

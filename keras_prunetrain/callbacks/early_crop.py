@@ -11,16 +11,18 @@ from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.checks import is_number
 from keras_prunetrain.choice import Choice, distinct
 from keras_prunetrain.distribution import mean_over_workers
-from keras_prunetrain.fit.arguments import check_no_score
-from keras_prunetrain.fit.epoch_logs import has_diverged
-from keras_prunetrain.fit.masks import Masks, kernels_of, largest
+from keras_prunetrain.fit.arguments import (
+    check_iterations,
+    check_no_score,
+    check_what_goes,
+)
+from keras_prunetrain.fit.epoch_logs import cannot_be_cut
+from keras_prunetrain.fit.masks import Masks, kernels_of, next_masks
 from keras_prunetrain.fit.moment import Moment, check_moment
 from keras_prunetrain.fit.scoring_data import scoring_batches
 from keras_prunetrain.gradient_flow import check_batches, measured_flow
-from keras_prunetrain.saliency import ON_DATA
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -32,7 +34,7 @@ _QUANTITIES = {
 
 
 class EarlyCroPCallback(ReconfiguringCallback):
-    """Makes the model smaller once, at the moment that the training gives.
+    """Makes the model smaller early, at the moment that the training gives.
 
     The channels go that matter least to the gradient flow (`gradient_flow`),
     once the weights have entered the regime in which they hardly turn. From
@@ -46,7 +48,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
     ```
 
     The history gains `weight_distance`: the distance of the weights from those
-    at first, over the norm of these, per epoch up to the cut, and NaN after it.
+    at first, over the norm of these, per epoch up to the first cut, and NaN
+    after it.
     What `PruneTrainCallback` says of the model's objects, of `batch`, of the
     history and of the state after `fit` holds for this callback, too.
 
@@ -67,20 +70,24 @@ class EarlyCroPCallback(ReconfiguringCallback):
             on, in every step of this callback's `fit`, and so are their slots.
             The shapes stay, so this saves no time. `mask_report(model)` counts
             the zeros.
-        iterations: Integer, at least 1: the number of steps in which channels
-            or weights are scored anew and removed, all at the same moment.
+        iterations: Integer, at least 1: the number of cuts, before each of
+            which the channels or weights are scored anew. Each cut leaves the
+            same part of what the one before has left.
+        interval: Integer, the number of epochs between these cuts, in which the
+            rest is trained. Defaults to `0`: all at the same moment.
         first_epoch: Integer, at least 1: so many epochs are trained in any case
             before a criterion counts.
         last_epoch: Integer: after so many epochs, the channels go though the
             criterion has not been met, and a warning says so. Defaults to
-            `None`, half of the epochs.
+            `None`, half of the epochs, or fewer if later cuts need the rest.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`.
 
     Attributes:
-        moment: The `Moment`: `moment.distances` is the curve of the distance.
+        moment: The `Moment`: `moment.distances` is the curve of the distance,
+            and `moment.chosen` the number of epochs after which it was pruned.
         reports: List of a `Reconfiguration` for each that took place.
         epoch: Integer, the epoch that is trained or was last; `None` before
             the first one of a `fit`.
@@ -107,6 +114,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         score: str = "gradient_flow",
         structured: bool = True,
         iterations: int = 1,
+        interval: int = 0,
         first_epoch: int = 1,
         last_epoch: int | None = None,
         reconfigure: dict[str, Any] | None = None,
@@ -115,23 +123,37 @@ class EarlyCroPCallback(ReconfiguringCallback):
     ):
         super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
         check_no_score(reconfigure)
-        _check_what_goes(sparsity, target, score, structured)
-        check_moment(when, iterations, first_epoch, last_epoch)
+        check_what_goes(sparsity, target, tuple(_QUANTITIES), score, structured)
+        check_moment(when, first_epoch, last_epoch)
+        check_iterations(iterations, interval)
         self.sparsity = float(sparsity)
         self.scoring_data = scoring_data
         self.target = target
         self.when = when
         self.score = score
         self.structured = structured
-        self.iterations = iterations
+        self.iterations, self.interval = iterations, interval
         self.first_epoch, self.last_epoch = first_epoch, last_epoch
         self.moment = None
         self._batches = []
         self.forget()
 
     def is_due(self, epoch: int) -> bool:
-        return (
-            not self._is_over and self.when != "start" and self.moment.has_come
+        if self._is_over:
+            return False
+        if self._cuts_done:
+            return self._epochs_since >= self.interval
+        return self.when != "start" and self.moment.has_come
+
+    @property
+    def _is_over(self):
+        return self._cuts_done == self.iterations
+
+    @property
+    def _left(self):
+        """What the next cut leaves, a fraction of the first model."""
+        return (1.0 - self.sparsity) ** (
+            (self._cuts_done + 1) / self.iterations
         )
 
     def plan(self) -> Plan:
@@ -141,51 +163,56 @@ class EarlyCroPCallback(ReconfiguringCallback):
         scores = flow.channel_scores(numbering, self.score)
         scores = mean_over_workers(self.model, scores)
         choice = self._choice(numbering)
-        done = (self._cuts_done + 1) / self.iterations
-        limit = (1.0 - self.sparsity) ** done * self._first_cost
+        limit = self._left * self._first_cost
         return choice.plan(distinct(scores, choice.candidates), limit)
 
     def settings(self) -> dict[str, Any]:
         names = (
             *("sparsity", "target", "when", "score"),
-            *("structured", "iterations"),
+            *("structured", "iterations", "interval"),
         )
         return {name: getattr(self, name) for name in names}
 
     def begin(self, numbering: Numbering) -> None:
         self.at_end(self._detach_masks)
+        if self._masks is not None:
+            self._masks.attach(self.model)
         if self._is_over:
-            if self._masks is not None:
-                self._masks.attach(self.model)
             return
-        self._batches = scoring_batches(self.scoring_data)
+        # Once: an iterator has them only once.
+        self._batches = self._batches or scoring_batches(self.scoring_data)
         check_batches(self.model, self._batches, self.score)
+        if self._cuts_done:
+            return
         if self.structured:
             self._check_target(numbering)
         if self.moment is None:
-            last = self.last_epoch or max(1, self.params["epochs"] // 2)
             self.moment = Moment(
-                self.when,
-                self.sparsity,
-                self.first_epoch,
-                last,
-                self.structured,
+                *(self.when, self.sparsity, self.first_epoch),
+                *(self._last_epoch(), self.structured),
             )
         self.moment.begin(self.model)
+
+    def _last_epoch(self):
+        if self.last_epoch is not None:
+            return self.last_epoch
+        epochs, later = self.params["epochs"], self.iterations - 1
+        return max(1, min(epochs // 2, epochs - 1 - later * self.interval))
 
     def forget(self) -> None:
         super().forget()
         self.moment = None
-        self._is_over = False
         self._first_cost = None
         self._cuts_done = 0
+        self._epochs_since = 0  # The last of them.
         self._masks = None
 
     def get_state(self) -> dict[str, Any]:
         own = {
             "moment": self.moment and self.moment.get_state(),
-            "is_over": self._is_over,
             "first_cost": self._first_cost,
+            "cuts_done": self._cuts_done,
+            "epochs_since": self._epochs_since,
             # By position: another process may count names otherwise.
             "masks": self._masks and list(self._masks.masks.values()),
         }
@@ -195,8 +222,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         super().set_state(state)
         if state["moment"] is not None:
             self.moment.set_state(state["moment"])
-        self._is_over = state["is_over"]
         self._first_cost = state["first_cost"]
+        self._cuts_done = state["cuts_done"]
+        self._epochs_since = state["epochs_since"]
         if state["masks"] is not None:
             names = kernels_of(self.model)
             masks = dict(zip(names, state["masks"], strict=True))
@@ -204,14 +232,16 @@ class EarlyCroPCallback(ReconfiguringCallback):
             self._masks.attach(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.when == "start" and not self._is_over:
+        if self.when == "start" and not self._cuts_done:
             self.epoch = epoch  # Cut before the base counts what it costs.
-            self._prune(logs)
+            self.reconfigure(logs)
         super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
         distance = math.nan
-        if not self._is_over:
+        if self._cuts_done:
+            self._epochs_since += 1
+        else:
             self.moment.end_epoch(self.model)
             distance = self.moment.distances[-1]
         if logs is not None:
@@ -221,55 +251,43 @@ class EarlyCroPCallback(ReconfiguringCallback):
     def on_train_end(self, logs=None):
         if not self._is_over:
             _LOG.warning(
-                "'%s' has not been pruned: this `fit` has ended before the "
-                "moment when=%r, %d epochs after the first step.",
+                "'%s' has been pruned in %d of %d iterations: this `fit` has "
+                "ended before %s.",
                 self.model.name,
-                self.when,
-                len(self.moment.distances),
+                self._cuts_done,
+                self.iterations,
+                f"{self.interval} epochs had passed since the last of them"
+                if self._cuts_done
+                else f"the moment when={self.when!r}, "
+                f"{len(self.moment.distances)} epochs after the first step",
             )
         super().on_train_end(logs)
 
     def reconfigure(self, logs: Mapping[str, float] | None) -> None:
-        if self.moment.is_late:
-            _LOG.warning(
-                "The weights of '%s' have not met the criterion when=%r within "
-                "%d epochs: the model is pruned now. Their distances from the "
-                "first weights: %s",
-                self.model.name,
-                self.when,
-                len(self.moment.distances),
-                ", ".join(f"{x:.3g}" for x in self.moment.distances),
-            )
-        self._prune(logs)
-
-    def _prune(self, logs):
-        """Removes channels or weights, in `iterations` steps."""
-        if has_diverged(self.model, logs):
-            super().reconfigure(logs)  # Says so; the next epoch tries again.
+        """Removes what goes now: all, or the part of one iteration."""
+        if cannot_be_cut(self.model, self.epoch, logs):
             return
-        for done in range(self.iterations):
-            self._cuts_done = done
+        if not self._cuts_done:
+            text = f"'{self.model.name}' is pruned {self.moment.reason}."
+            is_late = self.moment.is_late
+            self.note(text, logging.WARNING if is_late else logging.INFO)
+            self.moment.choose()
+        for _ in range(1 if self.interval else self.iterations):
             if self.structured:
                 super().reconfigure(logs)
             else:
                 self._mask()
-        self._is_over = True
-        self._batches = []
-        self.moment.drop_weights()
+            self._cuts_done += 1
+        self._epochs_since = 0
+        if self._is_over:
+            self._batches = []
 
     def _mask(self):
         """Sets the weights to zero that matter least, and lets them stay so."""
-        self._detach_masks()
         flow = measured_flow(self.model, self._batches, self.score)
-        by_weight = flow.weight_scores(self.score)
-        scores = {
-            name: mean_over_workers(self.model, by_weight[id(v)])
-            for name, v in kernels_of(self.model).items()
-        }
-        total = sum(x.size for x in scores.values())
-        done = (self._cuts_done + 1) / self.iterations
-        kept = max(1, round((1.0 - self.sparsity) ** done * total))
-        self._masks = Masks(self.model, largest(scores, kept))
+        scores = flow.weight_scores(self.score)
+        self._detach_masks()
+        self._masks = next_masks(self.model, scores, self._left, self._masks)
         self._masks.attach(self.model)
 
     def _detach_masks(self):
@@ -298,28 +316,4 @@ class EarlyCroPCallback(ReconfiguringCallback):
             self.options,
             {},
             self.meter.input_shapes,
-        )
-
-
-def _check_what_goes(sparsity, target, score, structured):
-    if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
-        raise ValueError(
-            "`sparsity` is the part of the model that goes, a number above 0 "
-            f"and below 1. Received: sparsity={sparsity!r}"
-        )
-    if target not in _QUANTITIES:
-        raise ValueError(
-            f"`target` must be one of {', '.join(map(repr, _QUANTITIES))}. "
-            f"Received: target={target!r}"
-        )
-    if score not in ON_DATA:
-        raise ValueError(
-            f"`score` must be one of {', '.join(map(repr, ON_DATA))}. "
-            f"Received: score={score!r}"
-        )
-    if not structured and target != "channels":
-        raise ValueError(
-            "`target` says what whole channels are to save. Leave it out with "
-            "structured=False, where `sparsity` is the part of all weights of "
-            f"kernels. Received: target={target!r}"
         )

@@ -12,6 +12,7 @@ from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
 from keras_prunetrain.cost import Cost
+from keras_prunetrain.saliency import ON_DATA
 
 
 def check_schedule(
@@ -110,6 +111,64 @@ def check_no_score(reconfigure: Mapping[str, Any] | None) -> None:
             "`reconfigure` takes 'channel_multiple', 'min_channels' and 'skip' "
             "here: the target decides which channels go, by the callback's "
             f"own `score`. Received: {', '.join(map(repr, unused))}"
+        )
+
+
+def check_what_goes(
+    sparsity: float,
+    target: str,
+    targets: tuple[str, ...],
+    score: str,
+    structured: bool,
+) -> None:
+    """Raises a `ValueError` for a wrong argument of `EarlyCroPCallback`.
+
+    Args:
+        sparsity: As passed.
+        target: As passed.
+        targets: The targets that there are.
+        score: As passed.
+        structured: As passed.
+    """
+    if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
+        raise ValueError(
+            "`sparsity` is the part of the model that goes, a number above 0 "
+            f"and below 1. Received: sparsity={sparsity!r}"
+        )
+    if target not in targets:
+        raise ValueError(
+            f"`target` must be one of {', '.join(map(repr, targets))}. "
+            f"Received: target={target!r}"
+        )
+    if score not in ON_DATA:
+        raise ValueError(
+            f"`score` must be one of {', '.join(map(repr, ON_DATA))}. "
+            f"Received: score={score!r}"
+        )
+    if not structured and target != "channels":
+        raise ValueError(
+            "`target` says what whole channels are to save. Leave it out with "
+            "structured=False, where `sparsity` is the part of all weights of "
+            f"kernels. Received: target={target!r}"
+        )
+
+
+def check_iterations(iterations: int, interval: int) -> None:
+    """Raises a `ValueError` for wrong iterations of `EarlyCroPCallback`."""
+    for name, value, least in (
+        ("iterations", iterations, 1),
+        ("interval", interval, 0),
+    ):
+        if not is_count(value, least):
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}. Received: "
+                f"{name}={value!r}"
+            )
+    if interval and iterations == 1:
+        raise ValueError(
+            "`interval` is the number of epochs between several cuts. Pass "
+            "`iterations`, the number of cuts, as well, or leave `interval` "
+            f"out. Received: iterations=1, interval={interval}"
         )
 
 

@@ -1,12 +1,14 @@
 """Weights that stay zero through a training, one by one."""
 
 import collections
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 from keras.optimizers import Optimizer
 
 from keras_prunetrain import keras_internals
+from keras_prunetrain.distribution import mean_over_workers
 
 _NAME = "masks"
 
@@ -83,11 +85,41 @@ class _Hook:
         return result
 
 
+def next_masks(
+    model: keras.Model,
+    scores: Mapping[int, np.ndarray],
+    fraction: float,
+    earlier: Masks | None = None,
+) -> Masks:
+    """Returns the masks of the weights that matter most; not yet attached.
+
+    Args:
+        model: The model that trains.
+        scores: Dict from the `id` of a weight to the scores of its entries, at
+            least 0, as measured on this worker.
+        fraction: Float in (0, 1], the part of all weights of kernels to keep.
+        earlier: The `Masks` so far: what they leave out stays out.
+    """
+    kernels = kernels_of(model)
+    by_name = {
+        name: mean_over_workers(model, scores[id(weight)])
+        for name, weight in kernels.items()
+    }
+    if earlier is not None:
+        # Behind all others. A score may be above 0 where a weight is 0.
+        by_name = {
+            name: np.where(earlier.masks.get(name, True), x, -1.0)
+            for name, x in by_name.items()
+        }
+    total = sum(x.size for x in by_name.values())
+    return Masks(model, largest(by_name, max(1, round(fraction * total))))
+
+
 def largest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Returns which entries of all arrays together are the `count` largest.
 
     Args:
-        scores: Dict from a name to a float array, at least 0.
+        scores: Dict from a name to a float array.
         count: Integer, at least 1. Of equal entries, the first ones count.
 
     Returns:

@@ -39,6 +39,8 @@ class Moment:
     Attributes:
         distances: List of the distances after each epoch, floats: the norm of
             the difference, over the norm of the first weights.
+        chosen: Integer, after how many epochs the model was pruned; `None`
+            before.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Moment:
         structured: bool = True,
     ):
         self.distances = []
+        self.chosen = None
         self._when = when
         self._sparsity = sparsity
         self._first = first
@@ -72,8 +75,9 @@ class Moment:
         ]
         self.distances.append(_norm(differences) / _norm(self._origin))
 
-    def drop_weights(self) -> None:
-        """Frees the first weights, once no further distance is measured."""
+    def choose(self) -> None:
+        """Takes note that the model is pruned now; frees the first weights."""
+        self.chosen = len(self.distances)
         self._origin = None
 
     @property
@@ -89,39 +93,67 @@ class Moment:
         """Whether it has come only because the last epoch is over."""
         return isinstance(self._when, str) and not self._fires()
 
-    def _fires(self):
-        if self._when == "lazy":
-            return self._is_lazy()
-        return self._is_lazy_by_code()
+    @property
+    def reason(self) -> str:
+        """Why the model is pruned after the last epoch, a part of a sentence.
 
-    def _is_lazy(self):
-        if len(self.distances) < 2:
-            return False
-        change = abs(self.distances[-1] - self.distances[-2])
-        return 0.0 < change < 1.0 - self._sparsity
+        Example: `"after 7 epochs (when='lazy'): the distance from the first
+        weights has changed by 0.0123 of their norm, less than 0.1"`.
+        """
+        done = len(self.distances)
+        epochs = "1 epoch" if done == 1 else f"{done} epochs"
+        text = f"after {epochs} (when={self._when!r})"
+        if self._when == "start":
+            return "before the first step (when='start')"
+        if not isinstance(self._when, str):
+            return text
+        if self.is_late:
+            distances = ", ".join(f"{x:.3g}" for x in self.distances)
+            return (
+                f"{text}, though the weights have not met the criterion: their "
+                f"distances from the first ones are {distances}"
+            )
+        change, bound = abs(self.distances[-1] - self.distances[-2]), self.bound
+        return (
+            f"{text}: the distance from the first weights has changed by "
+            f"{change:.3g} of their norm, less than {bound:.3g}"
+        )
 
-    def _is_lazy_by_code(self):
-        # The first distance, from itself, is 0; the second is the yardstick.
-        if len(self.distances) < 3:
-            return False
-        change = abs(self.distances[-1] - self.distances[-2])
+    @property
+    def bound(self) -> float:
+        """Below what the distance must change in an epoch, a fraction."""
         part = 1.0 - self._sparsity
+        if self._when == "lazy":
+            return part
         if self._structured:
             part = min(part - _CODE_MARGIN, _CODE_MOST)
-        return change < self.distances[1] * part
+        # The first distance, from itself, is 0; the second is the yardstick.
+        return self.distances[1] * part if len(self.distances) > 1 else 0.0
+
+    def _fires(self):
+        by_code = self._when == "paper_code"
+        if len(self.distances) < (3 if by_code else 2):
+            return False
+        change = abs(self.distances[-1] - self.distances[-2])
+        return (by_code or change > 0.0) and change < self.bound
 
     def get_state(self) -> dict[str, Any]:
         """Returns the state from which another process can go on."""
-        return {"distances": self.distances, "origin": self._origin}
+        return {
+            "distances": self.distances,
+            "chosen": self.chosen,
+            "origin": self._origin,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the state that `get_state` returned."""
         self.distances = list(state["distances"])
+        self.chosen = state["chosen"]
         self._origin = state["origin"]
 
 
 def check_moment(
-    when: str | int, iterations: int, first_epoch: int, last_epoch: int | None
+    when: str | int, first_epoch: int, last_epoch: int | None
 ) -> None:
     """Raises a `ValueError` if one of them is out of its range."""
     if when not in ("lazy", "paper_code", "start") and not is_count(when, 1):
@@ -130,7 +162,6 @@ def check_moment(
             f"epochs, an integer of at least 1. Received: when={when!r}"
         )
     for name, value in (
-        ("iterations", iterations),
         ("first_epoch", first_epoch),
         *([] if last_epoch is None else [("last_epoch", last_epoch)]),
     ):

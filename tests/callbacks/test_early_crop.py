@@ -12,6 +12,7 @@ from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.gradient_flow import Batch, gradient_flow
 from tests.callbacks.fits import examples, network
 from tests.callbacks.test_backup_and_restore import Break, Trained
+from tests.callbacks.test_density_log import curve, events, logged_layout
 
 DATA = examples(24)
 
@@ -89,6 +90,34 @@ def test_the_history_shows_the_distance_until_the_moment():
     assert len(found) == 4 and np.isnan(found[epochs:]).all()
 
 
+@pytest.mark.parametrize("structured", [True, False])
+def test_curve_and_moment_are_in_the_logs(structured, tmp_path, caplog):
+    pruning = pruning_of(when=2, structured=structured, log_dir=tmp_path / "a")
+    log = kpt.DensityLog(tmp_path / "b")
+    with caplog.at_level(logging.INFO, "keras_prunetrain"):
+        fit(network(), pruning, 3, [log])
+    said = "is pruned after 2 epochs (when=2)."
+    assert caplog.text.count(said) == 1
+    assert pruning.moment.chosen == 2
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        found = events(folder)
+        np.testing.assert_allclose(
+            curve(found, "training/weight_distance"), pruning.moment.distances
+        )
+        assert list(found["notes"]) == [1]
+        assert found["notes"][1].item().decode().endswith(said)
+        assert "final/weight_distance" not in found
+        assert "Distance from the first" in str(logged_layout(found))
+
+
+def test_what_is_pruned_before_the_first_step_is_said_in_the_logs(tmp_path):
+    fit(network(), pruning_of(when="start", log_dir=tmp_path), 2)
+    found = events(tmp_path)
+    assert b"before the first step" in found["notes"][0].item()
+    assert "training/weight_distance" not in found
+    assert "Distance from the first" not in str(logged_layout(found))
+
+
 def test_a_metric_of_that_name_stays(caplog):
     metric = keras.metrics.SparseCategoricalAccuracy(name="weight_distance")
     model = network(compiled={"metrics": [metric, "accuracy"]})
@@ -103,7 +132,8 @@ def test_a_criterion_that_never_fires_is_said(caplog):
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
         pruning = pruning_of(when="paper_code")
         fit(model, pruning)  # Half of 4 epochs are too few for the criterion.
-    assert "have not met the criterion when='paper_code'" in caplog.text
+    said = "after 2 epochs (when='paper_code'), though the weights have not met"
+    assert said in caplog.text
     assert [report.epoch for report in pruning.reports] == [1]
 
 
@@ -172,6 +202,66 @@ def test_iterations_score_anew_at_one_moment():
     assert 0.4 < size(model, "channels") / before <= 0.6
 
 
+def test_iterations_with_epochs_between_them():
+    model = network()
+    before = size(model, "flops")
+    sizes = []
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            sizes.append(size(self.model, "flops") / before)
+
+    pruning = pruning_of(0.6, when=1, iterations=3, interval=2, target="flops")
+    history = fit(model, pruning, 7, [See()]).history
+    assert [report.epoch for report in pruning.reports] == [0, 2, 4]
+    # Each cut leaves the same part: the third root of 0.4.
+    for i, most in enumerate([0.737, 0.543, 0.4]):
+        assert 0.7 * most < sizes[2 * i] == sizes[2 * i + 1] <= most + 1e-3
+    assert sizes[-1] == sizes[4]
+    assert np.isfinite(history["weight_distance"]).tolist() == [True] + 6 * [
+        False
+    ]
+    assert pruning.moment.chosen == 1
+
+
+def test_at_the_start_the_first_of_several_cuts_precedes_the_first_step():
+    pruning = pruning_of(when="start", iterations=2, interval=1)
+    model = network()
+    before = kpt.model_cost(model).training_flops
+    first, second, third = fit(model, pruning, 3).history["training_flops"]
+    assert 24 * before > first > second == third
+    assert [report.epoch for report in pruning.reports] == [0, 0]
+
+
+def test_a_second_fit_does_the_cuts_that_are_left(caplog):
+    model = network()
+    before = size(model, "channels")
+    pruning = pruning_of(when=1, iterations=2, interval=2)
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, pruning, 2)
+        assert "has been pruned in 1 of 2 iterations" in caplog.text
+        assert "ended before 2 epochs had passed since the last" in caplog.text
+        caplog.clear()
+        fit(model, pruning, 2)
+    assert [report.epoch for report in pruning.reports] == [0, 0]
+    assert "iterations" not in caplog.text
+    assert 0.5 < size(model, "channels") / before <= 0.6
+
+
+def test_the_last_epoch_leaves_room_for_all_iterations():
+    pruning = pruning_of(when="paper_code", iterations=3, interval=1)
+    fit(network(), pruning, 4)  # Half of the epochs would be one too late.
+    assert [report.epoch for report in pruning.reports] == [0, 1, 2]
+
+
+def test_an_iterator_of_scoring_data_is_read_once():
+    model = network()
+    pruning = pruning_of(data=iter([DATA]), when=2)
+    fit(model, pruning, 1)
+    fit(model, pruning, 1)
+    assert len(pruning.reports) == 1
+
+
 def test_nothing_more_happens_afterwards():
     model = network()
     pruning = pruning_of(when=1)
@@ -237,12 +327,12 @@ def test_on_two_replicas_the_same_channels_go(strategy):
     assert found[0] == found[1]
 
 
-def program(folder, stop=None):
+def program(folder, stop=None, epochs=4, **kwargs):
     """A program that is started again after it was killed at `stop`."""
     model = network()
-    pruning = pruning_of(when="paper_code", last_epoch=2)
+    pruning = pruning_of(**{"when": "paper_code", "last_epoch": 2} | kwargs)
     history = model.fit(
-        *(*DATA, 8, 4),
+        *(*DATA, 8, epochs),
         verbose=0,
         shuffle=False,
         callbacks=[kpt.BackupAndRestore(folder), pruning, Break(stop)],
@@ -261,6 +351,19 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "when", ["start", pytest.param(1, marks=pytest.mark.long)]
+)
+def test_an_interruption_between_two_iterations(when, tmp_path):
+    settings = {"when": when, "iterations": 3, "interval": 1, "epochs": 4}
+    with pytest.raises(RuntimeError, match="killed"):
+        program(tmp_path / "pieces", (1, 1), **settings)
+    pieces = program(tmp_path / "pieces", **settings)
+    pieces.equals(program(tmp_path / "whole", **settings))
+    epochs = [report.epoch for report in pieces.pruning.reports]
+    assert epochs == ([0, 0, 1] if when == "start" else [0, 1, 2])
+
+
+@pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"sparsity": 0}, "`sparsity` is the part of the model that goes"),
@@ -269,6 +372,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
         ({"when": "late"}, "`when` must be"),
         ({"score": "taylor"}, "'gradient_flow', 'snip', 'grasp', 'synflow'"),
         ({"iterations": 0}, "`iterations` must be"),
+        ({"interval": -1}, "`interval` must be an integer of at least 0"),
+        ({"interval": 1}, "Pass `iterations`, the number of cuts, as well"),
         ({"reconfigure": {"score": len}}, "Received: 'score'"),
     ],
 )

@@ -104,6 +104,28 @@ def test_iterations_end_at_the_same_density():
     assert zeros(model) == size(model) - round(0.1 * size(model))
 
 
+@pytest.mark.parametrize("score", ["gradient_flow", "grasp"])
+def test_what_has_gone_stays_gone_in_later_iterations(score):
+    model = network()
+    pruning, counts = pruning_of(score=score, iterations=3, interval=1), Zeros()
+    masks = []
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            masks.append(pruning._masks and pruning._masks.masks)
+
+    fit(model, pruning, 4, [counts, See()])
+    # Each iteration keeps the same part: the third root of 0.1.
+    kept = [size(model) - x for x in counts.counts[::3]]
+    expected = [size(model) * 0.1 ** (i / 3) for i in range(4)]
+    np.testing.assert_allclose(kept, expected, atol=0.5)
+    assert counts.counts[3:6] == [counts.counts[3]] * 3
+    assert masks[0] is None
+    for earlier, later in zip(masks[1:], masks[2:], strict=False):
+        for name, mask in later.items():
+            assert not (mask & ~earlier[name]).any()
+
+
 def test_the_largest_of_all_arrays_together():
     scores = {"a": np.array([[3.0, 1.0]]), "b": np.array([2.0, 2.0, 0.0])}
     found = largest(scores, 2)
@@ -256,10 +278,10 @@ def test_the_report_counts_zeros():
         kpt.mask_report(3)
 
 
-def program(folder, stop=None):
+def program(folder, stop=None, **kwargs):
     """A program that is started again after it was killed at `stop`."""
     model = network()
-    pruning = pruning_of()
+    pruning = pruning_of(**kwargs)
     history = model.fit(
         *(*DATA, 8, 4),
         verbose=0,
@@ -276,6 +298,19 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
             program(tmp_path / "pieces", stop)
     pieces = program(tmp_path / "pieces")
     pieces.equals(program(tmp_path / "whole"))
+
+
+@pytest.mark.long
+def test_an_interruption_between_two_iterations(tmp_path):
+    settings = {"iterations": 3, "interval": 1}
+    with pytest.raises(RuntimeError, match="killed"):
+        program(tmp_path / "pieces", (2, 1), **settings)
+    pieces = program(tmp_path / "pieces", **settings)
+    whole = program(tmp_path / "whole", **settings)
+    pieces.equals(whole)
+    masks = [x.pruning._masks.masks.values() for x in (pieces, whole)]
+    for one, other in zip(*masks, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_another_process_may_name_the_layers_otherwise(tmp_path):

@@ -80,6 +80,30 @@ def test_a_number_of_epochs_is_one():
     assert found == [1, 2] and not moment.is_late
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "values", "reason"),
+    [
+        ({}, [2.0, 4.0, 4.25],
+         "after 3 epochs (when='lazy'): the distance from the first weights "
+         "has changed by 0.25 of their norm, less than 0.5"),
+        ({"when": "paper_code"}, [1.0, 2.0, 2.5, 2.8],
+         "after 4 epochs (when='paper_code'): the distance from the first "
+         "weights has changed by 0.3 of their norm, less than 0.4"),
+        ({"last": 2}, [2.0, 4.0],
+         "after 2 epochs (when='lazy'), though the weights have not met the "
+         "criterion: their distances from the first ones are 1, 3"),
+        ({"when": 1}, [2.0], "after 1 epoch (when=1)"),
+        ({"when": "start"}, [], "before the first step (when='start')"),
+    ],
+)  # fmt: skip
+def test_it_says_why_it_has_come(kwargs, values, reason):
+    moment = moments(values, **kwargs)[1]
+    assert moment.reason == reason
+    assert moment.chosen is None
+    moment.choose()
+    assert moment.chosen == len(values)
+
+
 def test_the_state_goes_over():
     values = [2.0, 4.0, 5.0]
     _, moment = moments(values)
@@ -96,7 +120,6 @@ def test_the_state_goes_over():
     ("name", "value"),
     [
         *(("when", x) for x in ("late", 0, 1.5, None, True)),
-        *(("iterations", x) for x in (0, 1.5, None)),
         *(("first_epoch", x) for x in (0, None)),
         *(("last_epoch", x) for x in (0, 1.5)),
     ],
@@ -104,7 +127,6 @@ def test_the_state_goes_over():
 def test_what_is_out_of_range_is_refused(name, value):
     arguments = {
         "when": "lazy",
-        "iterations": 1,
         "first_epoch": 1,
         "last_epoch": None,
     }
