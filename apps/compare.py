@@ -19,7 +19,10 @@ _ROWS = [  # Key in result.json, title, format, divisor.
     ("total_training_flops", "training TFLOP", "{:,.3f}", 1e12),
     ("seconds", "training seconds", "{:,.1f}", 1),
     ("reconfiguration_seconds", "  of them reconfiguring", "{:,.1f}", 1),
+    ("pruned_after_epochs", "pruned after epochs", "{:,.0f}", 1),
 ]
+# Of some methods only: others have no row of it, and it is compared with none.
+_OF_SOME = {"pruned_after_epochs"}
 
 
 def rows(results, reference):
@@ -33,13 +36,16 @@ def rows(results, reference):
     reference = reference or {}
     table = []
     for key, title, form, unit in _ROWS:
+        if key in _OF_SOME and not any(key in result for result in results):
+            continue
         cells = [title]
         for result in results:
-            if key not in result:
+            if result.get(key) is None:
                 cells.append("-")
                 continue
             cell = form.format(result[key] / unit)
-            if key in reference and result is not reference:
+            is_related = key in reference and key not in _OF_SOME
+            if is_related and result is not reference:
                 cell += f"  ({_relation(key, result, reference)})"
             cells.append(cell)
         table.append(cells)

@@ -88,7 +88,7 @@ _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _NUMBERS_OF_EPOCHS = (
     *("val_accuracy", "seconds", "training_flops", "density", "parameters"),
     *("batch_size", "learning_rate", "memory_bytes", "gradient_bytes"),
-    "updates",
+    *("updates", "weight_distance"),
 )
 _NUMBERS_OF_RESULTS = (
     *("val_accuracy", "parameters", "forward_flops", "total_training_flops"),
@@ -136,6 +136,7 @@ RESULT = Record(
     {
         "method": TEXT,
         "recipe": _OBJECT,
+        "pruned_after_epochs": _or_null(COUNT),
         **dict.fromkeys(_NUMBERS_OF_RESULTS, NUMBER),
     },
     ("method",),

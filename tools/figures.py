@@ -82,6 +82,28 @@ def schedule(runs):
     return figure
 
 
+def distance(runs):
+    """How far the weights are from the first ones, until they are pruned."""
+    figure = _figure(6, 3.4)
+    place = figure.subplots()
+    for i, run in enumerate(runs):
+        values = run.column("weight_distance")
+        if np.isnan(values).all():
+            continue
+        line = _line(i, run)
+        epochs = run.column("epoch") + 1
+        place.plot(epochs, values, label=_literal(run.name), **line)
+        last = run.pruned_after
+        if last:
+            place.plot(last, values[last - 1], "o", color=line["color"])
+    place.set_xlabel("epoch")
+    _whole_numbers(place)
+    place.set_ylabel("distance / norm of the first weights")
+    place.set_ylim(bottom=0)
+    _legend(place)
+    return figure
+
+
 def memory(runs):
     """Memory of a training iteration over the epochs (figure 9)."""
     figure = _figure(6, 3.4)

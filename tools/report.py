@@ -36,6 +36,7 @@ _CHOSEN_LAYERS = 3
 def pictures(runs):
     """Yields the title, caption, file name and figure of each picture."""
     yield from _pictures_of_training(runs)
+    yield from _pictures_of_moments(runs)
     yield from _pictures_of_devices(runs)
     for run in runs:
         if run.channels and run.may_shrink:
@@ -71,6 +72,30 @@ def _pictures_of_training(runs):
         "schedule",
         figures.schedule(runs),
     )
+
+
+def _pictures_of_moments(runs):
+    """Yields when EarlyCroP has pruned, and by what it has seen that."""
+    measured = [run for run in runs if run.has("weight_distance")]
+    if any(
+        np.isfinite(run.column("weight_distance")).any() for run in measured
+    ):
+        moments = "; ".join(
+            f"{run.name} {_moment(run.pruned_after)}" for run in measured
+        )
+        yield (
+            "When the network was pruned",
+            "The distance of the weights from the first ones. A point marks "
+            f"the epoch after which a network was pruned: {moments}.",
+            "distance",
+            figures.distance(runs),
+        )
+
+
+def _moment(epochs):
+    if epochs is None:
+        return "not yet"
+    return f"after epoch {epochs}" if epochs else "before the first epoch"
 
 
 def _pictures_of_devices(runs):

@@ -54,6 +54,17 @@ class Run(NamedTuple):
     def threshold(self):
         return self.recipe.get("threshold", 1e-4)
 
+    @property
+    def pruned_after(self):
+        """After how many epochs EarlyCroP has pruned; `None` if it has not."""
+        if "pruned_after_epochs" in self.result:
+            return self.result["pruned_after_epochs"]
+        # Of a run that is not finished: the distance is measured until then.
+        known = np.isfinite(self.column("weight_distance"))
+        if not known.any() or known[-1]:
+            return None
+        return int(np.flatnonzero(known)[-1]) + 1
+
     def column(self, key):
         """Returns what `metrics` has under `key`, NaN where it has not."""
         return np.array([row.get(key, np.nan) for row in self.metrics], float)

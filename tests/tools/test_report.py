@@ -98,6 +98,36 @@ def test_accuracy_is_drawn_over_epochs_seconds_and_flops(folders):
             np.testing.assert_allclose(line[:, 1], accuracy)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_distance_is_drawn_until_the_moment_which_is_marked(
+    folders, tmp_path, finished
+):
+    folder = write_run(tmp_path / "runs" / "crop", "earlycrop", finished)
+    runs = list(map(run_records.read, [*folders, folder]))
+    (place,) = figures.distance(runs).axes
+    curve, point = data(place)
+    np.testing.assert_allclose(curve[:2], [[1, 0.5], [2, 0.75]])
+    assert np.isnan(curve[2:, 1]).all()
+    assert point.tolist() == [[2, 0.75]]
+    page = report.write([*folders, folder], tmp_path / "report").read_text()
+    assert "<h2>When the network was pruned</h2>" in page
+    assert "a network was pruned: crop after epoch 2.</p>" in page
+    rows = report.summary_table(runs)
+    row = "<td>pruned after epochs</td><td>-</td><td>-</td><td>2</td>"
+    assert (row in rows) == finished
+
+
+def test_a_run_that_is_not_pruned_yet_has_no_point(tmp_path):
+    folder = write_run(tmp_path / "crop", "earlycrop", finished=False)
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(True)[:2]))
+    run = run_records.read(folder)
+    assert run.pruned_after is None
+    assert len(data(*figures.distance([run]).axes)) == 1
+    captions = [caption for _, caption, _, _ in report.pictures([run])]
+    assert any(x.endswith("was pruned: crop not yet.") for x in captions)
+
+
 def test_communication_is_twice_the_gradients_of_all_updates(folders):
     runs = list(map(run_records.read, folders))
     dense, pruned = data(figures.communication(runs).axes[0])

@@ -13,6 +13,7 @@ EPOCHS = 4
 # Layer -> channels -> the first epoch without it.
 GONE = {"a": {1: 2, 3: 2}, "b": {0: 3}, "c": {}}
 WIDTHS = {"a": 4, "b": 3, "c": 2}
+DISTANCES = [0.5, 0.75, float("nan"), float("nan")]  # Pruned after two.
 COST = {"training_flops": 3e6}
 
 
@@ -36,6 +37,9 @@ def write_run(folder, method="prunetrain", finished=True):
         }
         for epoch in range(EPOCHS)
     ]
+    if method == "earlycrop":
+        for row, distance in zip(rows, DISTANCES, strict=True):
+            row["weight_distance"] = distance
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metrics.jsonl").write_text(lines)
     arrays = {}
@@ -76,5 +80,7 @@ def write_run(folder, method="prunetrain", finished=True):
             "reconfigurations": int(shrinks),
             "recipe": recipe,
         }
+        if method == "earlycrop":
+            result["pruned_after_epochs"] = 2
         (folder / "result.json").write_text(json.dumps(result))
     return folder
