@@ -146,12 +146,15 @@ def _refusing(recipe, data):
 
 def _optimizer(recipe):
     rate = recipe.learning_rate
+    clipping = {"global_clipnorm": recipe.global_clipnorm}
     if recipe.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, momentum=recipe.momentum)
+        momentum = recipe.momentum
+        return keras.optimizers.SGD(rate, momentum=momentum, **clipping)
     if recipe.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
+        return keras.optimizers.Adam(rate, **clipping)
     # Its decay is its own, and not in the loss; see `_coupled_decay`.
-    return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    decay = recipe.weight_decay
+    return keras.optimizers.AdamW(rate, weight_decay=decay, **clipping)
 
 
 def _coupled_decay(recipe):

@@ -8,19 +8,18 @@ import os
 
 from absl import flags
 
-from apps import command_line, networks, records, training, workdir
+from apps import (
+    command_line,
+    networks,
+    records,
+    target_flags,
+    training,
+    workdir,
+)
 from apps.refusal import RefusedError
 from keras_prunetrain import models
 
-# The targets that a method may have, of which it needs one.
-_TARGETS = {
-    "targetprune": ("target_flops", "training_flops"),
-    "narrow": ("target_flops",),
-    "earlycrop": ("target_flops", "sparsity"),
-}
-_METHODS = ("dense", "prunetrain", *_TARGETS)
-# Scores that are measured on batches of data.
-_ON_DATA = ("gradient_flow", "snip", "grasp", "synflow")
+_METHODS = ("dense", "prunetrain", *target_flags.TARGETS)
 # NumPy takes no larger seed.
 _LARGEST_SEED = 2**32 - 1
 # More epochs would be gigabytes of records.
@@ -42,7 +41,7 @@ def define(values, **defaults):
     _define_training(values, defaults)
     _define_optimizer(values, defaults)
     _define_pruning(values, defaults)
-    _define_target(values)
+    target_flags.define(values)
     _define_folders(values)
 
 
@@ -54,7 +53,8 @@ def _define_training(values, defaults):
             _METHODS,
         ),
         "Dense, shrinking, or with every width times one factor from the "
-        "beginning.",
+        "beginning. crop, snip, grasp and synflow are earlycrop before the "
+        "first step, by these scores.",
         flag_values=values,
     )
     command_line.integer(
@@ -109,6 +109,13 @@ def _define_optimizer(values, defaults):
         *("momentum", 0.9, "Of SGD."),
         "a number of at least 0 and below 1",
         lambda momentum: 0 <= momentum < 1,
+        values,
+    )
+    command_line.real(
+        *("global_clipnorm", None),
+        "The gradients of all weights together are clipped to this norm.",
+        "a number above 0 and at most 1e6",
+        lambda norm: norm is None or 0 < norm <= 1e6,
         values,
     )
     command_line.real(
@@ -173,106 +180,6 @@ def _define_pruning(values, defaults):
     )
 
 
-def _define_target(values):
-    command_line.real(
-        *("target_flops", None),
-        "Inference FLOPs of the network at the end, a fraction of those at "
-        "full width. A narrow network is as wide as they allow.",
-        "a number above 0 and at most 1",
-        lambda target: 0 < target <= 1,
-        values,
-    )
-    command_line.real(
-        *("training_flops", None),
-        "FLOPs of all epochs, a fraction of those of dense training: the "
-        "target of --method=targetprune in the place of --target_flops.",
-        "a number above 0 and below 1",
-        lambda target: 0 < target < 1,
-        values,
-    )
-    command_line.real(
-        *("sparsity", None),
-        "The part of the weights of kernels that --method=earlycrop sets to "
-        "zero one by one, in the place of --target_flops.",
-        "a number above 0 and below 1",
-        lambda sparsity: 0 < sparsity < 1,
-        values,
-    )
-    flags.register_multi_flags_validator(
-        ["method", "target_flops", "training_flops", "sparsity"],
-        _has_its_target,
-        flag_values=values,
-    )
-    for name, default, text in (
-        ("warmup", 0.05, "Before the first channels shrink"),
-        ("decay", 0.1, "Until the last ones are cut"),
-    ):
-        command_line.real(
-            *(name, default),
-            f"{text}: epochs, or a fraction of them below 1.",
-            "a whole number of epochs, or a fraction above 0 and below 1",
-            lambda value: value > 0 and (value < 1 or value == int(value)),
-            values,
-        )
-    command_line.integer(
-        *("rounds", 4, 1, 100, "Cuts on the way to the target."),
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        *("score", None, ["taylor", "magnitude", "random", *_ON_DATA]),
-        "How much a channel matters. Without this flag: taylor, or "
-        "gradient_flow with --method=earlycrop.",
-        flag_values=values,
-    )
-    flags.register_multi_flags_validator(
-        ["method", "score"],
-        lambda found: (
-            found["method"] != "earlycrop"
-            or found["score"] in (None, *_ON_DATA)
-        ),
-        f"--method=earlycrop takes one of {', '.join(_ON_DATA)}.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        *("when", "lazy"),
-        "When --method=earlycrop prunes: lazy, paper_code, start, or the "
-        "number of epochs before.",
-        flag_values=values,
-    )
-    flags.register_validator(
-        "when",
-        lambda when: (
-            when in ("lazy", "paper_code", "start")
-            or (when.isdecimal() and 0 < int(when) <= _MOST_EPOCHS)
-        ),
-        "must be lazy, paper_code, start, or a number of epochs.",
-        flag_values=values,
-    )
-
-
-def _has_its_target(found):
-    """Whether a method has the one target that it needs, and no other."""
-    method = found["method"]
-    allowed = _TARGETS.get(method, ())
-    names = {name for names in _TARGETS.values() for name in names}
-    given = [name for name in sorted(names) if found[name] is not None]
-    for name in given:
-        if name not in allowed:
-            others = [x for x, names in _TARGETS.items() if name in names]
-            _no(
-                f"--method={method} takes no --{name}. Leave it out, or choose "
-                f"{' or '.join(f'--method={x}' for x in others)}."
-            )
-    if allowed and len(given) != 1:
-        _no(
-            f"--method={method} needs one target, such as "
-            f"{' or '.join(f'--{x}=0.5' for x in allowed)}."
-        )
-    if method != "narrow" and found["target_flops"] == 1:
-        _no("a network that is pruned has a target below 1.")
-    return True
-
-
 def check_width(values):
     """Refuses a narrow network without a width, once `network` is defined."""
     flags.register_multi_flags_validator(
@@ -327,6 +234,7 @@ def recipe(values):
     rate = values.learning_rate
     return training.Recipe(
         **settings
+        | target_flags.resolved(values)
         | {
             "learning_rate": _RATES[values.optimizer] if rate is None else rate,
             "learning_rate_drops": tuple(map(int, drops)),

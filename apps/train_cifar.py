@@ -8,6 +8,14 @@ program measured is in docs/measurements.md.
         --method=prunetrain --epochs=40 --workdir=runs/resnet20
     python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
         --method=narrow --target_flops=0.5 --epochs=40 --workdir=runs/narrow
+
+EarlyCroP (Rachwan et al. 2022), 95% of the weights zero, by the recipe of its
+authors, who train 80 further epochs behind the cut:
+
+    python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
+        --method=earlycrop --sparsity=0.95 --optimizer=adam \
+        --learning_rate=2e-3 --weight_decay=5e-5 --batch_size=256 \
+        --global_clipnorm=10 --epochs=80 --workdir=runs/earlycrop
 """
 
 import os

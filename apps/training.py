@@ -20,8 +20,10 @@ class Recipe:
     """Everything that a run depends on.
 
     Attributes:
-        method: `"dense"`, `"prunetrain"`, `"targetprune"`, `"earlycrop"` or
-            `"narrow"`.
+        method: `"dense"`, `"narrow"`, `"prunetrain"`, `"targetprune"` or
+            `"earlycrop"`; or `"crop"`, `"snip"`, `"grasp"` or `"synflow"`,
+            which are `"earlycrop"` with a certain `score` before the first
+            step.
         dataset: Name of a data set, for the record.
         network: Name of a function in `keras_prunetrain.models` or in
             `keras.applications`.
@@ -31,6 +33,8 @@ class Recipe:
         learning_rate: Before the drops.
         learning_rate_drops: Epochs at whose beginning it is divided by 10.
         momentum: Of SGD.
+        global_clipnorm: The norm to which the gradients of all weights together
+            are clipped; `None` for none.
         weight_decay: On all trainable weights: coupled (an L2 penalty of half
             this factor in the loss), or AdamW's own.
         dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
@@ -54,6 +58,8 @@ class Recipe:
         when: Argument of `EarlyCroPCallback`, as text.
         sparsity: The part of the weights that this callback sets to zero one by
             one; `None` if whole channels go.
+        iterations, iteration_interval: Arguments `iterations` and `interval` of
+            this callback.
     """
 
     method: str
@@ -85,6 +91,9 @@ class Recipe:
     coupled: bool = False
     when: str = "lazy"
     sparsity: float | None = None
+    global_clipnorm: float | None = None
+    iterations: int = 1
+    iteration_interval: int = 0
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -202,23 +211,11 @@ def _fit(model, recipe, data, files, strategy):
 
 def _pruning(recipe, data):
     """Returns the callback that makes the model smaller; `None` for none."""
-    if recipe.method not in ("prunetrain", "targetprune", "earlycrop"):
+    if recipe.method in ("dense", "narrow"):
         return None
     batch = None
     if recipe.granularity is not None:
         batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
-    if recipe.method == "earlycrop":
-        return kpt.EarlyCroPCallback(
-            **(
-                {"sparsity": recipe.sparsity, "structured": False}
-                if recipe.target_flops is None
-                else {"sparsity": 1.0 - recipe.target_flops, "target": "flops"}
-            ),
-            scoring_data=_scoring_data(recipe, data),
-            score=recipe.score or "gradient_flow",
-            when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
-            batch=batch,
-        )
     if recipe.method == "targetprune":
         score = recipe.score or "taylor"
         needs_data = score not in ("taylor", "magnitude", "random")
@@ -232,14 +229,28 @@ def _pruning(recipe, data):
             rounds=recipe.rounds,
             batch=batch,
         )
-    return kpt.PruneTrainCallback(
-        penalty_ratio=recipe.penalty_ratio,
-        interval=recipe.interval,
-        threshold=recipe.threshold,
+    if recipe.method == "prunetrain":
+        return kpt.PruneTrainCallback(
+            penalty_ratio=recipe.penalty_ratio,
+            interval=recipe.interval,
+            threshold=recipe.threshold,
+            batch=batch,
+            finetune_epochs=recipe.finetune_epochs,
+            solver=recipe.solver,
+            coupled=recipe.coupled,
+        )
+    return kpt.EarlyCroPCallback(
+        **(
+            {"sparsity": recipe.sparsity, "structured": False}
+            if recipe.target_flops is None
+            else {"sparsity": 1.0 - recipe.target_flops, "target": "flops"}
+        ),
+        scoring_data=_scoring_data(recipe, data),
+        score=recipe.score or "gradient_flow",
+        when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
+        iterations=recipe.iterations,
+        interval=recipe.iteration_interval,
         batch=batch,
-        finetune_epochs=recipe.finetune_epochs,
-        solver=recipe.solver,
-        coupled=recipe.coupled,
     )
 
 

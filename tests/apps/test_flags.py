@@ -35,6 +35,10 @@ SHARED = [
     ("weight_decay", ["nan", "-1e-4", "inf", "2"], "a number from 0 to 1"),
     ("penalty_ratio", ["nan", "0", "1", "-0.2", "inf"],
      "a number above 0 and below 1"),
+    ("global_clipnorm", ["nan", "-1", "0", "inf"],
+     "a number above 0 and at most 1e6"),
+    ("iterations", ["0", "1.5", "101"], "a whole number from 1 to 100"),
+    ("iteration_interval", ["-1", "1.5"], "a whole number from 0 to 10,000"),
     ("threshold", ["nan", "-1", "inf", "101", "1e-300"],
      "0, or a number from 1e-12 to 100"),
     ("target_flops", ["nan", "0", "-0.5", "1.01", "inf", "half"],
@@ -173,6 +177,24 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
             ["--method=earlycrop", "--target_flops=0.5", "--score=taylor"],
             "flags method=earlycrop, score=taylor: --method=earlycrop takes "
             "one of gradient_flow, snip, grasp, synflow.",
+        ),
+        (
+            ["--method=snip"],
+            "flags method=snip, target_flops=None, training_flops=None, "
+            "sparsity=None: --method=snip needs one target, such as "
+            "--target_flops=0.5 or --sparsity=0.5.",
+        ),
+        (
+            ["--method=snip", "--sparsity=0.5", "--when=3"],
+            "flags method=snip, score=None, when=3: --method=snip says itself "
+            "by which score and when it prunes. Leave --when out, or choose "
+            "--method=earlycrop.",
+        ),
+        (
+            ["--method=crop", "--sparsity=0.5", "--score=snip"],
+            "flags method=crop, score=snip, when=None: --method=crop says "
+            "itself by which score and when it prunes. Leave --score out, or "
+            "choose --method=earlycrop.",
         ),
         (["--sparsity=1"], "flag --sparsity=1: "),
         (["--when=late"], "flag --when=late: must be lazy, paper_code, start"),

@@ -3,10 +3,11 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 
 import keras_prunetrain as kpt
-from apps import recipe_flags, train_cifar, training
+from apps import data, networks, recipe_flags, train_cifar, training
 from tests.apps.programs import parsed, run
 
 SMALL = (
@@ -36,13 +37,14 @@ def test_a_run_meets_its_target(score, tmp_path):
     assert kpt.model_cost(model).forward_flops == result["forward_flops"]
 
 
-def recipe(*arguments):
-    words = ("--method=targetprune", "--workdir=run", *arguments)
+def recipe(*arguments, method="targetprune"):
+    words = (f"--method={method}", "--workdir=run", *arguments)
     return recipe_flags.recipe(parsed(train_cifar, *words)[1])
 
 
-def pruning(*arguments):
-    return training._pruning(recipe(*arguments), None)
+def pruning(*arguments, **kwargs):
+    digits = data.load("digits")
+    return training._pruning(recipe(*arguments, **kwargs), digits)
 
 
 def test_all_arguments_arrive():
@@ -70,10 +72,50 @@ def test_another_seed_draws_other_random_scores():
     assert (one == same).all() and (one != other).any()
 
 
+def test_all_arguments_of_earlycrop_arrive():
+    found = pruning(
+        *("--sparsity=0.9", "--when=paper_code", "--score=snip"),
+        *("--iterations=3", "--iteration_interval=2", "--granularity=8"),
+        method="earlycrop",
+    )
+    assert (found.sparsity, found.structured) == (0.9, False)
+    assert (found.when, found.score) == ("paper_code", "snip")
+    assert (found.iterations, found.interval) == (3, 2)
+    assert found.batch.granularity == 8
+    found = pruning("--target_flops=0.4", "--when=7", method="earlycrop")
+    assert (found.sparsity, found.target) == (pytest.approx(0.6), "flops")
+    assert (found.when, found.score) == (7, "gradient_flow")
+    assert (found.iterations, found.interval) == (1, 0)
+    found = pruning("--target_flops=0.4", method="earlycrop")
+    assert found.when == "lazy" and found.structured
+
+
+@pytest.mark.parametrize(
+    ("method", "score"),
+    [
+        ("crop", "gradient_flow"),
+        *((name, name) for name in ("snip", "grasp", "synflow")),
+    ],
+)
+def test_scores_before_the_first_step_are_methods(method, score):
+    found = pruning("--sparsity=0.9", method=method)
+    assert isinstance(found, kpt.EarlyCroPCallback)
+    assert (found.when, found.score) == ("start", score)
+    assert recipe("--sparsity=0.9", method=method).method == method
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_gradients_are_clipped_together(optimizer):
+    words = "--target_flops=0.5", f"--optimizer={optimizer}"
+    for clipping, norm in (((), None), (("--global_clipnorm=10",), 10.0)):
+        found = networks._optimizer(recipe(*words, *clipping))
+        assert found.global_clipnorm == norm
+
+
 @pytest.mark.long
 def test_a_run_of_earlycrop_meets_its_target(tmp_path):
     words = [x for x in SMALL if "method" not in x]
-    run(
+    printed = run(
         *(train_cifar, *words, "--method=earlycrop", "--when=1"),
         *("--target_flops=0.5", f"--workdir={tmp_path}"),
     )
@@ -82,6 +124,11 @@ def test_a_run_of_earlycrop_meets_its_target(tmp_path):
     most = 0.5 * kpt.model_cost(full).forward_flops
     assert 0.9 * most < result["forward_flops"] <= most
     assert result["recipe"]["when"] == "1"
+    assert result["pruned_after_epochs"] == 1
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    distances = [json.loads(row)["weight_distance"] for row in rows]
+    assert np.isfinite(distances).tolist() == [True, False, False, False]
+    assert "is pruned after 1 epoch (when=1)." in printed
 
 
 @pytest.mark.long
