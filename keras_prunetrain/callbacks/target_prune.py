@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,12 +18,14 @@ from keras_prunetrain.choice import Choice, least_channels
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import check_first_cost, check_no_score
+from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.fit.rounds import (
     Round,
     check_window,
-    rate_has_dropped,
     rounds_of,
     target_of,
+    warn_of_early_drop,
+    warn_of_short_rounds,
 )
 from keras_prunetrain.fit.running_round import RunningRound
 from keras_prunetrain.fit.scoring_data import (
@@ -143,6 +145,7 @@ class TargetPruneCallback(ReconfiguringCallback):
             check_scoring_data(score, scoring_data)
             self._score = self._on_data
         self.scoring_data = scoring_data
+        self._batches = []  # The first of these data.
         self.forget()
 
     # What the base asks for.
@@ -198,17 +201,12 @@ class TargetPruneCallback(ReconfiguringCallback):
         self._check_target(numbering)
         if self._score is not None:
             self._score(numbering)
-        if rate_has_dropped(
-            *(self._fit.siblings, self.model.optimizer),
-            *(first, self._rounds[-1].end, self.params.get("steps")),
-        ):
-            _LOG.warning(
-                "The learning rate drops before the last channels go, after "
-                "epoch %d. The channels that are left recover better at a high "
-                "rate: make `warmup` and `decay` shorter, or let the rate drop "
-                "later.",
-                self._rounds[-1].end - 1,
-            )
+        steps = self.params.get("steps")
+        warn_of_short_rounds(self.model, self._rounds, steps)
+        warn_of_early_drop(
+            *(self.model, self._rounds, steps),
+            *(self._fit.siblings, first),
+        )
 
     def forget(self) -> None:
         super().forget()
@@ -272,14 +270,12 @@ class TargetPruneCallback(ReconfiguringCallback):
             )
         super().on_train_end(logs)
 
-    def reconfigure(self, logs: Mapping[str, float] | None) -> None:
-        cuts, keeps_all = len(self.reports), bool(self._round.alive.all())
-        super().reconfigure(logs)
-        if len(self.reports) == cuts and not keeps_all:
-            return  # The loss is not finite: the round goes on.
+    def after_cut(self, report: Reconfiguration | None) -> None:
         self._leave_round()
         self._rounds = self._rounds[1:]
         self._is_over = not self._rounds
+        if self._is_over:
+            self._batches = []
 
     # The rounds.
 
@@ -306,8 +302,9 @@ class TargetPruneCallback(ReconfiguringCallback):
         )
 
     def _on_data(self, numbering):
-        batches = scoring_batches(self.scoring_data)
-        flow = measured_flow(self.model, batches, self.score)
+        # Once: an iterator has them only once.
+        self._batches = self._batches or scoring_batches(self.scoring_data)
+        flow = measured_flow(self.model, self._batches, self.score)
         scores = flow.channel_scores(numbering, self.score)
         return mean_over_workers(self.model, scores)
 

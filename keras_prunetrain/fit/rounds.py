@@ -1,11 +1,14 @@
 """When channels go under a target, and what is left after each round."""
 
 import dataclasses
+import logging
 
 import keras
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import is_count, is_integer, is_number
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 # A rate below this part of the first one has been dropped.
 _DROPPED = 0.5
@@ -153,6 +156,63 @@ def rounds_of(
         )
         for i in range(count)
     ]
+
+
+def warn_of_short_rounds(
+    model: keras.Model, rounds: list[Round], steps: int | None
+) -> None:
+    """Warns of rounds that leave no step in which channels could shrink.
+
+    Channels are chosen behind the first execution of a round at the earliest.
+
+    Args:
+        model: The model that trains.
+        rounds: The rounds of a `fit`.
+        steps: Integer, the steps of an epoch; `None` if not known.
+    """
+    if steps is None:
+        return
+    # Executions do not go on over the end of an epoch.
+    executed = min(steps, model.steps_per_execution)
+    short = [x for x in rounds if (x.end - x.begin) * steps <= executed]
+    if short:
+        _LOG.warning(
+            "The channels of %d of %d rounds are cut without shrinking to zero "
+            "before: a round takes %d steps, which are one execution "
+            "(steps_per_execution=%d). Give the rounds more epochs, by a "
+            "larger `decay` or fewer `rounds`, or let an execution have fewer "
+            "steps.",
+            len(short),
+            len(rounds),
+            (short[0].end - short[0].begin) * steps,
+            model.steps_per_execution,
+        )
+
+
+def warn_of_early_drop(
+    model: keras.Model,
+    rounds: list[Round],
+    steps: int | None,
+    callbacks: list[keras.callbacks.Callback],
+    first: int,
+) -> None:
+    """Warns of a learning rate that drops before the last round is over.
+
+    Args:
+        model: The model that trains.
+        rounds: The rounds of a `fit`.
+        steps: Integer, the steps of an epoch; `None` if not known.
+        callbacks: List of the callbacks of the `fit`.
+        first: Integer, its first epoch.
+    """
+    end = rounds[-1].end
+    if rate_has_dropped(callbacks, model.optimizer, first, end, steps):
+        _LOG.warning(
+            "The learning rate drops before the last channels go, after epoch "
+            "%d. The channels that are left recover better at a high rate: "
+            "make `warmup` and `decay` shorter, or let the rate drop later.",
+            end - 1,
+        )
 
 
 def rate_has_dropped(

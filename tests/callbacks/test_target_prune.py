@@ -304,6 +304,38 @@ def test_data_of_unknown_length(steps_per_execution):
         assert 0.3 < cost(model) / before <= 0.5
 
 
+@pytest.mark.parametrize(
+    ("steps_per_execution", "decay", "warned"),
+    [(1, 1, False), (2, 1, False), (3, 1, True), (9, 1, True), (3, 2, False)],
+)
+def test_rounds_of_one_execution_are_warned_of_before_training(
+    steps_per_execution, decay, warned, caplog
+):
+    model = network(compiled={"steps_per_execution": steps_per_execution})
+    pruning = kpt.TargetPruneCallback(0.5, decay=decay, rounds=1)
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append("without shrinking" in caplog.text)
+
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(model, pruning, epochs=4, callbacks=[See()])
+    assert seen == [warned] * 4
+    assert len(pruning.reports) == 1
+
+
+def test_an_iterator_of_scoring_data_serves_all_rounds():
+    model = network()
+    before = cost(model)
+    pruning = kpt.TargetPruneCallback(
+        0.5, score="snip", decay=2, scoring_data=iter([examples(24)])
+    )
+    fit(model, pruning)
+    assert len(pruning.reports) == 2
+    assert 0.3 < cost(model) / before <= 0.5
+
+
 def test_a_training_that_ends_in_a_round_says_so(caplog):
     model = network()
     stop = keras.callbacks.LambdaCallback(
