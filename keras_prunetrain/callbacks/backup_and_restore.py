@@ -42,9 +42,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     next epoch. The training computes the same bits as without the interruption
     if the program is deterministic (`keras.utils.set_random_seed`,
     `tf.config.experimental.enable_op_determinism`) and the data are arrays or a
-    `tf.data.Dataset` whose n-th pass is the same in each process. A
-    `PyDataset`, a generator and a data set with `steps_per_epoch` start from
-    their beginning.
+    `tf.data.Dataset` whose n-th pass is the same in each process; so are the
+    data of validation. A `PyDataset`, a generator and a data set with
+    `steps_per_epoch` or `validation_steps` start from their beginning.
 
     Example:
 
@@ -110,6 +110,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         # since the last backup.
         self._epoch = self._step = self._unsaved_steps = 0
         self._passes: keras_internals.Passes | None = None
+        # Of the validation data, begun by `fit`, and by the process before it.
+        self._validations: keras_internals.Passes | None = None
+        self._validated = 0
         # Of the last epoch or step; those of the last step that was skipped.
         self._logs: dict[str, Any] = {}
         self._skipped_logs: dict[str, Any] = {}
@@ -144,6 +147,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         keras_internals.guard_loop(self._leave)
+        if self._validations is None:
+            self._validations = keras_internals.Passes(self.model)
+            self._validations.begin(self._validated)
 
     def on_epoch_end(self, epoch, logs=None):
         self._logs = dict(logs or {})
@@ -161,6 +167,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Brings the model back before `hook`, and the callbacks after it."""
         self._epoch = self._step = self._unsaved_steps = 0
         self._skipped_logs = {}
+        self._validations, self._validated = None, 0
         self._description = description_of(
             self.model, self.params.get("steps"), self._settings()
         )
@@ -251,6 +258,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             "model": model_state(self.model),
             # The pass in whose middle the epoch is begins once more.
             "passes": self._passes.begun - bool(self._step),
+            "validations": self._validated
+            if self._validations is None
+            else self._validations.begun,
             "metrics": metric_state(self.model) if self._step else [],
             "random": keras_internals.random_state(),
             "callbacks": callback_states(self._siblings),
@@ -277,6 +287,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 repeat_cuts(self.model, kept["cuts"])
         set_model_state(self.model, state["model"])
         self._epoch, self._step = state["epoch"], state["step"]
+        self._validated = state["validations"]
         # By this attribute Keras's own callback of this name tells `fit`.
         self.model._initial_epoch = self._epoch
         if state["stopped"]:

@@ -8,6 +8,7 @@ import functools
 import weakref
 from collections.abc import Callable
 
+import keras
 from keras import tree
 
 from keras_prunetrain.keras_internals.callers import epoch_iterator
@@ -20,17 +21,25 @@ class Passes:
     depends on how many iterators were made before. Keras makes one or two
     iterators for an epoch. Make this object in a hook of a callback.
 
+    Args:
+        validated: The model whose validation data are meant, in a hook that is
+            called as validation begins; `None` for the training data.
+
     Attributes:
         begun: Integer, the number of passes begun so far.
     """
 
-    def __init__(self):
+    def __init__(self, validated: keras.Model | None = None):
         self.begun = 0
-        found = epoch_iterator()
+        if validated is None:
+            iterator = (epoch_iterator() or (None, None))[1]
+        else:
+            # `fit` keeps it from one validation to the next.
+            iterator = getattr(validated, "_eval_epoch_iterator", None)
         self._iterator = None
-        if found is not None:
-            self._iterator = weakref.ref(found[1])
-            vars(found[1])["_get_iterator"] = self._get_iterator
+        if iterator is not None:
+            self._iterator = weakref.ref(iterator)
+            vars(iterator)["_get_iterator"] = self._get_iterator
 
     def _get_iterator(self):
         self.begun += 1

@@ -104,11 +104,11 @@ def train(
         data = {"x": batch.arrays(x, y, seed=3), "shuffle": False}
     else:
         data.setdefault("batch_size", 8)
+    data.setdefault("validation_data", (x[:8], y[:8]))
     history = model.fit(
         **data,
         epochs=epochs,
         verbose=0,
-        validation_data=(x[:8], y[:8]),
         callbacks=[
             *before,
             Kill(deaths),
@@ -206,7 +206,11 @@ def growing():
 
 
 def shuffled(x, y):
-    """Another order in each pass, and another brightness of each image."""
+    """Another order in each pass, and another brightness of each image.
+
+    Each validation is of another half of its images.
+    """
+    validation = tf.data.Dataset.from_tensor_slices((x[:16], y[:16]))
     images = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(40, seed=2)
     noise = tf.data.Dataset.random(seed=4, rerandomize_each_iteration=True)
     examples = tf.data.Dataset.zip(images, noise).map(
@@ -217,6 +221,7 @@ def shuffled(x, y):
     )
     return {
         "x": examples.batch(8).prefetch(2),
+        "validation_data": validation.shuffle(16, seed=5).take(8).batch(4),
         "batch_size": None,
         "shuffle": False,
     }
