@@ -19,6 +19,15 @@ def is_count(value: Any, minimum: int = 0) -> bool:
     return is_integer(value) and bool(value >= minimum)
 
 
+def is_size(value: Any) -> bool:
+    """Whether `value` could be the size of an array's axis.
+
+    That is an integer (`is_integer`) from 1 to the largest of 32 bits: no
+    memory holds more, and the errors of larger ones name no argument.
+    """
+    return is_count(value, 1) and bool(value < 2**31)
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number, NumPy's included, but no bool.
 

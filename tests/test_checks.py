@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 import keras_prunetrain as kpt
-from keras_prunetrain.checks import is_count, is_integer, is_number, is_path
+from keras_prunetrain.checks import (
+    is_count,
+    is_integer,
+    is_number,
+    is_path,
+    is_size,
+)
 
 
 @pytest.mark.parametrize("value", [0, 3, np.int64(3), np.uint8(3)])
@@ -24,6 +30,12 @@ def test_a_count_reaches_its_minimum():
     assert is_count(np.int32(1), 1)
     assert is_count(np.int32(0), 1) is False  # And no bool of NumPy's.
     assert not is_count(-1)
+
+
+def test_a_size_fits_into_32_bits():
+    assert is_size(1) and is_size(np.int64(2**31 - 1))
+    assert is_size(np.int64(2**31)) is False
+    assert not is_size(10**400) and not is_size(0) and not is_size(1.0)
 
 
 @pytest.mark.parametrize("value", [2.5, np.float32(2.5), fractions.Fraction(1)])

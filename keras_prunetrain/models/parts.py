@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_prunetrain.checks import is_count, is_number
+from keras_prunetrain.checks import is_number, is_size
 
 
 def check_arguments(
@@ -17,16 +17,17 @@ def check_arguments(
         ValueError: If one of them is out of its range.
     """
     sizes = input_shape if isinstance(input_shape, tuple | list) else ()
-    if len(sizes) != 3 or not all(x is None or is_count(x, 1) for x in sizes):
+    if len(sizes) != 3 or not all(x is None or is_size(x) for x in sizes):
         raise ValueError(
             "`input_shape` must be `(height, width, channels)`, three integers "
-            f"of at least 1. Received: input_shape={input_shape!r}"
+            "of at least 1, which fit into 32 bits. Received: "
+            f"input_shape={input_shape!r}"
         )
     for name, value in (("classes", classes), ("width", width)):
-        if not is_count(value, 1):
+        if not is_size(value):
             raise ValueError(
-                f"`{name}` must be an integer of at least 1. Received: "
-                f"{name}={value!r}"
+                f"`{name}` must be an integer of at least 1, which fits into "
+                f"32 bits. Received: {name}={value!r}"
             )
     if not is_number(weight_decay) or weight_decay < 0:
         raise ValueError(
