@@ -1,6 +1,6 @@
 """Prints finished runs side by side, each number with its ratio to the first.
 
-python apps/compare.py runs/quickstart/dense runs/quickstart/prunetrain \
+python apps/compare.py runs/quickstart/dense runs/quickstart/targetprune \
     runs/quickstart/narrow
 """
 

@@ -1,6 +1,6 @@
 """Makes one page of pictures from the folders of runs.
 
-    python tools/report.py runs/quickstart/dense runs/quickstart/prunetrain
+    python tools/report.py runs/quickstart/dense runs/quickstart/targetprune
 
 writes `report/index.html`, which needs nothing else, and the same pictures as
 PNG files beside it. A run is what `apps/train_*.py` leaves in its `--workdir`,

@@ -411,8 +411,9 @@ def test_the_quick_start_drops_no_words():
 
 
 def test_the_quick_start_has_flags_that_the_program_takes(tmp_path):
-    _, values = parsed(train_cifar, *quickstart.RECIPE, f"--workdir={tmp_path}")
-    assert values.width == 64
+    words = *quickstart.RECIPE, *quickstart.SHRINKING, "--method=targetprune"
+    _, values = parsed(train_cifar, *words, f"--workdir={tmp_path}")
+    assert (values.width, values.target_flops) == (64, 0.2)
     assert os.listdir(tmp_path) == []
 
 
@@ -437,13 +438,15 @@ def test_the_quick_start_says_whether_pruning_was_worth_it():
 def test_the_quick_start_compares_three_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(quickstart, "RUNS", tmp_path)
     small = [
-        *("--network=resnet8", "--width=8", "--image_size=4", "--epochs=2"),
-        *("--interval=1", "--threshold=0.25", "--batch_size=256"),
+        *("--network=resnet8", "--width=8", "--image_size=4", "--epochs=3"),
+        *("--batch_size=256",),
     ]
     monkeypatch.setattr(quickstart, "RECIPE", small)
+    shrinking = ["--target_flops=0.5", "--rounds=1", "--warmup=1", "--decay=1"]
+    monkeypatch.setattr(quickstart, "SHRINKING", shrinking)
     quickstart.main([])
     printed = capfd.readouterr().out
-    methods = "dense", "prunetrain", "narrow"
+    methods = "dense", "targetprune", "narrow"
     (header,) = (x for x in printed.splitlines() if x.split() == [*methods])
     assert "The shrunk network is" in printed.partition(header)[2]
     for method in methods:
