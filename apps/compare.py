@@ -17,12 +17,13 @@ _ROWS = [  # Key in result.json, title, format, divisor.
     ("parameters", "parameters", "{:,.0f}", 1),
     ("forward_flops", "inference MFLOP per image", "{:,.2f}", 1e6),
     ("total_training_flops", "training TFLOP", "{:,.3f}", 1e12),
+    ("total_emulated_flops", "  left out by n:m hardware", "{:,.3f}", 1e12),
     ("seconds", "training seconds", "{:,.1f}", 1),
     ("reconfiguration_seconds", "  of them reconfiguring", "{:,.1f}", 1),
     ("pruned_after_epochs", "pruned after epochs", "{:,.0f}", 1),
 ]
 # Of some methods only: others have no row of it, and it is compared with none.
-_OF_SOME = {"pruned_after_epochs"}
+_OF_SOME = {"pruned_after_epochs", "total_emulated_flops"}
 
 
 def rows(results, reference):
@@ -36,7 +37,7 @@ def rows(results, reference):
     reference = reference or {}
     table = []
     for key, title, form, unit in _ROWS:
-        if key in _OF_SOME and not any(key in result for result in results):
+        if key in _OF_SOME and not any(result.get(key) for result in results):
             continue
         cells = [title]
         for result in results:

@@ -12,6 +12,7 @@ from apps import (
     command_line,
     networks,
     records,
+    sdgp_flags,
     target_flags,
     training,
     workdir,
@@ -42,6 +43,7 @@ def define(values, **defaults):
     _define_optimizer(values, defaults)
     _define_pruning(values, defaults)
     target_flags.define(values)
+    sdgp_flags.define(values)
     _define_folders(values)
 
 

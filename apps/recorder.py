@@ -98,6 +98,8 @@ class Recorder(keras.callbacks.Callback):
         }
         row["batch_size"] = int(row.get("batch_size", self._recipe.batch_size))
         row.setdefault("memory_bytes", self._memory_bytes)
+        # What only hardware for n:m sparsity would leave out.
+        row["emulated_flops"] = self._meter.emulated_flops
         if self._pruning is None:
             row["density"] = 1.0
             row["training_flops"] = self._meter.training_flops
@@ -170,6 +172,9 @@ class Recorder(keras.callbacks.Callback):
             "forward_flops": cost.forward_flops,
             "total_training_flops": sum(
                 row["training_flops"] for row in self._rows
+            ),
+            "total_emulated_flops": sum(
+                row["emulated_flops"] for row in self._rows
             ),
             "seconds": self._seconds,
             "reconfiguration_seconds": sum(

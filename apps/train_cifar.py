@@ -8,6 +8,8 @@ program measured is in docs/measurements.md.
         --method=prunetrain --epochs=40 --workdir=runs/resnet20
     python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
         --method=narrow --target_flops=0.5 --epochs=40 --workdir=runs/narrow
+    python apps/train_cifar.py --dataset=cifar10 --network=resnet20 \
+        --method=dense --sdgp=2:4 --epochs=40 --workdir=runs/sdgp
 
 EarlyCroP (Rachwan et al. 2022), 95% of the weights zero, by the recipe of its
 authors, who train 80 further epochs behind the cut:

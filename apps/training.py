@@ -60,6 +60,8 @@ class Recipe:
             one; `None` if whole channels go.
         iterations, iteration_interval: Arguments `iterations` and `interval` of
             this callback.
+        sdgp: n and m of an `SDGPCallback`, `"2:4"`; `None` for none.
+        sdgp_mode, sdgp_dense_last: Its `mode` and `dense_last`.
     """
 
     method: str
@@ -94,6 +96,9 @@ class Recipe:
     global_clipnorm: float | None = None
     iterations: int = 1
     iteration_interval: int = 0
+    sdgp: str | None = None
+    sdgp_mode: str = "rescaled"
+    sdgp_dense_last: float = 0.0
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -288,7 +293,23 @@ def _callbacks(recipe, files, pruning):
     )
     # The histograms of dense and shrinking runs can be laid side by side.
     log = kpt.DensityLog(files.path(LOGS), recipe.threshold or 1e-4)
-    return [drops, *([pruning] if pruning else []), begin, log]
+    return [drops, *_sdgp(recipe), *([pruning] if pruning else []), begin, log]
+
+
+def _sdgp(recipe):
+    """Returns a list of the callback that prunes data gradients, if any."""
+    if recipe.sdgp is None:
+        return []
+    n, m = map(int, recipe.sdgp.split(":"))
+    return [
+        kpt.SDGPCallback(
+            n,
+            m,
+            recipe.sdgp_mode,
+            dense_last=recipe.sdgp_dense_last,
+            seed=recipe.seed,
+        )
+    ]
 
 
 def _replicas(strategy):

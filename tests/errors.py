@@ -187,6 +187,8 @@ COMMANDS = {
         "train_imagenet --workdir=run --method=narrow --target_flops=0.5",
         "train_cifar --workdir=run --learning_rate_drops=20,half",
         "train_cifar --workdir=run --epochs=5 --finetune_epochs=5",
+        "train_cifar --workdir=run --sdgp=4:2",
+        "train_cifar --workdir=run --sdgp=2:4 --sdgp_dense_last=1",
         "train_cifar --workdir=",
         "train_cifar --workdir=file",
         "train_cifar --workdir=gs://bucket/run",

@@ -161,7 +161,7 @@ class DensityLog(keras.callbacks.Callback):
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
         cost = self._training.meter.current_cost()
-        self._run.begin(self._size, self._counts, cost and cost.training_flops)
+        self._run.begin(self._size, self._counts, curves.dense_flops(cost))
 
     def _look_at_model(self):
         """Returns the `Numbering` of the model, and notes its channels.
@@ -224,8 +224,6 @@ class DensityLog(keras.callbacks.Callback):
         self._run.note(self._counts)
         with self._writer.at(step):
             if step == 0:
-                has_distance = "weight_distance" in self._last_logs
-                self._writer.layout(self._stages, has_distance)
                 self._write_settings()
             self._write_scalars(self._last_logs)
             self._write_histograms(numbering)
@@ -292,7 +290,9 @@ class DensityLog(keras.callbacks.Callback):
         return reports, notes
 
     def _write_settings(self):
-        settings = hparams.settings_of(self._training) | {
+        kept = curves.kept_points(self.model)
+        self._writer.layout(self._stages, self._last_logs, kept)
+        settings = hparams.settings_of(self._training, self.model) | {
             "optimizer": type(self.model.optimizer).__name__,
             "learning_rate": self._first_rate,
             "epochs": self.params.get("epochs"),

@@ -19,13 +19,14 @@ class DenseTraining:
         meter: An `EpochMeter`; the log forwards its hooks.
         reports: Empty: nothing is reconfigured.
         options: The `CutOptions`: no channel is dead.
+        model: The model.
     """
 
     def __init__(self, model: keras.Model):
         self.meter = EpochMeter()
         self.reports: list[Reconfiguration] = []
         self.options = CutOptions(threshold=0.0)
-        self._model = model
+        self.model = model
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that a log shows, by their names."""
@@ -37,7 +38,7 @@ class DenseTraining:
         Args:
             loss: Mean loss of the epoch, all penalties included.
         """
-        return penalty_share(self._model, loss)
+        return penalty_share(self.model, loss)
 
 
 def check_training(training: Any) -> None:

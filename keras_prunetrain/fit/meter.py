@@ -74,9 +74,20 @@ class EpochMeter(keras.callbacks.Callback):
     @property
     def training_flops(self) -> float:
         """Flops of all examples of the epoch; NaN if they are not known."""
+        return self._of_examples("training_flops")
+
+    @property
+    def emulated_flops(self) -> float:
+        """Those of them that SDGP leaves out, for hardware that can.
+
+        They are no part of `training_flops`; see `Cost.emulated_flops`.
+        """
+        return self._of_examples("emulated_flops")
+
+    def _of_examples(self, quantity):
         if self.cost is None or self.examples is None:
             return math.nan
-        return self.cost.training_flops * self.examples
+        return getattr(self.cost, quantity) * self.examples
 
     @property
     def learning_rate(self) -> float | None:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from keras_prunetrain.cost import Cost
+from keras_prunetrain.sdgp.attach import kept_masses
 from keras_prunetrain.tensorboard.dashboard import DISTANCE, ZERO
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
 
@@ -23,6 +26,11 @@ def channel_points(run: LoggedRun, channels: int) -> dict[str, float]:
     }
 
 
+def dense_flops(cost: Cost | None) -> int | None:
+    """Returns the FLOPs of a training step without SDGP; `None` if unknown."""
+    return cost and cost.training_flops + cost.emulated_flops
+
+
 def cost_points(
     run: LoggedRun, cost: Cost | None, examples: int | None
 ) -> dict[str, float | None]:
@@ -39,8 +47,24 @@ def cost_points(
     return {
         "cost/training_flops": examples and flops * examples,
         "cost/relative_training_flops": flops / dense if dense else None,
+        # Only of a training that has some.
+        "cost/emulated_flops": (
+            cost.emulated_flops * examples
+            if examples and cost.emulated_flops
+            else None
+        ),
         "memory/activation_bytes_per_example": cost.activation_bytes,
     }
+
+
+def kept_points(model: keras.Model) -> dict[str, float]:
+    """Returns which part of each gradient's mass `SDGPCallback` has kept.
+
+    Args:
+        model: The model that was trained; without SDGP, the dict is empty.
+    """
+    masses = kept_masses(model)
+    return {f"kept_gradient/{layer}": mass for layer, mass in masses.items()}
 
 
 def log_points(logs: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,5 +101,6 @@ def training_points(
         "training/penalty_ratio": training.penalty_share(logs.get("loss", 0.0)),
         "training/batch_size": meter.batch_size,
         "training/learning_rate": rate,
+        **kept_points(training.model),
         **log_points(logs),
     }

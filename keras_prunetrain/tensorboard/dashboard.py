@@ -59,7 +59,9 @@ def _size(channels):
 
 
 def layout(
-    groups: Mapping[str, Sequence[str]], with_distance: bool = False
+    groups: Mapping[str, Sequence[str]],
+    with_distance: bool = False,
+    kept: Sequence[str] = (),
 ) -> "layout_pb2.Layout":
     """Returns the layout of TensorBoard's custom-scalars tab.
 
@@ -67,28 +69,20 @@ def layout(
         groups: As `stages` returns them.
         with_distance: Boolean. Whether there is a curve of the distance of the
             weights from the first ones.
+        kept: The tags of what SDGP keeps of gradients.
 
     Returns:
         A `tensorboard.plugins.custom_scalar.layout_pb2.Layout`.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    def chart(title, tags):
-        patterns = [f"^{re.escape(tag)}$" for tag in tags]
-        content = layout_pb2.MultilineChartContent(tag=patterns)
-        return layout_pb2.Chart(title=title, multiline=content)
-
-    layers = []
-    for title, names in groups.items():
-        parts = -(-len(names) // _LINES)
-        for number, part in enumerate(np.array_split(names, parts), start=1):
-            count = f", {number} of {parts}" if parts > 1 else ""
-            layers.append(
-                chart(
-                    f"Channels left / first: {title}{count}",
-                    [*(f"channels/{name}" for name in part), ZERO],
-                )
-            )
+    layers = [
+        each
+        for title, names in groups.items()
+        for each in _charts(
+            f"Channels left / first: {title}", [f"channels/{x}" for x in names]
+        )
+    ]
     cost = {
         "Channels left / first: all layers": "density/model",
         "Training FLOPs of an epoch / dense": "cost/relative_training_flops",
@@ -99,15 +93,37 @@ def layout(
     }
     if with_distance:
         cost["Distance from the first weights, until pruned"] = DISTANCE
+    categories = {
+        "What training costs": [
+            _chart(title, [tag, ZERO]) for title, tag in cost.items()
+        ],
+        "Channels by layer": layers,
+    }
+    if kept:
+        title = "Kept of the gradients (SDGP, emulation)"
+        categories[title] = _charts(title, kept)
     return layout_pb2.Layout(
         category=[
-            layout_pb2.Category(
-                title="What training costs",
-                chart=[chart(t, [tag, ZERO]) for t, tag in cost.items()],
-            ),
-            layout_pb2.Category(title="Channels by layer", chart=layers),
+            layout_pb2.Category(title=title, chart=drawn)
+            for title, drawn in categories.items()
         ]
     )
+
+
+def _charts(title, tags):
+    """Yields as many charts as are needed for the curves `tags`."""
+    parts = -(-len(tags) // _LINES)
+    for number, part in enumerate(np.array_split(tags, parts), start=1):
+        count = f", {number} of {parts}" if parts > 1 else ""
+        yield _chart(f"{title}{count}", [*map(str, part), ZERO])
+
+
+def _chart(title, tags):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    patterns = [f"^{re.escape(tag)}$" for tag in tags]
+    content = layout_pb2.MultilineChartContent(tag=patterns)
+    return layout_pb2.Chart(title=title, multiline=content)
 
 
 def heat_map(densities: ArrayLike, names: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,18 +91,24 @@ class EventWriter:
                 tf.summary.scalar(tag, point)
 
     def layout(
-        self, stages: Mapping[str, Sequence[str]], with_distance: bool
+        self,
+        stages: Mapping[str, Sequence[str]],
+        logs: Mapping[str, Any],
+        kept: Iterable[str],
     ) -> None:
         """Writes which curves the *Custom Scalars* tab shows together.
 
         Args:
             stages: As `dashboard.stages` returns them.
-            with_distance: As of `dashboard.layout`.
+            logs: The logs of the first epoch.
+            kept: The tags of what SDGP keeps of gradients.
         """
         import tensorflow as tf
         from tensorboard.plugins.custom_scalar import summary
 
-        layout = summary.pb(dashboard.layout(stages, with_distance))
+        with_distance = "weight_distance" in logs
+        layout = dashboard.layout(stages, with_distance, list(kept))
+        layout = summary.pb(layout)
         tf.summary.experimental.write_raw_pb(layout.SerializeToString())
 
     def settings(

@@ -5,6 +5,10 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
+import keras
+
+from keras_prunetrain.sdgp.attach import emulation_of
+
 # For all runs, TensorBoard shows the columns of the run that it reads first, so
 # every run has these columns, even a dense one.
 _COLUMNS = (
@@ -15,7 +19,7 @@ _COLUMNS = (
 )
 
 
-def settings_of(training: Any) -> dict[str, Any]:
+def settings_of(training: Any, model: keras.Model) -> dict[str, Any]:
     """Returns the settings of a method, `None` for settings that it lacks.
 
     TensorBoard sorts the settings by name and shows the first five, so the
@@ -23,10 +27,13 @@ def settings_of(training: Any) -> dict[str, Any]:
 
     Args:
         training: A `ReconfiguringCallback` or a `DenseTraining`.
+        model: The model that is trained.
     """
+    emulation = emulation_of(model)
     return {
         "algorithm": type(training).__name__,
         **dict.fromkeys(_COLUMNS),
+        "sdgp": None if emulation is None else str(emulation.pattern),
         **training.settings(),
     }
 

@@ -41,6 +41,8 @@ SHARED = [
     ("iteration_interval", ["-1", "1.5"], "a whole number from 0 to 10,000"),
     ("threshold", ["nan", "-1", "inf", "101", "1e-300"],
      "0, or a number from 1e-12 to 100"),
+    ("sdgp_dense_last", ["nan", "-0.1", "1", "inf"],
+     "a number of at least 0 and below 1"),
     ("target_flops", ["nan", "0", "-0.5", "1.01", "inf", "half"],
      "a number above 0 and at most 1"),
 ]  # fmt: skip
@@ -80,6 +82,17 @@ def test_a_number_out_of_its_range_is_refused(
 def test_a_size_out_of_its_range_is_refused(program, flag, right, tmp_path):
     message = refusal(program, f"--workdir={tmp_path}", flag)
     assert message == f"flag {flag}: must be {right}."
+
+
+@pytest.mark.parametrize(
+    "value", ["", "2", "2:", "5:4", "0:4", "1:1", "2:65", "2:4:8", "9" * 5000]
+)
+def test_patterns_that_are_no_n_of_m_are_refused(value, tmp_path):
+    message = refusal(train_cifar, f"--workdir={tmp_path}", f"--sdgp={value}")
+    assert message == (
+        f"flag --sdgp={value}: must be n:m, such as 2:4, with m from 2 to 64 "
+        "and n from 1 to m."
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)

@@ -293,8 +293,8 @@ def test_hparams_have_the_same_columns_whichever_run_is_read_first(
     ids=lambda pruning: type(pruning).__name__,
 )
 def test_every_method_has_the_same_columns(pruning, run):
-    known = settings_of(run[1]).keys()
-    assert settings_of(pruning).keys() == known
+    known = settings_of(run[1], run[0]).keys()
+    assert settings_of(pruning, run[0]).keys() == known
 
 
 def test_the_settings_are_hparams(run):
@@ -965,6 +965,26 @@ def test_a_layer_that_goes_in_the_first_epoch_is_in_its_chart(tmp_path):
     drawn = charts(logged_layout(found))
     tags = [tag for chart in drawn for tag in chart.multiline.tag]
     assert "^channels/inner$" in tags
+
+
+def test_what_sdgp_keeps_of_each_gradient_has_a_chart(tmp_path):
+    log = kpt.DensityLog(tmp_path)
+    fit(network(), log, kpt.SDGPCallback(1, 2, dense_last=0.5), epochs=2)
+    found = events(tmp_path)
+    for layer in ("inner", "last"):
+        # One point: of the second epoch there is nothing to measure.
+        (kept,) = curve(found, f"kept_gradient/{layer}")
+        assert 0.5 < kept < 1.0
+    drawn = charts(logged_layout(found))[-1]
+    assert drawn.title.startswith("Kept of the gradients")
+    assert drawn.multiline.tag[:2] == [
+        *("^kept_gradient/inner$", "^kept_gradient/last$"),
+    ]
+    sparse, dense = curve(found, "cost/relative_training_flops")
+    assert sparse < dense == 1.0
+    (left_out,) = curve(found, "cost/emulated_flops")
+    flops = curve(found, "cost/training_flops")
+    assert flops[0] + left_out == flops[1]
 
 
 def test_the_heat_map_is_dark_where_little_is_left():

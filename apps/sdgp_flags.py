@@ -1,0 +1,46 @@
+"""The flags of pruned data gradients, which every method may have."""
+
+from absl import flags
+
+from apps import command_line
+
+
+def define(values):
+    """Defines `--sdgp` and the flags that belong to it."""
+    flags.DEFINE_string(
+        "sdgp",
+        None,
+        "Data gradients of which n of every m consecutive channels are kept, "
+        "such as 2:4, with any method: an emulation, which saves no time.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "sdgp",
+        _is_pattern,
+        "must be n:m, such as 2:4, with m from 2 to 64 and n from 1 to m.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "sdgp_mode",
+        "rescaled",
+        ["rescaled", "magnitude", "mvue", "random", "random_biased"],
+        "How --sdgp chooses channels.",
+        flag_values=values,
+    )
+    command_line.real(
+        *("sdgp_dense_last", 0.0),
+        "Share of the epochs, at the end, without --sdgp.",
+        "a number of at least 0 and below 1",
+        lambda share: 0 <= share < 1,
+        values,
+    )
+
+
+def _is_pattern(text):
+    if text is None:
+        return True
+    n, _, m = text.partition(":")
+    # Longer ones are none, and none that Python would read.
+    if not all(x.isdecimal() and len(x) < 3 for x in (n, m)):
+        return False
+    return 1 <= int(n) <= int(m) <= 64 and int(m) >= 2
