@@ -56,6 +56,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/input_pipeline.py
 	$(BIN)/python tools/benchmarks/step_overhead.py
 	$(BIN)/python tools/benchmarks/step_overhead.py --method=targetprune
+	$(BIN)/python tools/benchmarks/sdgp_step.py
 	$(BIN)/python tools/benchmarks/reconfigure_resnet50.py
 	$(BIN)/python tools/benchmarks/reconfigure_growth.py
 	$(BIN)/python tools/benchmarks/log_overhead.py

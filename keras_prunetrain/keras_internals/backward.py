@@ -109,21 +109,27 @@ def _linear(layer, names, weights):
 def _with_gradient(linear, gradient, inputs, weights):
     """Returns `linear(inputs, *weights)`, with another gradient of `inputs`.
 
-    The function runs once: its own tape computes both gradients.
+    The function runs once: its own tape computes both gradients. The tape goes
+    with the backward pass, because Python cannot free a traced graph that a
+    tape refers to. For a gradient that is asked for again, it runs again.
     """
     import tensorflow as tf
 
     def function(inputs, *weights):
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch([inputs, *weights])
-            outputs = linear(inputs, *weights)
+        def recorded():
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch([inputs, *weights])
+                return tape, linear(inputs, *weights)
+
+        records = [recorded()]
 
         def backward(upstream):
+            tape, outputs = records.pop() if records else recorded()
             of_inputs = tape.gradient(outputs, inputs, gradient(upstream))
             of_weights = tape.gradient(outputs, weights, upstream)
             return of_inputs, *of_weights
 
-        return outputs, backward
+        return records[0][1], backward
 
     # As tensors, in the dtype in which the layer computes. Those of variables
     # would be the variables themselves, as Keras converts them.

@@ -109,6 +109,13 @@ def test_old_weights_and_slots_are_freed_by_each_reconfiguration(optimizer):
     assert len(set(watch.registered[1:])) == 1
 
 
+def test_old_weights_of_pruned_data_gradients_are_freed_as_well():
+    sdgp = kpt.SDGPCallback(1, 2, "mvue", layers=["first", "second"])
+    watch, in_use = train(network("sgd"), [sdgp])
+    assert in_use.found == [[0] * (i + 1) for i in range(3)]
+    assert len(set(watch.registered[1:])) == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
 def test_old_weights_are_freed_on_all_replicas_and_beside_a_log(

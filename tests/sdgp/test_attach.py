@@ -139,6 +139,36 @@ def test_a_step_runs_each_convolution_once():
         assert kinds.count(kind) == 1, kind
 
 
+def test_a_gradient_can_be_asked_for_twice():
+    model = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    kpt.with_sdgp(model)
+    x = tf.convert_to_tensor(np.random.default_rng(0).normal(size=(2, 5, 5, 4)))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(model(x, training=True) ** 2)
+    one, other = tape.gradient(total, x), tape.gradient(total, x)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_traced_call_is_differentiated_from_outside():
+    model = one_layer(layers.Conv2D(8, 3), (5, 5, 4))
+    kpt.with_sdgp(model, mode="magnitude")
+    rng = np.random.default_rng(1)
+    x, upstream = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(2, 3, 3, 8))
+    x, upstream = x.astype("float32"), upstream.astype("float32")
+    expected = gradients(model, x, upstream)
+    call = tf.function(functools.partial(model, training=True), autograph=False)
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(upstream * call(x))
+    values = [v.value for v in model.trainable_variables]
+    for found, wanted in zip(
+        tape.gradient(total, [x, *values]), expected, strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def fitted(model, epochs=1):
     x, y = examples(16)
     model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False)

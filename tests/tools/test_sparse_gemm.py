@@ -1,0 +1,77 @@
+"""The benchmark of sparse products, as far as a CPU can test it."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import keras_prunetrain as kpt
+from tests.sdgp import reference
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "tools" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import sparse_gemm  # noqa: E402  # isort: skip
+
+
+def test_the_products_are_those_that_model_cost_counts():
+    model = kpt.models.resnet8((16, 16, 3), 10)
+    cost = kpt.model_cost(model)
+    layers = sparse_gemm.layers_of(model, batch_size=4)
+    for product in ("forward", "weight_gradient", "data_gradient"):
+        flops = sum(
+            2 * np.prod(getattr(layer, product)) * count
+            for layer, count in layers.items()
+        )
+        dense = cost.per_layer["logits"].forward_flops
+        assert flops == 4 * (cost.forward_flops - dense), product
+    assert [x.inputs for x in layers if x.is_first] == [27]
+
+
+def seconds(sparse):
+    names = ("forward", "weight_gradient", "data_gradient")
+    compression = None if sparse is None else 0.25
+    return {
+        **dict.fromkeys(names, 2.0),
+        **{"sparse": sparse, "compression": compression},
+    }
+
+
+def test_what_a_step_saves():
+    step = sparse_gemm.step_of([(seconds(None), 1), (seconds(1.0), 3)])
+    assert step["dense_seconds"] == 24
+    assert step["sparse_seconds"] == 21
+    assert step["compression_seconds"] == 0.75
+    assert step["share_of_pruned_products"] == 0.25
+    assert step["saved"] == 0.125
+    assert step["saved_with_compression"] == pytest.approx(2.25 / 24)
+
+
+def test_two_of_four_are_left():
+    kernels = sparse_gemm.NumpyKernels()
+    matrix = kernels.matrix(6, 12)
+    np.testing.assert_array_equal(
+        kernels.pruned(matrix), reference.magnitude(matrix, 2, 4)
+    )
+
+
+def test_a_whole_run_with_numpy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sparse_gemm.py"])
+    sparse_gemm.flags.FLAGS(sys.argv, known_only=True)
+    with flagsaver.flagsaver(
+        network="resnet8",
+        image_size=8,
+        batch_size=1,
+        repeats=1,
+        kernels="numpy",
+        output=str(tmp_path / "found.json"),
+    ):
+        sparse_gemm.main(["sparse_gemm.py"])
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["kernels"].startswith("numpy, full matrices")
+    kinds = [row["seconds"]["sparse"] is None for row in record["layers"]]
+    assert kinds == [row["is_first"] for row in record["layers"]]
+    assert "the products of a step" in capsys.readouterr().out
