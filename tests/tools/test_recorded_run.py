@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from keras_prunetrain import model_cost
 from tests.tools.written import write_run
 
 TOOLS = pathlib.Path(__file__).parents[2] / "tools"
@@ -16,6 +17,7 @@ import record_run  # noqa: E402  # isort: skip
 import recorded_run  # noqa: E402  # isort: skip
 
 RECIPE = {
+    "method": "prunetrain",
     "network": "resnet8",
     "dtype_policy": "float32",
     "batch_size": 128,
@@ -58,12 +60,13 @@ def test_each_run_of_this_repository_can_be_built_again():
         assert sum(run.epochs_of_architectures) == run.epochs == 40
 
 
-def test_a_run_on_other_images_or_widths_is_not_built_as_if_it_were_not():
-    (word,) = (TOOLS / "results").glob("cifar10_16x16*width11_seed0.json")
-    assert refusal([word]) == (
-        f"{word}: the run had image_size=16, width=11, and only networks of "
-        "their own width on images of 32x32 pixels are built again here. "
-        "Choose another run."
+def test_a_width_that_is_not_in_the_recipe_is_not_guessed(kept):
+    record = json.loads(kept.read_text())
+    record["recipe"] |= {"method": "narrow", "target_flops": 0.5}
+    kept.write_text(json.dumps(record))
+    assert refusal([kept]) == (
+        f"{kept}: the width of a narrow network is not in its recipe. Choose "
+        "another run, or one of `--method=dense --width`."
     )
 
 
@@ -107,6 +110,26 @@ def test_a_run_that_cannot_be_built_again_is_refused(kept, change, message):
     change(record)
     kept.write_text(json.dumps(record))
     assert refusal([kept]) == f"{kept}{message}"
+
+
+def test_networks_of_runs_on_smaller_images_cost_what_the_run_says():
+    path = TOOLS / "results/cifar10_16x16_resnet20_target48_taylor_seed0.json"
+    run = recorded_run.read_one([str(path)])
+    stages = architectures.architectures(run)
+    assert [model_cost(x).forward_flops for x in stages] == [
+        run.reports[0]["cost_before"]["forward_flops"],
+        *(x["cost_after"]["forward_flops"] for x in run.reports),
+    ]
+    rounded = architectures.rounded_up(run)
+    for layer, exact in zip(rounded.layers, stages[-1].layers, strict=True):
+        if hasattr(layer, "filters"):
+            assert layer.filters % (4 if layer.filters < 48 else 8) == 0
+            assert 0 <= layer.filters - exact.filters < 8
+    narrow = TOOLS / "results/cifar10_16x16_resnet20_width11_seed0.json"
+    recipe = recorded_run.read_one([str(narrow)]).recipe
+    model = architectures.first_architecture(recipe)
+    assert model.get_layer("stem").filters == 11
+    assert model.input_shape == (None, 16, 16, 3)
 
 
 @pytest.mark.parametrize("keep", [{"none": [0]}, {"stem": [16]}])

@@ -12,8 +12,13 @@ SEED = 0
 
 def first_architecture(recipe):
     keras.utils.set_random_seed(SEED)
+    given = {}
+    if recipe.get("image_size"):  # Otherwise that of the data set.
+        given["input_shape"] = (recipe["image_size"], recipe["image_size"], 3)
+    if recipe.get("width"):
+        given["width"] = recipe["width"]
     model = getattr(models, recipe["network"])(
-        weight_decay=recipe["weight_decay"]
+        weight_decay=recipe["weight_decay"], **given
     )
     model.compile(
         keras.optimizers.SGD(0.1, momentum=recipe["momentum"]),
@@ -32,8 +37,24 @@ def architectures(run):
     return stages
 
 
-def cut_like(report, model):
+def rounded_up(run):
+    """Returns the last network with the channel counts of `"auto"`."""
+    keep = {}  # Of the first network's channels.
+    for report in run.reports:
+        for layer, kept in report["keep"].items():
+            before = keep.get(layer)
+            keep[layer] = [before[i] for i in kept] if before else kept
+    return cut_like({"keep": keep}, first_architecture(run.recipe), "auto")
+
+
+def cut_like(report, model, channel_multiple=1):
     """Returns `model` after the reconfiguration that `report` describes.
+
+    Args:
+        report: The record of a reconfiguration, a dict.
+        model: The network before it.
+        channel_multiple: As of `reconfigure`; above 1, more channels may stay
+            than the report says.
 
     Raises:
         ValueError: If it describes that of another model.
@@ -57,7 +78,9 @@ def cut_like(report, model):
         kernel = np.moveaxis(label.weight.numpy(), label.axis, 0).copy()
         kernel[~alive[label.numbers]] = 0.0
         label.weight.assign(np.moveaxis(kernel, 0, label.axis))
-    smaller = kpt.reconfigure(twin)
+    smaller = kpt.reconfigure(twin, channel_multiple=channel_multiple)
+    if channel_multiple != 1:
+        return smaller
     found = {
         layer.name: layer.kernel.shape[-1]
         for layer in smaller.layers

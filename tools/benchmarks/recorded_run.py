@@ -12,12 +12,15 @@ from keras_prunetrain import models  # noqa: E402
 from tools import run_records  # noqa: E402
 
 _RECIPE = {
+    "method": records.TEXT,
     "network": records.TEXT,
     "dtype_policy": records.TEXT,
     "batch_size": records.COUNT,
     "momentum": records.NUMBER,
     "weight_decay": records.NUMBER,
 }
+# Absent or `None` where the network and the data set say it themselves.
+_SIZES = "image_size", "width"
 
 
 class RecordedRun(NamedTuple):
@@ -75,17 +78,14 @@ def _read(path):
             f"{place}: there is no network '{recipe['network']}' in "
             "keras_prunetrain.models."
         )
-    others = [
-        f"{name}={run.recipe[name]}"
-        for name in ("image_size", "width", "target_flops")
-        if run.recipe.get(name) is not None
-    ]
-    if others:
+    if recipe["method"] == "narrow":
         raise ValueError(
-            f"{path}: the run had {', '.join(others)}, and only networks of "
-            "their own width on images of 32x32 pixels are built again here. "
-            "Choose another run."
+            f"{path}: the width of a narrow network is not in its recipe. "
+            "Choose another run, or one of `--method=dense --width`."
         )
+    given = {k: v for k in _SIZES if (v := run.recipe.get(k)) is not None}
+    sizes = records.Record(dict.fromkeys(_SIZES, records.COUNT), ())
+    records.checked(given, sizes, place)
     record = records.Record({"epochs": records.COUNT}, ("epochs",))
     epochs = records.checked(run.result, record, path)["epochs"]
     for number, report in enumerate(run.reconfigurations, start=1):

@@ -6,10 +6,14 @@
 
 The seconds in a run's records depend on what else the machine did meanwhile.
 Here the dense network and all architectures of the run, rebuilt from the
-records, the latter with lasso, callback and the batch that they had, train in
-turns, so that their ratios hold: they are of the time for an image. The epochs
-of the run, each weighted with its architecture's ratio, give the training time
-relative to dense; reconfigurations are listed apart.
+records, train in turns, so that their ratios hold: they are of the time for an
+image. The architectures have the batch that they had and, if the run had a
+lasso, lasso and callback. The epochs of the run, each weighted with its
+architecture's ratio, give the training time relative to dense; reconfigurations
+are listed apart. `saved_per_flop` is the share of the step's time that an
+architecture saves, divided by the share of its FLOPs. `rounded` is the last
+architecture once more, with the channel counts that `channel_multiple="auto"`
+would have left.
 """
 
 import json
@@ -22,7 +26,7 @@ import keras
 import numpy as np
 import recorded_run
 from absl import app, flags
-from architectures import SEED, cut_like, first_architecture
+from architectures import SEED, cut_like, first_architecture, rounded_up
 from turns import in_turns
 
 import keras_prunetrain as kpt
@@ -47,17 +51,17 @@ def main(argv):
     first = run.recipe["batch_size"]
     grown = (r.get("batch_size_after") or first for r in run.reports)
     sizes = [first, *grown]
-    # No reconfiguration comes up in so few epochs.
-    lassos = [[kpt.PruneTrainCallback(interval=10**6)] for _ in stages]
-    dense, *seconds = in_turns(
-        [first_architecture(run.recipe), *stages],
+    rounded = rounded_up(run)
+    dense, *seconds, of_rounded = in_turns(
+        [first_architecture(run.recipe), *stages, rounded],
         _TURNS.value,
         SEED,
-        [[], *lassos],
-        [first, *sizes],
+        [[], *(callbacks_of(run) for _ in stages), []],
+        [first, *sizes, first],
     )
+    flops = kpt.model_cost(stages[0]).forward_flops
     rows = [
-        row(*columns, dense, first)
+        row(*columns, dense, first, flops)
         for columns in zip(
             run.epochs_of_architectures, sizes, stages, seconds, strict=True
         )
@@ -68,6 +72,7 @@ def main(argv):
         "dtype_policy": policy,
         "dense_step_seconds": statistics.median(dense),
         "architectures": rows,
+        "rounded": row(0, first, rounded, of_rounded, dense, first, flops),
         "training_time_ratio": trained / run.epochs,
         **times_of_cuts,
     }
@@ -75,6 +80,14 @@ def main(argv):
     output = pathlib.Path(_OUTPUT.value or ROOT / "tools" / "results" / name)
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
+
+
+def callbacks_of(run):
+    """Returns what the run had in its steps outside of reconfigurations."""
+    if run.recipe["method"] != "prunetrain":
+        return []
+    # No reconfiguration comes up in so few epochs.
+    return [kpt.PruneTrainCallback(interval=10**6)]
 
 
 def rebuilt(run):
@@ -92,7 +105,7 @@ def rebuilt(run):
     }
 
 
-def row(epochs, size, model, times, dense, first):
+def row(epochs, size, model, times, dense, first, flops):
     """Returns the record of an architecture.
 
     Args:
@@ -102,15 +115,22 @@ def row(epochs, size, model, times, dense, first):
         times: List of its seconds per step, for each turn.
         dense: The same of the dense network.
         first: Integer. The batch size of the dense network.
+        flops: Integer. The FLOPs of the dense network.
     """
     ratio = statistics.median(b / a for a, b in zip(dense, times, strict=True))
+    left = kpt.model_cost(model).forward_flops
+    saved = {}
+    if left != flops:
+        saved_time = 1 - ratio * (first / size)
+        saved["saved_per_flop"] = saved_time / (1 - left / flops)
     return {
         "epochs": epochs,
         "batch_size": size,
-        "forward_flops": kpt.model_cost(model).forward_flops,
+        "forward_flops": left,
         "parameters": model.count_params(),
         "step_seconds": statistics.median(times),
         "time_ratio": ratio * (first / size),
+        **saved,
     }
 
 
