@@ -24,6 +24,7 @@ from keras import ops
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.keras_internals import StepSize, precise
 from keras_prunetrain.lasso.attach import labels_with_lasso
+from keras_prunetrain.lasso.group_lasso import sum_over
 from keras_prunetrain.lasso.proximal import soft_ratio, thresholds
 
 
@@ -108,8 +109,9 @@ class CoupledGroups:
         by_position = self._at_positions(pull, elsewhere=0.0)
         found = []
         for kernel in kernels:
-            sides = self._along(kernel, by_position)
-            found.append(precise(kernel) * sum(sides))
+            value = precise(kernel)
+            sides = sum(self._along(kernel, by_position))
+            found.append(value * ops.cast(sides, value.dtype))
         return found
 
     def shrunk(
@@ -178,14 +180,16 @@ class CoupledGroups:
         for kernel, sides, tensor in zip(
             self.kernels, self._sides, tensors, strict=True
         ):
-            for axis, _ in sides:
-                others = [i for i in range(len(kernel.shape)) if i != axis]
-                found.append(
-                    ops.zeros(kernel.shape[axis])
-                    if tensor is None
-                    else ops.cast(ops.sum(tensor, axis=others), "float32")
-                )
-        by_position = ops.concatenate([*found, ops.zeros(1)])
+            axes = [axis for axis, _ in sides]
+            if tensor is None:
+                found += [ops.zeros(kernel.shape[i], "float32") for i in axes]
+                continue
+            # First over the axes that all sums are over: the pixels.
+            tensor = sum_over(tensor, set(range(len(kernel.shape))) - {*axes})
+            for axis in axes:
+                sums = ops.reshape(sum_over(tensor, {*axes} - {axis}), -1)
+                found.append(ops.cast(sums, "float32"))
+        by_position = ops.concatenate([*found, ops.zeros(1, "float32")])
         return ops.sum(ops.take(by_position, self._members, axis=0), axis=1)
 
     def _at_positions(self, by_group, elsewhere):

@@ -1,6 +1,6 @@
 """The penalty that makes channels removable."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
@@ -172,18 +172,19 @@ def _norms(kernel, axes):
     Their shape is 1 on all other axes.
     """
     # First over the axes that all norms sum over: the pixels of a convolution.
-    squares = _sum_over(
+    squares = sum_over(
         ops.square(kernel), set(range(len(kernel.shape))) - set(axes)
     )
     # The authors' 1e-8: without it the slope at 0 is infinite (NaN gradients
     # where removed channels sit), and with it a channel comes to rest below
     # the threshold of 1e-4 instead of jumping to and fro across zero.
     return [
-        ops.sqrt(_sum_over(squares, set(axes) - {axis}) + 1e-8) for axis in axes
+        ops.sqrt(sum_over(squares, set(axes) - {axis}) + 1e-8) for axis in axes
     ]
 
 
-def _sum_over(x, axes):
+def sum_over(x: Any, axes: Collection[int]) -> Any:
+    """Returns the sum of a tensor over `axes`, which become 1 long."""
     return ops.sum(x, axis=sorted(axes), keepdims=True) if axes else x
 
 

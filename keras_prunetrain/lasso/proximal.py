@@ -19,6 +19,7 @@ from typing import Any
 from keras import ops
 
 from keras_prunetrain.keras_internals import StepSize, precise
+from keras_prunetrain.lasso.group_lasso import sum_over
 
 
 def shrunk(
@@ -43,10 +44,10 @@ def shrunk(
     rank = len(kernel.shape)
     # First over the axes that all norms sum over: the pixels of a convolution.
     pixels = [axis for axis in range(rank) if axis not in axes]
-    squares = _sum(ops.square(kernel), pixels)
+    squares = sum_over(ops.square(kernel), pixels)
     steps = None
     if size.squares is not None:
-        steps = _sum(precise(size.squares), pixels)
+        steps = sum_over(precise(size.squares), pixels)
     weights = 1
     for n in kernel.shape:
         weights *= n
@@ -54,9 +55,9 @@ def shrunk(
     for axis in axes:
         others = [other for other in axes if other != axis]
         in_group = weights // kernel.shape[axis]
-        mean = None if steps is None else _sum(steps, others) / in_group
+        mean = None if steps is None else sum_over(steps, others) / in_group
         threshold = thresholds(factor, in_group, rate, mean, size.epsilon)
-        ratio = soft_ratio(ops.sqrt(_sum(squares, others)), threshold)
+        ratio = soft_ratio(ops.sqrt(sum_over(squares, others)), threshold)
         squares = squares * ops.square(ratio)
         scale = scale * ratio
     return kernel * scale
@@ -101,7 +102,3 @@ def soft_ratio(norms: Any, thresholds: Any) -> Any:
     return ops.where(
         stays, 1.0 - thresholds / ops.where(stays, norms, 1.0), 0.0
     )
-
-
-def _sum(x, axes):
-    return ops.sum(x, axis=axes, keepdims=True) if axes else x

@@ -74,6 +74,30 @@ def test_the_factor_is_that_of_equation_3_for_these_groups(make):
     np.testing.assert_allclose(penalty / (penalty + task_loss), 0.6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [adam, gradient_descent])
+def test_a_program_in_float64_has_the_same_groups(make):
+    weights = network().get_weights()
+
+    def trained(dtype):
+        before = keras.config.floatx()
+        keras.config.set_floatx(dtype)
+        try:
+            model = network(
+                dtype=dtype, dropout=0.0, compiled={"optimizer": make()}
+            )
+            model.set_weights(weights)  # Other ones are drawn in float64.
+            fit(model, kpt.PruneTrainCallback(factor=0.1, coupled=True))
+        finally:
+            keras.config.set_floatx(before)
+        return model.get_layer("inner").kernel
+
+    kernel = trained("float64")
+    assert kernel.dtype == "float64"
+    np.testing.assert_allclose(
+        kernel.numpy(), trained("float32").numpy(), rtol=1e-3, atol=1e-4
+    )
+
+
 class Zeros(keras.callbacks.Callback):
     """Counts the slices that are zero, of each channel, before the cut."""
 
