@@ -15,8 +15,8 @@ from keras_prunetrain.lasso import attach
 from keras_prunetrain.lasso.coupled import CoupledGroups
 from keras_prunetrain.lasso.steps import (
     LassoSteps,
-    accumulates,
     check_proximal,
+    may_skip_updates,
     preferred_solver,
 )
 
@@ -203,13 +203,17 @@ class CalibratedLasso:
             return
         self._awaits_step = False
         if self._steps is not None:
-            if not self._steps.were_done and not accumulates(model.optimizer):
+            done = self._steps.were_done or may_skip_updates(model.optimizer)
+            if not done:
+                in_loss = "solver='subgradient'"
+                if self._coupled:
+                    in_loss += " and coupled=False"
                 raise ValueError(
                     f"The training step of '{model.name}' leaves the lasso "
                     "out: the optimizer that the model was compiled with has "
                     "updated none of the kernels, and no channel would ever "
                     "go. Update them by `self.optimizer.apply(...)` in the "
-                    "model's own `train_step`, or pass solver='subgradient'."
+                    f"model's own `train_step`, or pass {in_loss}."
                 )
         elif not any(
             lasso.was_differentiated for lasso, _ in attach.lassos_of(model)

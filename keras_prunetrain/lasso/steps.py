@@ -62,9 +62,12 @@ def preferred_solver(optimizer: keras.optimizers.Optimizer) -> str:
     return "proximal" if needed else "subgradient"
 
 
-def accumulates(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether the first step of `optimizer` may have no update."""
-    return any(
+def may_skip_updates(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the first step of `optimizer` may have no update.
+
+    Gradients are then accumulated, or overflow with the first loss scale.
+    """
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or any(
         leaf.gradient_accumulation_steps
         for leaf in keras_internals.leaf_optimizers(optimizer)
     )

@@ -255,6 +255,23 @@ def test_a_step_that_does_not_use_the_optimizer_is_refused():
         fit(model, kpt.PruneTrainCallback())
 
 
+@pytest.mark.parametrize("coupled", [False, True])
+def test_what_the_refusal_advises_lets_this_step_train(coupled):
+    model = network(OwnUpdate, compiled={"optimizer": adam(), "metrics": None})
+    advice = {"solver": "subgradient"} | ({"coupled": False} if coupled else {})
+    words = " and ".join(f"{name}={value!r}" for name, value in advice.items())
+    with pytest.raises(ValueError, match=f"or pass {words}\\."):
+        fit(model, kpt.PruneTrainCallback(coupled=coupled))
+    fit(model, kpt.PruneTrainCallback(**{"coupled": coupled} | advice))
+
+
+def test_a_first_step_that_the_loss_scale_skips_is_no_fault():
+    optimizer = keras.optimizers.LossScaleOptimizer(adam(), 2.0**30)
+    model = network(dtype="mixed_float16", compiled={"optimizer": optimizer})
+    fit(model, kpt.PruneTrainCallback(), epochs=1)
+    assert int(optimizer.iterations) == 0
+
+
 @pytest.mark.parametrize("solver", ["newton", None, True])
 def test_a_solver_that_is_none_is_refused(solver):
     with pytest.raises(ValueError, match="`solver` must be 'auto'"):
