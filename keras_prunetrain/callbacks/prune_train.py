@@ -200,11 +200,11 @@ class PruneTrainCallback(ReconfiguringCallback):
                 f"epochs={self.params['epochs']} in `fit`."
             )
         self._lasso.check(self.model)
-        warn_of_monitors(self, self._fit.siblings)
 
     def begin(self, numbering: Numbering) -> None:
         self.at_end(self._lasso.end, self.model)
         self._lasso.begin(self.model, numbering, self.options.skip)
+        warn_of_monitors(self, self._fit.siblings, self._lasso.is_in_loss)
         if not self._lasso.acts:
             self._nothing_dead.say_no_lasso(self.model)
 

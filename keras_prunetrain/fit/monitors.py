@@ -11,15 +11,17 @@ _LOG = logging.getLogger("keras_prunetrain")
 def warn_of_monitors(
     callback: keras.callbacks.Callback,
     siblings: Sequence[keras.callbacks.Callback],
+    is_in_loss: bool,
 ) -> None:
     """Warns of each of `siblings` that should monitor `val_task_loss`.
 
-    `val_loss` contains the penalty, which changes with the factor and with each
-    reconfiguration, so values before and after are not comparable.
+    If `val_loss` contains the penalty, which changes with the factor and with
+    each reconfiguration, values before and after are not comparable.
 
     Args:
         callback: The callback that adds `val_task_loss` to the logs.
         siblings: All callbacks of the same `fit`, in their order.
+        is_in_loss: Boolean. Whether the penalty of the lasso is in the loss.
     """
     name = type(callback).__name__
     # Another callback may hold `callback` and pass hooks on: see `logs_behind`.
@@ -29,7 +31,7 @@ def warn_of_monitors(
         # A checkpoint of every epoch compares nothing.
         if not getattr(sibling, "save_best_only", True):
             continue
-        if monitored == "val_loss":
+        if monitored == "val_loss" and is_in_loss:
             _LOG.warning(
                 "%s monitors 'val_loss', which contains the penalty of the "
                 "lasso and changes with it. The validation loss without "

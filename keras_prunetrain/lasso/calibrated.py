@@ -136,6 +136,11 @@ class CalibratedLasso:
         return attach.lasso_penalty(model)
 
     @property
+    def is_in_loss(self) -> bool:
+        """Whether the penalty is in the loss, once the lasso has begun."""
+        return self.acts and self._steps is None
+
+    @property
     def _groups(self):
         return None if self._steps is None else self._steps.groups
 

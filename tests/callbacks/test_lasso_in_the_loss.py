@@ -157,6 +157,14 @@ def test_who_monitors_the_loss_with_penalties_is_warned(sibling, caplog):
     assert "'val_task_loss'" in said[0]
 
 
+@pytest.mark.parametrize("solver", ["auto", "subgradient"])
+def test_who_monitors_a_loss_without_the_penalty_is_not_warned(solver, caplog):
+    stop = Without(keras.callbacks.EarlyStopping())
+    pruning = kpt.PruneTrainCallback(solver=solver)
+    fit(network(compiled={"optimizer": "adam"}), pruning, stop, epochs=1)
+    assert ("monitors 'val_loss'" in caplog.text) == (solver != "auto")
+
+
 class Without(keras.callbacks.Callback):
     """Is taken for `sibling`, without doing anything."""
 
