@@ -90,7 +90,9 @@ def test_the_history_shows_the_distance_until_the_moment():
     assert len(found) == 4 and np.isnan(found[epochs:]).all()
 
 
-@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize(
+    "structured", [pytest.param(True, marks=pytest.mark.long), False]
+)
 def test_curve_and_moment_are_in_the_logs(structured, tmp_path, caplog):
     pruning = pruning_of(when=2, structured=structured, log_dir=tmp_path / "a")
     log = kpt.DensityLog(tmp_path / "b")
@@ -224,6 +226,7 @@ def test_iterations_with_epochs_between_them():
     assert pruning.moment.chosen == 1
 
 
+@pytest.mark.long
 def test_at_the_start_the_first_of_several_cuts_precedes_the_first_step():
     pruning = pruning_of(when="start", iterations=2, interval=1)
     model = network()
@@ -350,17 +353,25 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     assert pieces.pruning.reports[0].epoch == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "when", ["start", pytest.param(1, marks=pytest.mark.long)]
+    ("settings", "stop", "expected"),
+    [
+        ({"when": 1, "iterations": 2, "interval": 2}, (2, 1), [0, 2]),
+        (
+            {"when": "start", "iterations": 3, "interval": 1},
+            *((1, 1), [0, 0, 1]),
+        ),
+    ],
 )
-def test_an_interruption_between_two_iterations(when, tmp_path):
-    settings = {"when": when, "iterations": 3, "interval": 1, "epochs": 4}
+def test_an_interruption_between_two_iterations(
+    settings, stop, expected, tmp_path
+):
     with pytest.raises(RuntimeError, match="killed"):
-        program(tmp_path / "pieces", (1, 1), **settings)
+        program(tmp_path / "pieces", stop, **settings)
     pieces = program(tmp_path / "pieces", **settings)
     pieces.equals(program(tmp_path / "whole", **settings))
-    epochs = [report.epoch for report in pieces.pruning.reports]
-    assert epochs == ([0, 0, 1] if when == "start" else [0, 1, 2])
+    assert [x.epoch for x in pieces.pruning.reports] == expected
 
 
 @pytest.mark.parametrize(

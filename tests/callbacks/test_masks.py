@@ -9,7 +9,7 @@ import pytest
 
 import keras_prunetrain as kpt
 from keras_prunetrain import keras_internals
-from keras_prunetrain.fit.masks import kernels_of, largest
+from keras_prunetrain.fit.masks import kernels_of, largest, next_masks
 from keras_prunetrain.gradient_flow import Batch, gradient_flow
 from tests import optimizers
 from tests.callbacks.fits import examples, network
@@ -104,7 +104,9 @@ def test_iterations_end_at_the_same_density():
     assert zeros(model) == size(model) - round(0.1 * size(model))
 
 
-@pytest.mark.parametrize("score", ["gradient_flow", "grasp"])
+@pytest.mark.parametrize(
+    "score", ["grasp", pytest.param("gradient_flow", marks=pytest.mark.long)]
+)
 def test_what_has_gone_stays_gone_in_later_iterations(score):
     model = network()
     pruning, counts = pruning_of(score=score, iterations=3, interval=1), Zeros()
@@ -124,6 +126,18 @@ def test_what_has_gone_stays_gone_in_later_iterations(score):
     for earlier, later in zip(masks[1:], masks[2:], strict=False):
         for name, mask in later.items():
             assert not (mask & ~earlier[name]).any()
+
+
+def test_what_an_earlier_mask_leaves_out_stays_out_whatever_its_score():
+    model, rng = network(), np.random.default_rng(0)
+    scores = {id(v): rng.random(v.shape) for v in kernels_of(model).values()}
+    earlier = next_masks(model, scores, 0.5)
+    turned = {key: 1.0 - score for key, score in scores.items()}
+    later = next_masks(model, turned, 0.25, earlier)
+    kept = sum(mask.sum() for mask in later.masks.values())
+    assert kept == round(0.25 * size(model))
+    for name, mask in later.masks.items():
+        assert not (mask & ~earlier.masks[name]).any()
 
 
 def test_the_largest_of_all_arrays_together():

@@ -15,6 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools/benchmarks"))
 import moment  # isort: skip
 
 
+@pytest.mark.long
 def test_it_picks_the_epoch_that_the_callback_picks():
     model, seen = network(), moment.Distances()
     model.fit(*examples(24), 8, 8, verbose=0, shuffle=False, callbacks=[seen])
