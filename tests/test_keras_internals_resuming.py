@@ -154,6 +154,48 @@ def test_skipping_everything_still_says_that_it_is_done():
     assert done == [True]
 
 
+def test_passes_over_the_validation_data_are_counted_and_brought_back():
+    orders = []
+
+    class Order(keras.Model):
+        def test_step(self, data):
+            orders[-1].append(data.numpy().tolist())
+            return {"loss": tf.constant(0.0)}
+
+    class Count(keras.callbacks.Callback):
+        def __init__(self, done):
+            super().__init__()
+            self.done, self.passes = done, None
+
+        def on_test_begin(self, logs=None):
+            orders.append([])
+            if self.passes is None:
+                self.passes = keras_internals.Passes(self.model)
+                self.passes.begin(self.done)
+
+    def train(epochs, done=0):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((1,))
+        model = Order(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse", run_eagerly=True)
+        x, count = np.ones((2, 1)), Count(done)
+        data = tf.data.Dataset.range(12).shuffle(12, seed=1).batch(2)
+        model.fit(
+            *(x, x),
+            epochs=epochs,
+            verbose=0,
+            validation_data=data,
+            callbacks=[count],
+        )
+        return count.passes.begun
+
+    begun = [train(1), train(3)]
+    assert orders[0] == orders[1] != orders[2] != orders[3]
+    assert begun[1] == 3 * begun[0] > 0
+    train(1, done=2 * begun[0])
+    assert orders[4] == orders[3]
+
+
 def test_a_step_without_memory_reads_the_epoch_anew():
     seen, recovered, passes = [], [], []
 
