@@ -409,9 +409,18 @@ LAYER_RULES = {
             "RandomBrightness RandomColorDegeneration RandomColorJitter "
             "RandomContrast RandomGrayscale RandomHue RandomInvert "
             "RandomPosterization RandomSaturation RandomSharpness AugMix "
-            "AutoContrast CutMix Equalization MixUp RandAugment Solarization"
+            "AutoContrast CutMix Equalization MixUp RandAugment Solarization "
+            "ContrastLimitedAdaptiveHistogramEqualization"
         ),
         frozen("it mixes colours"),
+    ),
+    **dict.fromkeys(
+        _named(
+            "CategoryEncoding Discretization HashedCrossing Hashing "
+            "IntegerLookup StringLookup TextVectorization MaxNumBoundingBoxes "
+            "MelSpectrogram STFTSpectrogram"
+        ),
+        refused("it makes other data of its input, not channel by channel"),
     ),
     **dict.fromkeys(_named("Multiply Maximum Minimum"), LayerRule(JOINS)),
     **dict.fromkeys(

@@ -83,7 +83,26 @@ REFUSED = {
     )(x, x),
 }
 # They read no images; each has a test of its own.
-OF_WORDS = {"Embedding", "Masking", "RepeatVector"}
+OF_WORDS = {
+    *("Embedding", "Masking", "RepeatVector"),
+    *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing"),
+    *("IntegerLookup", "StringLookup", "TextVectorization"),
+    *("MaxNumBoundingBoxes", "MelSpectrogram", "STFTSpectrogram"),
+}
+# What has no rule, and why.
+WITHOUT = {
+    **dict.fromkeys(("InputLayer", "Layer", "Wrapper"), "computes nothing"),
+    **dict.fromkeys(
+        ("Lambda", "FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+        "runs code of the user's, for which `register_rule` is there",
+    ),
+    **dict.fromkeys(
+        ("GRUCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"),
+        "stands in an `RNN`",
+    ),
+    "Pipeline": "runs several layers of preprocessing",
+    "ReversibleEmbedding": "reads its own weights a second time",
+}
 BY_CLASS = sorted(
     (
         c
@@ -102,6 +121,7 @@ HELD = {
     *("RandomContrast", "RandomGrayscale", "RandomHue", "RandomInvert"),
     *("RandomPosterization", "RandomSaturation", "RandomSharpness"),
     *("Solarization", "RMSNormalization", "UnitNormalization"),
+    "ContrastLimitedAdaptiveHistogramEqualization",
 }
 
 
@@ -204,6 +224,29 @@ def test_a_layer_that_needs_all_channels_holds_them(layer, reason):
     model = keras.Model(steps, layers.Dense(3)(x))
     held = {row.layer: row.held_by for row in channel_report(model)}
     assert reason in held["before"][0]
+
+
+def test_every_layer_of_keras_has_a_rule_or_a_reason():
+    classes = {
+        c.__name__: c
+        for c in vars(layers).values()
+        if isinstance(c, type) and issubclass(c, layers.Layer)
+    }
+    without = {n for n, c in classes.items() if c not in rules._RULES}
+    assert without == WITHOUT.keys() & classes
+
+
+def test_what_prepares_data_says_so():
+    numbers = keras.Input((6,))
+    x = layers.Dense(5, name="before")(numbers)
+    x = layers.Discretization(bin_boundaries=[0.0], name="bins")(x)
+    x = layers.Dense(3)(layers.Rescaling(1.0)(x))
+    held = {
+        row.layer: row.held_by
+        for row in channel_report(keras.Model(numbers, x))
+    }
+    (why,) = held["before"]
+    assert why.startswith("bins (Discretization): it makes other data of its")
 
 
 def test_channels_of_an_embedding_go_with_what_reads_them(float64):
