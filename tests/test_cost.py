@@ -198,6 +198,22 @@ def test_hand_count_of_the_other_classes(layer, shape, macs, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("layer", "queries"),
+    [
+        # Heads times their size, once for each of queries and outputs.
+        (layers.MultiHeadAttention(2, 5), 2 * 10),
+        (layers.GroupQueryAttention(5, 2, 2), 2 * 10),
+        (layers.MultiHeadAttention(2, 5, use_gate=True), 3 * 10),
+    ],
+)
+def test_hand_count_of_attention(layer, queries):
+    query, value = keras.Input((9, 3)), keras.Input((4, 3))
+    model = keras.Model([query, value], layer(query, value))
+    macs = 3 * queries * 9 + 3 * (2 * 10) * 4
+    assert model_cost(model).forward_flops == 2 * macs
+
+
 def test_channels_first_counts_like_channels_last():
     def build(data_format, shape):
         inputs = keras.Input(shape)

@@ -233,6 +233,7 @@ _RECURRENT = LayerRule(
     channel_axis=_last,
     freezes=lambda layer: "it reads what it computes, in all its gates",
 )
+_ATTENTION = refused("attention mixes all channels")
 
 LAYER_RULES = {
     **dict.fromkeys(
@@ -451,10 +452,12 @@ LAYER_RULES = {
         variant=_known_cell,
     ),
     **dict.fromkeys(
-        _named(
-            "AdditiveAttention Attention GroupQueryAttention MultiHeadAttention"
-        ),
-        refused("attention mixes all channels"),
+        _named("GroupQueryAttention MultiHeadAttention"),
+        dataclasses.replace(_ATTENTION, macs=macs.attention),
+    ),
+    **dict.fromkeys(
+        _named("AdditiveAttention Attention"),
+        dataclasses.replace(_ATTENTION, macs=macs.none),
     ),
     # Layer classes that modules of `keras.applications` define themselves.
     **{

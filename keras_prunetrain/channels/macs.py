@@ -52,6 +52,18 @@ def recurrent(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     return read[0][0] * sum(math.prod(kernel.shape) for kernel in kernels)
 
 
+def attention(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
+    """Counts the projections of queries, keys, values and outputs."""
+    query, value = (math.prod(shape[:-1]) for shape in read[:2])
+    positions = {"key": value, "value": value}
+    return sum(
+        math.prod(weight.shape)
+        * positions.get(weight.path.split("/")[-2], query)
+        for weight in layer.weights
+        if weight.name == "kernel"
+    )
+
+
 def none(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts nothing: the weights are looked up, or multiply elementwise."""
     return 0
