@@ -28,7 +28,11 @@ RECIPE = "recipe.json"
 LOGS = "tensorboard"
 BACKUPS = "backups"
 _OLD_BACKUPS = "backups.old"  # Of a run that is about to be replaced.
-_BACKUP = re.compile(r"backup-\d+-\d+\.(npz|new)|backup\.lock")
+_BACKUP = re.compile(r"backup-\d+-\d+\.npz")
+# What is in their folder, too: parts of workers, a lock, files half written.
+_BESIDE = re.compile(
+    r"backup-\d+-\d+(\.[a-z]+\d+)?\.(npz|new)|backup\.lock"
+)
 _KEYS_OF_RECIPE = {"method", "dataset", "network", "epochs", "seed"}
 _EVENT_FILE = "events.out.tfevents."
 _RECORDS_OF_LOGS = ("density_log.json", "density_log.new")
@@ -95,11 +99,11 @@ def _backups(folder):
         )
     paths = sorted(folder.iterdir())
     for path in paths:
-        if not (_BACKUP.fullmatch(path.name) and _is_plain_file(path)):
+        if not (_BESIDE.fullmatch(path.name) and _is_plain_file(path)):
             raise RefusedError(
                 f"{path} was not written by a run of this program. {_ADVICE}"
             )
-    return [path for path in paths if path.suffix == ".npz"]
+    return [path for path in paths if _BACKUP.fullmatch(path.name)]
 
 
 def _recipe_in(folder):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -245,15 +246,19 @@ def test_the_program_trains_and_leaves_its_files(tmp_path):
 
 
 @pytest.mark.long
-def test_two_workers_end_with_the_same_weights_and_the_first_logs(tmp_path):
+def test_two_workers_that_were_killed_go_on_to_the_same_weights(tmp_path):
     command = [
         *(sys.executable, "apps/train_imagenet.py", "--dataset=fake"),
         *("--network=resnet8", "--image_size=32", "--epochs=2"),
         *("--batch_size=16", "--interval=1", "--threshold=0.2"),
         *("--strategy=multiworker", f"--workdir={tmp_path}"),
     ]
+    kill_behind_an_epoch(command, tmp_path)
     for text, code in workers.run(command, command):
         assert code == 0, text[-3000:]
+    for folder in (tmp_path, tmp_path / "worker1"):
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["epoch"] for row in rows] == [0, 1]
     first, second = (
         json.loads((folder / "result.json").read_text())
         for folder in (tmp_path, tmp_path / "worker1")
@@ -268,3 +273,19 @@ def test_two_workers_end_with_the_same_weights_and_the_first_logs(tmp_path):
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
     assert (tmp_path / "tensorboard" / "density_log.json").exists()
     assert not (tmp_path / "worker1" / "tensorboard").exists()
+
+
+def kill_behind_an_epoch(command, folder):
+    """Kills two workers once both have written what a backup holds."""
+    errors = [folder.with_name(f"stderr{i}") for i in range(2)]
+    processes = workers.start([command, command], errors)
+    deadline = time.monotonic() + workers.SECONDS
+    try:
+        while len(list(folder.glob("backups/*.npz"))) < 2:
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -119,6 +119,21 @@ def test_workers_share_the_backups(tmp_path):
     assert backups.exists()
 
 
+def test_what_workers_add_to_backups_is_a_runs(tmp_path):
+    unfinished(tmp_path)
+    for name in ("0000000.worker1.npz", "0000007.worker12.new"):
+        (tmp_path / "backups" / f"backup-00001-{name}").write_text("part")
+    before = files(tmp_path)
+    with Workdir(tmp_path) as run:
+        assert not run.take_up(RECIPE, restart=False)
+        assert run.resumes
+    assert files(tmp_path) == before
+    (tmp_path / "backups" / "backup-00001-0000000.npz").unlink()
+    with Workdir(tmp_path) as run:  # A part alone is no backup.
+        assert not run.take_up(RECIPE, restart=False)
+        assert not run.resumes
+
+
 def test_what_is_no_backup_is_not_replaced(tmp_path):
     unfinished(tmp_path)
     (tmp_path / "backups" / "mine.npz").write_text("mine")
