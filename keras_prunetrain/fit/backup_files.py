@@ -75,12 +75,18 @@ class BackupFolder:
         try:
             # The system lifts it when the process ends, in whatever way.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(lock)
             raise ValueError(
                 f"Another process trains with the backups in '{self.path}'. "
                 "Wait for it, end it, or give each training a folder of its "
                 "own."
+            ) from error
+        except OSError as error:
+            os.close(lock)
+            raise ValueError(
+                f"BackupAndRestore cannot lock '{self.path}' against other "
+                f"processes: {error}. Give it a folder on another disk."
             ) from error
         return lock
 
@@ -115,7 +121,10 @@ class BackupFolder:
             TypeError: If `state` holds something else.
         """
         self._write(self.path / _NAME.format(*place), state)
-        old = self._paths()[self._keep :]
+        paths = self._paths()
+        # Those of a later place were damaged: the training went on from before.
+        this = [_place_of(path) for path in paths].index(place)
+        old = paths[:this] + paths[this + self._keep :]
         for path in (*old, *self._parts(_place_of(x) for x in old)):
             path.unlink(missing_ok=True)
 

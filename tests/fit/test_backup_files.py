@@ -1,5 +1,6 @@
 """Backups are there as a whole or not at all, and harm nothing else."""
 
+import errno
 import fcntl
 import os
 import pathlib
@@ -246,6 +247,38 @@ def test_the_last_backups_stay(tmp_path):
     assert names(tmp_path) == [
         *("backup-00001-0000000.npz", "backup-00001-0000010.npz"),
     ]
+
+
+def test_damaged_backups_of_a_later_place_do_not_stay_in_the_place_of_whole(
+    tmp_path,
+):
+    """As if `keep` were 3 before, and the last two had been damaged."""
+    first = BackupFolder(tmp_path, keep=3)
+    for epoch in (1, 2, 3):
+        first.write((epoch, 0), STATE)
+        first.write_part((epoch, 0), STATE, "worker1")
+    for epoch in (2, 3):
+        damaged = tmp_path / f"backup-0000{epoch}-0000000.npz"
+        damaged.write_bytes(damaged.read_bytes()[:-100])
+    backups = BackupFolder(tmp_path, keep=2)
+    assert backups.read()[0].name == "backup-00001-0000000.npz"
+    backups.write((1, 5), STATE)
+    assert names(tmp_path) == [
+        "backup-00001-0000000.npz",
+        "backup-00001-0000000.worker1.npz",
+        "backup-00001-0000005.npz",
+    ]
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path, monkeypatch
+):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match="cannot lock .*No locks available"):
+        folder(tmp_path).take()
 
 
 def test_what_a_worker_adds_comes_back_and_goes_with_the_backup(tmp_path):
