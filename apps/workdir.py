@@ -8,15 +8,13 @@ refused leaves the earlier one as it was.
 """
 
 import contextlib
-import datetime
-import fcntl
 import json
 import os
 import pathlib
-import platform
 import re
 import shutil
 
+from apps.file_lock import FileLock
 from apps.refusal import RefusedError
 
 RECORDS = (
@@ -30,9 +28,7 @@ BACKUPS = "backups"
 _OLD_BACKUPS = "backups.old"  # Of a run that is about to be replaced.
 _BACKUP = re.compile(r"backup-\d+-\d+\.npz")
 # What is in their folder, too: parts of workers, a lock, files half written.
-_BESIDE = re.compile(
-    r"backup-\d+-\d+(\.[a-z]+\d+)?\.(npz|new)|backup\.lock"
-)
+_BESIDE = re.compile(r"backup-\d+-\d+(\.[a-z]+\d+)?\.(npz|new)|backup\.lock")
 _KEYS_OF_RECIPE = {"method", "dataset", "network", "epochs", "seed"}
 _EVENT_FILE = "events.out.tfevents."
 _RECORDS_OF_LOGS = ("density_log.json", "density_log.new")
@@ -124,6 +120,15 @@ def _is_plain_file(path):
     return path.is_file() and not path.is_symlink()
 
 
+def _sync(path):
+    """Has the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Workdir:
     """The folder of a run while it is going on, locked against a second one.
 
@@ -151,7 +156,7 @@ class Workdir:
         self.folder = pathlib.Path(folder)
         self.backups = pathlib.Path(backups or self.folder / BACKUPS)
         self.begun = self.resumes = False
-        self._lock = _Lock(self.folder / _LOCK)
+        self._lock = FileLock(self.folder / _LOCK, _ADVICE)
 
     def __enter__(self):
         self._is_new = not _is_there(self.folder)
@@ -160,6 +165,8 @@ class Workdir:
             self._lock.acquire()
             try:
                 check(self.folder)
+                # Of a process that was killed before its restart began.
+                self._bring_backups_back()
             except BaseException:
                 self._leave()
                 raise
@@ -174,10 +181,8 @@ class Workdir:
         self._leave()
 
     def _leave(self):
-        old = self.folder / _OLD_BACKUPS
-        if _is_there(old) and not self.begun:
-            with contextlib.suppress(OSError):
-                old.rename(self.folder / BACKUPS)  # Where none was begun.
+        if not self.begun:
+            self._bring_backups_back()
         self._lock.release()
         if self._is_new and not self.begun:
             with contextlib.suppress(OSError):
@@ -229,6 +234,12 @@ class Workdir:
             shutil.rmtree(self.folder / _OLD_BACKUPS, ignore_errors=True)
             backups.rename(self.folder / _OLD_BACKUPS)
 
+    def _bring_backups_back(self):
+        old = self.folder / _OLD_BACKUPS
+        if _is_there(old):
+            with contextlib.suppress(OSError):
+                old.rename(self.folder / BACKUPS)  # Where none was begun.
+
     def begin(self, recipe):
         """Replaces the records of an earlier run by the recipe of this one.
 
@@ -252,8 +263,13 @@ class Workdir:
 
     def delete_backups(self):
         """Deletes the backups of this run, which has finished."""
-        if self.backups.parent == self.folder:  # Else they are shared.
-            shutil.rmtree(self.backups, ignore_errors=True)
+        if self.backups.parent != self.folder:  # They are shared.
+            return
+        # A loss of power must not take both, the backups and the records.
+        for path in filter(_is_there, map(self.path, RECORDS)):
+            _sync(path)
+        _sync(self.folder)
+        shutil.rmtree(self.backups, ignore_errors=True)
 
     @contextlib.contextmanager
     def replacing(self, name):
@@ -289,57 +305,3 @@ class Workdir:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)
             raise
-
-
-class _Lock:
-    """A file that one process at a time has locked.
-
-    The system lifts the lock when the process ends, so that what is left of
-    one that was killed is in nobody's way. Its text is for people.
-    """
-
-    def __init__(self, path):
-        self._path = path
-        self._descriptor = None
-
-    def acquire(self):
-        while self._descriptor is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(self._path, flags, 0o666)
-            try:
-                self._lock(descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            # Else the process that had it has removed the file meanwhile.
-            if _is_there(self._path) and os.path.samestat(
-                os.fstat(descriptor), os.stat(self._path)
-            ):
-                self._descriptor = descriptor
-            else:
-                os.close(descriptor)
-        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        text = f"Process {os.getpid()} on {platform.node()}, since {now}\n"
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
-
-    def _lock(self, descriptor):
-        text = os.read(descriptor, 200).decode(errors="replace").strip()
-        if text and not text.startswith("Process "):
-            raise RefusedError(
-                f"{self._path} was not written by a run of this program. "
-                f"{_ADVICE}"
-            )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RefusedError(
-                f"A run is going on in {self._path.parent}: "
-                f"{text or 'another process'}. Wait for it, end it, or choose "
-                "another --workdir."
-            ) from error
-
-    def release(self):
-        self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = None

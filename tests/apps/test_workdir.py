@@ -1,5 +1,6 @@
 """A folder belongs to one run at a time, and what is no run's stays in it."""
 
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from apps import workdir
+from apps.file_lock import FileLock
 from apps.refusal import RefusedError
 from apps.workdir import Workdir, check
 from tests.apps.programs import files
@@ -104,6 +106,23 @@ def test_a_restarted_run_keeps_the_earlier_one_until_it_begins(tmp_path):
         run.take_up(RECIPE | {"seed": 2}, restart=True)
         run.begin(RECIPE | {"seed": 2})
     assert set(files(place)) == {"recipe.json"}
+
+
+def test_a_restart_that_was_killed_before_it_began_has_lost_nothing(tmp_path):
+    before = unfinished(tmp_path)
+    code = (
+        "import os, sys; from apps.workdir import Workdir\n"
+        "with Workdir(sys.argv[1]) as run:\n"
+        "    run.take_up({}, restart=True)\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, tmp_path])
+    assert process.returncode == -9
+    assert not (tmp_path / "backups").exists()
+    with Workdir(tmp_path) as run:
+        assert not run.take_up(RECIPE, restart=False)
+        assert run.resumes
+    assert files(tmp_path) == before
 
 
 def test_workers_share_the_backups(tmp_path):
@@ -303,14 +322,15 @@ def test_workers_have_folders_of_their_own(tmp_path):
     assert set(files(tmp_path)) == {"recipe.json", "worker1/recipe.json"}
 
 
-def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
+def test_processes_that_were_killed_leave_no_lock(tmp_path):
     code = (
         "import os, sys; from apps.workdir import Workdir\n"
         "with Workdir(sys.argv[1]): os.kill(os.getpid(), 9)"
     )
-    process = subprocess.run([sys.executable, "-c", code, tmp_path])
-    assert process.returncode == -9
-    assert (tmp_path / LOCK).exists()
+    for _ in range(2):
+        process = subprocess.run([sys.executable, "-c", code, tmp_path])
+        assert process.returncode == -9
+        assert (tmp_path / LOCK).read_text().startswith("Process ")
     with Workdir(tmp_path):
         pass
     assert not (tmp_path / LOCK).exists()
@@ -329,18 +349,18 @@ def test_a_lock_that_somebody_else_wrote_is_left_alone(tmp_path):
 def test_a_lock_that_is_removed_meanwhile_is_made_anew(tmp_path, monkeypatch):
     # The process that has the lock removes it between our two steps.
     path = tmp_path / LOCK
-    lock, removed = workdir._Lock(path), []
+    lock, removed = FileLock(path, ""), []
 
     def flock(descriptor, operation):
         if not removed:
             removed.append(path.unlink())
         return lock_file(descriptor, operation)
 
-    lock_file = workdir.fcntl.flock
-    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    lock_file = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
     lock.acquire()
     with pytest.raises(RefusedError):
-        workdir._Lock(path).acquire()
+        FileLock(path, "").acquire()
     lock.release()
     assert not path.exists()
 
@@ -376,3 +396,23 @@ def test_a_record_is_whole_or_not_there(folder):
         assert (folder / "result.json").read_text() == "old"
         run.write_json("result.json", {"a": 1})
     assert (folder / "result.json").read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_records_are_on_the_disk_before_the_backups_go(folder, monkeypatch):
+    """Else a loss of power could take both."""
+    synced = []
+
+    def fsync(descriptor):
+        assert (folder / "backups").exists()
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    (folder / "backups").mkdir()
+    (folder / "reconfigurations.jsonl").unlink()  # Not every run has all.
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Workdir(folder) as run:
+        run.delete_backups()
+    assert not (folder / "backups").exists()
+    assert [os.path.basename(path) for path in synced] == [
+        *("result.json", "metrics.jsonl", "channels.npz", "model.keras"),
+        folder.name,
+    ]
