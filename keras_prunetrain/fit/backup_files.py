@@ -7,7 +7,6 @@ part. Reading an archive executes no code.
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import pathlib
@@ -16,11 +15,11 @@ import weakref
 from typing import Any
 
 import numpy as np
-from keras import ops
+
+from keras_prunetrain.fit.backup_data import ARRAY_NAME, decoded, encoded
 
 _LOG = logging.getLogger("keras_prunetrain")
 _TEXT = "state"
-_ARRAY, _TUPLE, _PAIRS = "__array__", "__tuple__", "__pairs__"
 _NAME = "backup-{:05d}-{:07d}.npz"  # Epoch, and steps of it.
 _PATTERN = re.compile(r"backup-(\d{5,})-(\d{7,})\.npz")
 _PART = re.compile(r"backup-(\d{5,})-(\d{7,})\.[a-z]+\d+\.npz")
@@ -148,8 +147,8 @@ class BackupFolder:
     def _write(self, path, state, part=""):
         scratch = path.with_suffix(".new")
         arrays: list[np.ndarray] = []
-        text = json.dumps(_without_arrays(state, arrays))
-        parts = {f"array{i}": value for i, value in enumerate(arrays)}
+        text = encoded(state, arrays)
+        parts = {ARRAY_NAME.format(i): x for i, x in enumerate(arrays)}
         parts[_TEXT] = np.frombuffer(text.encode(), "uint8")
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.iterdir():  # Of a process that was killed.
@@ -254,8 +253,7 @@ def _place_of(path):
 def _read(path):
     # Every part is read, and its checksum compared.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as parts:
-        text = parts[_TEXT].tobytes().decode()
-        return _with_arrays(json.loads(text), parts)
+        return decoded(parts[_TEXT].tobytes().decode(), parts)
 
 
 def _is_there(descriptor, path):
@@ -273,63 +271,3 @@ def _sync(folder):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _without_arrays(value, arrays):
-    """Returns `value` for JSON; its arrays are appended to `arrays`."""
-    if ops.is_tensor(value):  # Such as a metric that is a vector.
-        value = ops.convert_to_numpy(value)
-    if isinstance(value, np.ndarray):
-        arrays.append(_as_bytes(value))
-        place = len(arrays) - 1
-        return {_ARRAY: [place, _name_of(value.dtype), list(value.shape)]}
-    if isinstance(value, dict):
-        if _is_plain(value):
-            return {key: _without_arrays(x, arrays) for key, x in value.items()}
-        pairs = [list(pair) for pair in value.items()]
-        return {_PAIRS: _without_arrays(pairs, arrays)}
-    if isinstance(value, tuple):
-        return {_TUPLE: [_without_arrays(x, arrays) for x in value]}
-    if isinstance(value, list):
-        return [_without_arrays(x, arrays) for x in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_plain(value):
-    """Whether JSON, which makes every key a string, gives a dict back."""
-    marks = {_ARRAY, _TUPLE, _PAIRS}
-    return all(type(key) is str and key not in marks for key in value)
-
-
-def _as_bytes(array):
-    """NumPy's format has no bfloat16."""
-    return np.ascontiguousarray(array).reshape(-1).view("uint8")
-
-
-def _name_of(dtype):
-    """Returns what `_dtype` takes: `dtype.name` has no order of bytes."""
-    if dtype.fields is not None:
-        raise TypeError(f"an array of records, {dtype}, cannot be kept")
-    return dtype.name if dtype.kind == "V" else dtype.str
-
-
-def _with_arrays(value, parts):
-    if isinstance(value, list):
-        return [_with_arrays(x, parts) for x in value]
-    if not isinstance(value, dict):
-        return value
-    if _ARRAY in value:
-        place, dtype, shape = value[_ARRAY]
-        return parts[f"array{place}"].view(_dtype(dtype)).reshape(shape)
-    if _TUPLE in value:
-        return tuple(_with_arrays(x, parts) for x in value[_TUPLE])
-    if _PAIRS in value:
-        return dict(_with_arrays(value[_PAIRS], parts))
-    return {key: _with_arrays(x, parts) for key, x in value.items()}
-
-
-def _dtype(name):
-    try:
-        return np.dtype(name)
-    except TypeError:  # bfloat16 and the float8 types of Keras.
-        return ops.convert_to_numpy(ops.zeros((), name)).dtype

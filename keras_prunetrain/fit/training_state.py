@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import replica_count
+from keras_prunetrain.fit.backup_data import encoded
 from keras_prunetrain.sdgp.attach import emulation_of
 
 # The attributes of Keras's callbacks that change with each epoch.
@@ -206,8 +207,23 @@ def callback_state(callback: keras.callbacks.Callback) -> Any:
 def callback_states(
     callbacks: list[keras.callbacks.Callback],
 ) -> list[tuple[str, Any]]:
-    """Returns a pair of the class's name and the state of each callback."""
-    return [(type(x).__name__, callback_state(x)) for x in callbacks]
+    """Returns a pair of the class's name and the state of each callback.
+
+    Raises:
+        TypeError: If a state holds something that no file can hold.
+    """
+    states = []
+    for callback in callbacks:
+        name, state = type(callback).__name__, callback_state(callback)
+        try:
+            encoded(state, [])
+        except TypeError as error:
+            raise TypeError(
+                "`get_state` must return dicts, lists, tuples, numbers, "
+                f"strings and arrays, and that of {name} does not: {error}"
+            ) from error
+        states.append((name, state))
+    return states
 
 
 def states_of(

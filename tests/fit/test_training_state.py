@@ -6,6 +6,7 @@ import pytest
 
 from keras_prunetrain.fit.training_state import (
     add_worker_state,
+    callback_states,
     model_state,
     set_model_state,
     worker_state,
@@ -34,6 +35,16 @@ def test_other_optimizers_are_refused_and_nothing_is_changed():
     for one, value in zip(other.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, value)
     assert not other.optimizer.built
+
+
+def test_a_state_that_no_file_can_hold_is_that_of_a_named_callback():
+    class Mine(keras.callbacks.Callback):
+        def get_state(self):
+            return {"seen": {1, 2}}
+
+    plain = keras.callbacks.EarlyStopping()
+    with pytest.raises(TypeError, match="that of Mine does not: .* type set "):
+        callback_states([plain, Mine()])
 
 
 def test_a_worker_adds_its_statistics_and_not_the_weights():
