@@ -12,9 +12,9 @@ from keras import ops
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.sdgp.pattern import Blocks, Pattern
-from keras_prunetrain.sdgp.pruning import pruned
+from keras_prunetrain.sdgp.pruning import pruned, shape_drawn
 
-# The same numbers on all devices, with XLA and without.
+# The same numbers on all devices. In a step that XLA compiles they are others.
 _ALGORITHM = "philox"
 
 
@@ -133,7 +133,8 @@ class LayerGradient:
         blocks = self._blocks(x.shape[-1])
         # Of equal rank for all layers: (batch, pixels, channels).
         rows = ops.reshape(x, (ops.shape(x)[0], -1, blocks.channels))
-        kept = ops.reshape(_compiled(blocks)(rows, seed), ops.shape(x))
+        kept = _compiled(blocks)(rows, drawn=_drawn(rows, blocks, seed))
+        kept = ops.reshape(kept, ops.shape(x))
         ops.cond(
             self.emulation.is_in(Phase.MEASURED),
             lambda: self._add_mass(x, kept),
@@ -227,7 +228,7 @@ def _on_replicas(variable):
 
 @functools.cache
 def _compiled(blocks: Blocks) -> Callable[[Any, Any], Any]:
-    """Returns `pruned` for these `Blocks`, as a function of gradient and seed.
+    """Returns `pruned` for these `Blocks`, as a function of the others.
 
     XLA computes it in one pass over the memory, where TensorFlow takes one for
     each operation: a fifth of the time on a CPU. The function is the same for
@@ -235,11 +236,8 @@ def _compiled(blocks: Blocks) -> Callable[[Any, Any], Any]:
     """
     import tensorflow as tf
 
-    def prune(gradient, seed):
-        return pruned(gradient, blocks, functools.partial(_uniform, seed=seed))
-
     return tf.function(
-        prune,
+        functools.partial(pruned, blocks=blocks),
         autograph=False,
         jit_compile=_has_compiler(),
         reduce_retracing=True,
@@ -259,7 +257,15 @@ def _has_compiler():
     return True
 
 
-def _uniform(shape, seed):
+def _drawn(gradient, blocks, seed):
+    """Returns the random numbers of a step; `None` for a mode without.
+
+    They are drawn outside of `_compiled`, where XLA would draw each of them
+    again for each of its uses.
+    """
+    if seed is None:
+        return None
     import tensorflow as tf
 
+    shape = shape_drawn(gradient, blocks)
     return tf.random.stateless_uniform(shape, seed, alg=_ALGORITHM)

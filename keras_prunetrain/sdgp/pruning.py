@@ -5,39 +5,61 @@ pruned: an emulation, which saves no work by itself.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_prunetrain.keras_internals import precise
 from keras_prunetrain.sdgp.pattern import Blocks
 
-# Takes a shape; returns numbers that are uniform in [0, 1).
-Draw = Callable[[Sequence[Any]], Any]
 
-
-def pruned(gradient: Any, blocks: Blocks, draw: Draw | None = None) -> Any:
+def pruned(gradient: Any, blocks: Blocks, drawn: Any = None) -> Any:
     """Returns `gradient` with zeros, so that n of every m channels are left.
 
     Args:
         gradient: Tensor of floats, shape `(batch, ..., channels)`.
         blocks: The `Blocks` of its channels.
-        draw: Function that draws random numbers, for the modes that do.
+        drawn: For the modes that draw, a tensor of numbers that are uniform in
+            [0, 1), of the shape that `shape_drawn` returns.
     """
     if blocks.share == 1.0:
         return gradient
     parts = _split(gradient, blocks)
     mode = blocks.pattern.mode
     if mode == "mvue":
-        parts = _with_least_variance(parts, blocks, draw)
+        parts = _with_least_variance(parts, blocks, drawn)
     elif blocks.pattern.is_random:
-        parts = _at_random(parts, blocks, draw)
+        parts = _at_random(parts, blocks, drawn)
     else:
         sizes = [ops.abs(part) for part in parts]
         parts = _chosen(parts, largest(sizes, blocks.pattern.n))
     kept = _joined(parts, gradient, blocks)
     return _rescaled(gradient, kept) if mode == "rescaled" else kept
+
+
+def shape_drawn(gradient: Any, blocks: Blocks) -> tuple[Any, ...] | None:
+    """Returns the shape of the numbers to draw, `None` if there are none.
+
+    Args:
+        gradient: As of `pruned`.
+        blocks: As of `pruned`.
+    """
+    if not blocks.pattern.is_random:
+        return None
+    drawn = _draws(blocks.pattern), ops.size(gradient) // blocks.channels
+    if blocks.padding:
+        return *drawn, len(blocks.kept)
+    return drawn[0], drawn[1] * len(blocks.kept)
+
+
+def _draws(pattern):
+    """Returns how many numbers are drawn for a block."""
+    # A float32 has digits enough to choose one of so many subsets.
+    is_enough = math.comb(pattern.m, pattern.n) <= 4096
+    return 1 if pattern.mode == "mvue" or is_enough else pattern.m
 
 
 def largest(scores: Sequence[Any], n: int) -> list[Any]:
@@ -74,14 +96,16 @@ def _at_least(conditions, count):
 def _split(gradient, blocks):
     """Returns m tensors: the channels at each place of their blocks.
 
-    The shape of each is `(batch * pixels, blocks)`.
+    The shape of each is `(batch * pixels * blocks,)`; with padding, which is
+    not the same in all blocks, `(batch * pixels, blocks)`.
     """
-    x = gradient
+    x, m = gradient, blocks.pattern.m
     if blocks.padding:
         x = ops.reshape(x, (-1, blocks.groups, blocks.group_size))
         x = ops.pad(x, ((0, 0), (0, 0), (0, blocks.padding)))
-    m = blocks.pattern.m
-    x = ops.reshape(x, (-1, len(blocks.kept), m))
+        x = ops.reshape(x, (-1, len(blocks.kept), m))
+    else:
+        x = ops.reshape(x, (-1, m))
     return [x[..., i] for i in range(m)]
 
 
@@ -124,22 +148,38 @@ def _rescaled(gradient, kept):
     return ops.cast(precise(kept) * scale, gradient.dtype)
 
 
-def _at_random(parts, blocks, draw):
-    """Keeps n channels of each block, all with the same probability."""
-    drawn = draw((blocks.pattern.m, *ops.shape(parts[0])))
-    scores = [
-        # A channel of padding is never among the largest.
-        ops.where(is_valid, drawn[i], -1.0)
-        for i, is_valid in enumerate(blocks.valid.T)
-    ]
-    parts = _chosen(parts, largest(scores, blocks.pattern.n))
+def _at_random(parts, blocks, drawn):
+    """Keeps n channels of each block, each choice with the same probability.
+
+    Of the channels that are left, one after the other is kept with the
+    probability of those that are still needed. A number that was drawn is used
+    again: what it says beyond a decision is as random.
+    """
+    sizes, missing = blocks.pattern.m, blocks.pattern.n
+    if blocks.padding:
+        sizes, missing = blocks.valid.sum(-1), blocks.kept
+    scale = sizes / missing
     if blocks.pattern.mode == "random_biased":
-        return parts
-    scale = blocks.valid.sum(-1) / blocks.kept
-    return [part * ops.cast(scale, part.dtype) for part in parts]
+        scale = scale / scale
+    u, kept, draws = drawn[0], [], _draws(blocks.pattern)
+    missing = ops.cast(missing, u.dtype)
+    for i, part in enumerate(parts):
+        left = ops.cast(np.maximum(sizes - i, 1), u.dtype)
+        p = missing / left
+        is_kept = ops.logical_or(u < p, ops.greater_equal(missing, left))
+        scaled = part * ops.cast(scale, part.dtype)
+        kept.append(ops.where(is_kept, scaled, ops.zeros_like(part)))
+        missing = missing - ops.cast(is_kept, u.dtype)
+        if draws > 1:
+            u = drawn[min(i + 1, draws - 1)]
+        else:
+            of_kept = u / ops.maximum(p, 1e-6)
+            of_others = (u - p) / ops.maximum(1 - p, 1e-6)
+            u = ops.where(is_kept, of_kept, of_others)
+    return kept
 
 
-def _with_least_variance(parts, blocks, draw):
+def _with_least_variance(parts, blocks, drawn):
     """Keeps n channels of each block at random, the larger the likelier.
 
     A channel that is kept with probability p has the value x / p, so its mean
@@ -156,8 +196,7 @@ def _with_least_variance(parts, blocks, draw):
     sizes = [ops.abs(value) for value in values]
     level = _level(sizes, n)
     # Above 0, so that rounding brings no further point onto the line.
-    first = ops.maximum(draw(ops.shape(level)), 1e-6)
-    first = ops.cast(first, level.dtype)
+    first = ops.cast(ops.maximum(drawn[0], 1e-6), level.dtype)
     points = [(first + k) * level for k in range(n)]
     kept, before = [], ops.zeros_like(level)
     for value, size in zip(values, sizes, strict=True):

@@ -5,22 +5,25 @@ import numpy as np
 import pytest
 
 from keras_prunetrain.sdgp.pattern import MODES, Blocks, Pattern
-from keras_prunetrain.sdgp.pruning import largest, pruned
+from keras_prunetrain.sdgp.pruning import largest, pruned, shape_drawn
 from tests.sdgp import reference
 
 UNBIASED = ("random", "mvue")
 
 
-def drawing(seed=0):
-    """Returns the function that draws, of NumPy's numbers."""
+def drawn(gradient, blocks, seed=0):
+    """Numbers of NumPy's for a mode that draws."""
+    shape = shape_drawn(gradient, blocks)
+    if shape is None:
+        return None
     rng = np.random.default_rng(seed)
-    return lambda shape: rng.random(tuple(map(int, shape)), "float32")
+    return rng.random(tuple(map(int, shape)), "float32")
 
 
 def prune(gradient, n, m, mode, groups=1, seed=0):
     blocks = Blocks(Pattern(n, m, mode), gradient.shape[-1], groups)
     tensor = keras.ops.convert_to_tensor(gradient)
-    return np.asarray(pruned(tensor, blocks, drawing(seed)))
+    return np.asarray(pruned(tensor, blocks, drawn(tensor, blocks, seed)))
 
 
 def normal(*shape, seed=0):
@@ -106,11 +109,24 @@ def means(gradient, n, m, mode, draws=4000):
 
 
 @pytest.mark.parametrize("mode", UNBIASED)
-@pytest.mark.parametrize("n, m, channels", [(2, 4, 8), (1, 4, 8), (2, 4, 7)])
+@pytest.mark.parametrize(
+    "n, m, channels", [(2, 4, 8), (1, 4, 8), (2, 4, 7), (8, 16, 16)]
+)
 def test_the_mean_of_an_unbiased_mode_is_the_gradient(mode, n, m, channels):
     gradient = normal(channels)
     mean, error = means(gradient, n, m, mode)
     assert (np.abs(mean - gradient) < 4.5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("channels", [4, 7])
+def test_every_choice_has_the_same_probability(channels):
+    found = prune(np.ones((12000, channels), "float32"), 2, 4, "random_biased")
+    choices, counts = np.unique(found[:, :4], axis=0, return_counts=True)
+    assert (choices.sum(-1) == 2).all()
+    np.testing.assert_allclose(counts, [2000] * 6, rtol=0.1)
+    if channels == 7:  # Two of the last three.
+        _, counts = np.unique(found[:, 4:], axis=0, return_counts=True)
+        np.testing.assert_allclose(counts, [4000] * 3, rtol=0.1)
 
 
 def test_the_biased_mode_has_a_mean_of_n_of_m():
@@ -152,7 +168,7 @@ def test_mvue_of_one_of_two_is_that_of_the_paper():
 def test_the_dtype_stays(mode, dtype):
     gradient = keras.ops.cast(normal(2, 5, 8), dtype)
     blocks = Blocks(Pattern(2, 4, mode), 8)
-    found = pruned(gradient, blocks, drawing())
+    found = pruned(gradient, blocks, drawn(gradient, blocks))
     assert keras.backend.standardize_dtype(found.dtype) == dtype
     assert (np.asarray(found) != 0).sum() == 2 * 5 * 4
 
