@@ -46,7 +46,7 @@ NETWORKS = {
     ),
     "vgg11_width8_cifar10": (
         *("--dataset=cifar10", "--network=vgg11", "--width=8"),
-        "--epochs=5",
+        "--epochs=8",
     ),
 }
 
