@@ -88,7 +88,7 @@ _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _NUMBERS_OF_EPOCHS = (
     *("val_accuracy", "seconds", "training_flops", "density", "parameters"),
     *("batch_size", "learning_rate", "memory_bytes", "gradient_bytes"),
-    *("updates", "weight_distance", "emulated_flops"),
+    *("updates", "weight_distance", "emulated_flops", "kept_gradient"),
 )
 _NUMBERS_OF_RESULTS = (
     *("val_accuracy", "parameters", "forward_flops", "total_training_flops"),

@@ -1,6 +1,7 @@
 """Trains one `fit` with pruned data gradients."""
 
 import contextlib
+import logging
 import math
 from typing import Any
 
@@ -21,6 +22,8 @@ from keras_prunetrain.sdgp.attach import (
 )
 from keras_prunetrain.sdgp.emulation import Emulation, Phase, layer_gradient
 from keras_prunetrain.sdgp.pattern import Mode, Pattern
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 
 class SDGPCallback(keras.callbacks.Callback):
@@ -132,6 +135,15 @@ class SDGPCallback(keras.callbacks.Callback):
         kept = list(kept_masses(self.model).values())
         if self._phase_of(epoch) == Phase.DENSE:
             kept = [1.0]
+        elif not kept:
+            _LOG.warning(
+                "No data gradient of '%s' has been pruned in the first step of "
+                "epoch %d. A `train_step` of the model's own must call the "
+                "model with `training=True`, and the loss must have a "
+                "gradient.",
+                self.model.name,
+                epoch + 1,
+            )
         if logs is not None:
             mean = sum(kept) / len(kept) if kept else math.nan
             self._epoch_logs.add(logs, {"kept_gradient": mean})

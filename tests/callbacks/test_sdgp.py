@@ -1,8 +1,11 @@
 """SDGPCallback: the phases of a `fit`, and what it leaves behind."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_prunetrain as kpt
 from keras_prunetrain.sdgp.attach import kept_masses, sdgp_layers
@@ -99,6 +102,25 @@ def test_what_is_kept_is_measured_in_the_first_step():
         np.testing.assert_allclose(kept, np.mean(list(seen[epoch].values())))
         # Of two of any size, the larger one is more than half of them.
         assert all(0.5 < x < 1.0 for x in seen[epoch].values())
+
+
+class WithoutTraining(keras.Model):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x))
+        weights = self.trainable_weights
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+def test_a_train_step_that_does_not_say_training_is_warned_of(caplog):
+    model = net(model_class=WithoutTraining, compiled={"metrics": None})
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        history = fit(model, kpt.SDGPCallback(dense_last=0.5))
+    assert np.isnan(history["kept_gradient"][0])
+    (record,) = caplog.records
+    assert "must call the model with `training=True`" in record.getMessage()
 
 
 @pytest.mark.parametrize("mode", MODES)
