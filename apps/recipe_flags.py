@@ -49,14 +49,12 @@ def define(values, **defaults):
 
 def _define_training(values, defaults):
     flags.DEFINE_enum(
-        *(
-            "method",
-            "prunetrain",
-            _METHODS,
-        ),
-        "Dense, shrinking, or with every width times one factor from the "
-        "beginning. crop, snip, grasp and synflow are earlycrop before the "
-        "first step, by these scores.",
+        *("method", "prunetrain", _METHODS),
+        "dense: no pruning. prunetrain: channels go all the time, by a group "
+        "lasso. targetprune: early, until a target is met. earlycrop: at one "
+        "moment; crop, snip, grasp and synflow are earlycrop before the first "
+        "step, by these scores. narrow: dense, with every width times one "
+        "factor.",
         flag_values=values,
     )
     command_line.integer(
@@ -97,8 +95,8 @@ def _define_optimizer(values, defaults):
     flags.DEFINE_list(
         "learning_rate_drops",
         defaults["learning_rate_drops"],
-        "Epochs at which it is divided by 10. Without any: half and three "
-        "quarters.",
+        "Epochs, from 0, at whose beginning it is divided by 10; those behind "
+        "the last do nothing. Without any: half and three quarters.",
         flag_values=values,
     )
     flags.register_validator(
@@ -167,11 +165,8 @@ def _define_pruning(values, defaults):
         flag_values=values,
     )
     flags.DEFINE_bool(
-        *(
-            "coupled",
-            False,
-            "One group of the lasso for all slices of a channel.",
-        ),
+        *("coupled", False),
+        "One group of the lasso for all slices of a channel.",
         flag_values=values,
     )
     flags.register_multi_flags_validator(
@@ -226,8 +221,7 @@ def _define_folders(values):
 
 def recipe(values):
     """Returns the `training.Recipe` that the flags describe."""
-    epochs = values.epochs
-    drops = values.learning_rate_drops or [epochs // 2, epochs * 3 // 4]
+    drops = values.learning_rate_drops or _usual_drops(values.epochs)
     settings = {
         name: values[name].value
         for name in training.Recipe.__dataclass_fields__
@@ -242,6 +236,11 @@ def recipe(values):
             "learning_rate_drops": tuple(map(int, drops)),
         }
     )
+
+
+def _usual_drops(epochs):
+    # One epoch has no half, and two have one for both.
+    return sorted({epochs // 2, epochs * 3 // 4} - {0})
 
 
 def _are_epochs(drops):

@@ -111,6 +111,16 @@ def test_drops_that_are_no_epochs_are_refused(program, drops, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("epochs", "drops"), [(1, ()), (2, (1,)), (3, (1, 2)), (40, (20, 30))]
+)
+def test_a_short_run_begins_with_the_whole_rate(epochs, drops, tmp_path):
+    _, values = parsed(
+        train_cifar, f"--workdir={tmp_path}", f"--epochs={epochs}"
+    )
+    assert recipe_flags.recipe(values).learning_rate_drops == drops
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)
 def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
     _, values = parsed(
