@@ -20,12 +20,18 @@ EXACT = {
     "adam": lambda: optimizers.Adam(0.01),
     "amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True),
     "adamw": lambda: optimizers.AdamW(0.01, weight_decay=0.0),
+    "large_epsilon": lambda: optimizers.Adam(0.01, epsilon=0.1),
     "nadam": lambda: optimizers.Nadam(0.01),
+    "nadam_epsilon": lambda: optimizers.Nadam(0.01, epsilon=0.1),
     "adamax": lambda: optimizers.Adamax(0.01),
+    "rmsprop_epsilon": lambda: optimizers.RMSprop(0.01, epsilon=0.01),
     "rmsprop": lambda: optimizers.RMSprop(0.01, momentum=0.5),
     "adagrad": lambda: optimizers.Adagrad(0.1),
+    "adagrad_epsilon": lambda: optimizers.Adagrad(0.1, epsilon=0.1),
     "lamb": lambda: optimizers.Lamb(0.01),
-    "muon_vector": lambda: optimizers.Muon(0.01, weight_decay=None),
+    "muon_vector": lambda: optimizers.Muon(
+        0.01, adam_weight_decay=None, adam_lr_ratio=0.5, epsilon=0.1
+    ),
 }
 ESTIMATED = {
     "adadelta": lambda: optimizers.Adadelta(1.0),
@@ -45,7 +51,7 @@ def predicted(optimizer, weight, rate, gradient):
     if size.squares is None:
         return step
     root = np.sqrt(ops.convert_to_numpy(size.squares))
-    return step / (root + size.epsilon)
+    return step / (root + ops.convert_to_numpy(size.epsilon))
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -27,7 +27,7 @@ class StepSize(NamedTuple):
     Attributes:
         rate: Scalar tensor, at least 0.
         squares: Tensor of the weight's shape, or `None`.
-        epsilon: Float, at least 0.
+        epsilon: Float or scalar tensor, at least 0.
     """
 
     rate: Any
@@ -77,14 +77,24 @@ def _of_adam(optimizer, variable, rate):
     if getattr(optimizer, "amsgrad", False):
         name = "_velocity_hats"
     slot = _slot(optimizer, name, variable)
-    squares = _unbiased(optimizer, slot, optimizer.beta_2)
-    return StepSize(rate, squares, optimizer.epsilon)
+    return _as_in_adam(rate, slot, optimizer, optimizer.beta_2)
+
+
+def _as_in_adam(rate, slot, optimizer, decay):
+    # The epsilon is added before the slot's beginning at 0 is made up for.
+    known = _known_part(optimizer, decay, slot.dtype)
+    return StepSize(rate, slot / known, optimizer.epsilon / ops.sqrt(known))
 
 
 def _unbiased(optimizer, slot, decay):
     """Returns the mean that `slot`, which began at 0, stands for."""
-    updates = ops.cast(optimizer.iterations + 1, slot.dtype)
-    return slot / (1.0 - ops.power(ops.cast(decay, slot.dtype), updates))
+    return slot / _known_part(optimizer, decay, slot.dtype)
+
+
+def _known_part(optimizer, decay, dtype):
+    """Returns how much of a running mean is no longer its beginning, 0."""
+    updates = ops.cast(optimizer.iterations + 1, dtype)
+    return 1.0 - ops.power(ops.cast(decay, dtype), updates)
 
 
 def _of_adamax(optimizer, variable, rate):
@@ -127,15 +137,20 @@ def _of_lion(optimizer, variable, rate):
     return StepSize(rate, ratio * ops.square(momentum), 0.0)
 
 
+def _of_nadam(optimizer, variable, rate):
+    slot = _slot(optimizer, "_velocities", variable)
+    squares = _unbiased(optimizer, slot, optimizer.beta_2)
+    return StepSize(rate, squares, optimizer.epsilon)
+
+
 def _of_lamb(optimizer, variable, rate):
     slot = _slot(optimizer, "_velocities", variable)
     squares = _unbiased(optimizer, slot, optimizer.beta_2)
     momentum = _slot(optimizer, "_momentums", variable)
     mean = _unbiased(optimizer, momentum, optimizer.beta_1)
     step = _norm(mean / (ops.sqrt(squares) + optimizer.epsilon))
-    length = _norm(
-        precise(variable)
-    )  # After the update, as long within a rate.
+    # After the update, as long within a rate.
+    length = _norm(precise(variable))
     trust = ops.where(
         ops.logical_and(length > 0, step > 0),
         length / ops.where(step > 0, step, 1.0),
@@ -152,10 +167,8 @@ def _norm(x):
 def _of_muon(optimizer, variable, rate):
     velocity = _slot(optimizer, "adam_velocities", variable)
     if velocity is not None:  # Only matrices are trained by Muon itself.
-        squares = _unbiased(optimizer, velocity, optimizer.adam_beta_2)
-        return StepSize(
-            rate * optimizer.adam_lr_ratio, squares, optimizer.epsilon
-        )
+        rate = rate * optimizer.adam_lr_ratio
+        return _as_in_adam(rate, velocity, optimizer, optimizer.adam_beta_2)
     # The singular values of a step are about 1, so its mean square is about
     # 1 / longest; a gradient that stays is 1 - momentum of the momentum.
     rows, columns = variable.shape
@@ -173,7 +186,7 @@ _KINDS = (
     # The step of each weight is about as long as the rate, whatever the
     # gradient is: weights swing around zero by the rate.
     OptimizerKind("Adam", "proximal", _of_adam),  # AdamW is a subclass.
-    OptimizerKind("Nadam", "proximal", _of_adam),
+    OptimizerKind("Nadam", "proximal", _of_nadam),
     OptimizerKind("Adamax", "proximal", _of_adamax),
     OptimizerKind("RMSprop", "proximal", _of_rmsprop),
     OptimizerKind("Lion", "proximal", _of_lion),

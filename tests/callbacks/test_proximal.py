@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_prunetrain as kpt
+from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.lasso import attach
 from keras_prunetrain.lasso.group_lasso import BesideLasso
 from tests import optimizers
 from tests.callbacks.fits import (
@@ -203,6 +205,13 @@ class Watched(keras.callbacks.Callback):
         kernel = self.model.get_layer(self.layer).kernel
         self.regularizer = kernel.regularizer
         self.zeros = int((kernel.numpy() == 0.0).sum())
+
+
+def test_what_a_fit_that_broke_off_has_left_on_is_replaced():
+    model, watch = compiled(adam()), Watch()
+    attach.attach_lasso(model, number_channels(model))  # In the loss.
+    fit(model, kpt.PruneTrainCallback(), watch, epochs=1)
+    assert watch.in_loss == [False]
 
 
 def test_the_last_epochs_are_without_steps():

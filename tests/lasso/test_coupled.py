@@ -99,6 +99,22 @@ def test_the_gradient_is_that_of_finite_differences():
         np.testing.assert_allclose(inner, slope, rtol=0.02, atol=1e-2)
 
 
+def test_near_zero_the_gradient_shrinks_with_the_slices():
+    """As in `GroupLasso`, whose norm of each slice has 1e-8 under the root."""
+    network = model()
+    for name in NAMES:
+        kernel = network.get_layer(name).kernel
+        kernel.assign(1e-4 * kernel)
+    groups = groups_of(network)
+    stem = network.get_layer("stem").kernel
+    (found,) = groups.gradients([stem], FACTOR)
+    for i in range(4):
+        parts = slices(network, stage=i)
+        norm = np.sqrt(norm_of(parts) ** 2 + len(parts) * 1e-8)
+        expected = FACTOR * np.sqrt(len(parts)) * parts[0] / norm
+        np.testing.assert_allclose(found[..., i], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_step_shortens_each_channel_as_a_whole(adaptive):
     network = model()
