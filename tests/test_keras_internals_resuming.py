@@ -196,40 +196,71 @@ def test_passes_over_the_validation_data_are_counted_and_brought_back():
     assert orders[4] == orders[3]
 
 
-def test_a_step_without_memory_reads_the_epoch_anew():
-    seen, recovered, passes = [], [], []
+class Seeing(keras.Model):
+    """Runs out of memory, once, when it has seen the examples `fails`."""
 
-    class Seeing(keras.Model):
-        def train_step(self, data):
-            seen.append(int(data[1][0, 0]))
-            if seen == [0]:
-                raise tf.errors.ResourceExhaustedError(None, None, "none left")
-            return super().train_step(data)
+    def train_step(self, data):
+        self.seen.append(int(data[1][0, 0]))
+        if self.seen == self.fails:
+            raise tf.errors.ResourceExhaustedError(None, None, "none left")
+        return super().train_step(data)
 
-    class Retry(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            self.passes = keras_internals.Passes()
 
-        def on_train_batch_begin(self, batch, logs=None):
-            if len(seen) == 0:
-                self.step = self.model.train_function
-                self.retried = keras_internals.RetriedStep(
-                    self.model, lambda: recovered.append(batch)
-                )
+class Retry(keras.callbacks.Callback):
+    """Retries the first step."""
 
-        def on_epoch_end(self, epoch, logs=None):
-            passes.append(self.passes.begun)
-            self.retried.end()
-            assert self.model.train_function not in (
-                *(self.retried._go_on, self.retried._try, self.step),
+    def on_train_begin(self, logs=None):
+        self.passes = keras_internals.Passes()
+        self.recovered, self.begun = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.model.seen:
+            self.step = self.model.train_function
+            self.retried = keras_internals.RetriedStep(
+                self.model, lambda: self.recovered.append(batch)
             )
 
+    def on_epoch_end(self, epoch, logs=None):
+        self.begun.append(self.passes.begun)
+        self.retried.end()
+        mine = self.retried._go_on, self.retried._try
+        assert self.model.train_function not in mine
+
+
+def retried_fit(fails, retry):
+    """Returns what examples a `fit` of three, two epochs long, has seen."""
     inputs = keras.Input((1,))
     model = Seeing(inputs, keras.layers.Dense(1)(inputs))
+    model.seen, model.fails = [], fails
     model.compile("sgd", "mse", run_eagerly=True)
     x = np.arange(3.0)[:, None]
     options = {"batch_size": 1, "shuffle": False, "verbose": 0}
-    model.fit(x, x, epochs=2, callbacks=[Retry()], **options)
-    assert seen == [0, 0, 1, 2, 0, 1, 2]
-    assert recovered == [0]
-    assert passes[0] == 1 + passes[1] - passes[0]
+    try:
+        model.fit(x, x, epochs=2, callbacks=[retry], **options)
+    finally:
+        retry.seen = list(model.seen)
+    return model
+
+
+def test_a_step_without_memory_reads_the_epoch_anew():
+    retry = Retry()
+    model = retried_fit([0], retry)
+    assert retry.seen == [0, 0, 1, 2, 0, 1, 2]
+    assert retry.recovered == [0]
+    assert retry.begun[0] == 1 + retry.begun[1] - retry.begun[0]
+    assert model.train_function is not retry.step  # It was traced anew.
+
+
+def test_a_later_step_without_memory_is_an_error():
+    retry = Retry()
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        retried_fit([0, 1], retry)
+    assert retry.seen == [0, 1]
+    assert retry.recovered == []
+
+
+def test_a_step_that_has_memory_is_left_alone():
+    retry = Retry()
+    model = retried_fit(None, retry)
+    assert retry.seen == [0, 1, 2, 0, 1, 2]
+    assert model.train_function is retry.step

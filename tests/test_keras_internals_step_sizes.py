@@ -70,6 +70,17 @@ def test_a_gradient_that_stays_moves_a_weight_by_the_step_size(name):
     np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
+def test_amsgrad_divides_by_the_largest_gradients_so_far():
+    optimizer = optimizers.Adam(0.01, beta_2=0.9, amsgrad=True)
+    weight = keras.Variable(np.ones(3, "float32"))
+    optimizer.build([weight])
+    for gradient in [1.0] * 20 + [0.1] * 100:
+        before = weight.numpy()
+        optimizer.apply([ops.full((3,), gradient)], [weight])
+    expected = predicted(optimizer, weight, 0.01, 0.1)
+    np.testing.assert_allclose(before - weight.numpy(), expected, rtol=0.03)
+
+
 @pytest.mark.parametrize("name", [*EXACT, *ESTIMATED])
 def test_the_mean_of_noisy_gradients_moves_weights_by_the_step_size(name):
     optimizer = {**EXACT, **ESTIMATED}[name]()
