@@ -8,6 +8,7 @@ from keras_prunetrain.keras_internals.backward import (
     DataGradient,
     data_gradient_of,
     has_known_call,
+    is_rematerialized,
     replace_data_gradient,
     restore_data_gradient,
 )
@@ -163,6 +164,7 @@ __all__ = [
     "is_graph",
     "mask_position",
     "is_part",
+    "is_rematerialized",
     "leaf_optimizers",
     "multiplied",
     "on_several_machines",

@@ -39,6 +39,15 @@ def has_known_call(layer: keras.Operation) -> bool:
     )
 
 
+def is_rematerialized(layer: keras.Operation) -> bool:
+    """Whether the backward pass calls `layer` again (`keras.RematScope`).
+
+    It does so outside of `Layer.__call__`, where nothing says that the call is
+    one in training.
+    """
+    return bool(getattr(layer, "_remat_mode", None))
+
+
 def replace_data_gradient(
     layer: keras.layers.Layer, gradient: DataGradient
 ) -> None:

@@ -281,6 +281,12 @@ def _check_layer(key, layer, pattern):
             "real numbers with a fraction. Leave it out of `layers`, or build "
             "it with a dtype such as 'float32'."
         )
+    if keras_internals.is_rematerialized(layer):
+        raise ValueError(
+            f"{where}: it was made in a `keras.RematScope`, and its backward "
+            "pass calls it anew, out of training. Leave it out of `layers`, or "
+            "build it outside of the scope."
+        )
     channels = channels_of(layer) // getattr(layer, "groups", 1)
     if channels < pattern.m:
         raise ValueError(

@@ -95,6 +95,14 @@ def test_layers_that_compute_with_other_numbers():
         kpt.with_sdgp(keras.Model(image, x), layers="wave")
 
 
+def test_layers_whose_backward_pass_calls_them_anew():
+    with keras.RematScope(mode="full"):
+        refused = model()
+    with pytest.raises(ValueError, match="'inner' cannot be pruned: it was ma"):
+        kpt.with_sdgp(refused)
+    assert not sdgp_layers(refused)
+
+
 def test_by_default_all_that_can_have_it_do():
     image = keras.Input((8, 8, 4))
     x = layers.Conv2D(6, 3, name="first")(image)
