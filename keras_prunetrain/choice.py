@@ -64,7 +64,14 @@ class Choice:
         self._input_shapes = input_shapes
         self._costs = ChannelCosts(model, numbering, quantity, input_shapes)
         self._limits = [
-            (x.numbers, max(options.min_channels, least.get(x.layer, 1)))
+            (
+                x.numbers,
+                max(
+                    # Heads of an attention are no channels.
+                    1 if x.layer in numbering.inner else options.min_channels,
+                    least.get(x.layer, 1),
+                ),
+            )
             for x in numbering.kernels("out")
         ]
         self.candidates = _candidates(numbering, options.skip)

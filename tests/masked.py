@@ -12,17 +12,18 @@ import tensorflow as tf
 def some_alive(numbering, rng, among=None):
     """Half of the channels that may go are dead, but no tensor is empty.
 
+    An attention keeps one of its heads.
+
     With `among`, a bool array, half of those that are alive there.
     """
     if among is None:
         among = np.ones(numbering.size, bool)
     alive = among & (rng.random(numbering.size) < 0.5)
     alive[list(numbering.frozen)] = True
-    for outputs in numbering.outputs.values():
-        for channels in outputs:
-            numbers = channels.numbers
-            if not alive[numbers].any():
-                alive[numbers[among[numbers]][:1]] = True
+    vectors = [x.numbers for y in numbering.outputs.values() for x in y]
+    for numbers in (*vectors, *numbering.inner.values()):
+        if not alive[numbers].any():
+            alive[numbers[among[numbers]][:1]] = True
     return alive
 
 

@@ -74,7 +74,11 @@ def kill(model, writes=None, reads=None, value=0.0):
 def weight_at(model, path):
     """The weight at `path`: `"inner/conv/bias"`."""
     layer, _, name = path.rpartition("/")
-    (weight,) = [w for w in find(model, layer).weights if w.name == name]
+    try:
+        found = [w for w in find(model, layer).weights if w.name == name]
+    except AttributeError:  # It lies in a part of a layer.
+        found = [w for w in model.weights if w.path == path]
+    (weight,) = found
     return weight
 
 
@@ -699,8 +703,39 @@ def recurrent():
     )
 
 
+def attending():
+    """Heads of an attention, which go whole, and an attention across inputs."""
+    image = keras.Input((6, 6, 2))
+    x = layers.Reshape((12, 12))(conv(image, 4, "stem"))
+    x = layers.Dense(6, name="steps")(x)
+    y = layers.MultiHeadAttention(3, 2, name="self")(x, x)
+    y = layers.MultiHeadAttention(2, 2, value_dim=3, name="cross")(
+        layers.Dense(6, name="query")(y), layers.Add()([x, y])
+    )
+    x = layers.Dense(6, activation="relu", name="up")(y)
+    x = layers.GlobalAveragePooling1D()(x)
+    written = "query", "key", "value"
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"up": [1, 4]},
+        reads={"logits": [1, 4]},
+        carries={},
+        dies={
+            **{f"self/{part}/kernel": {1: [0, 2]} for part in written},
+            "self/attention_output/kernel": {0: [0, 2]},
+            **{f"cross/{part}/kernel": {1: [1]} for part in written},
+            "cross/attention_output/kernel": {0: [1]},
+        },
+        goes={
+            **{f"self/{part}/bias": {0: [0, 2]} for part in written},
+            **{f"cross/{part}/bias": {0: [1]} for part in written},
+        },
+    )
+
+
 ALL = [
     recurrent,
+    attending,
     lines,
     volumes,
     passing,
@@ -733,8 +768,8 @@ ALL = [
 # Of each kind one: these are enough to say once more, in another way, what
 # has been said of all of them.
 _SOME = {
-    *(recurrent, lines, wrapped, depthwise, grouped, einsum, splitting),
-    *(residual, concatenating, nested, flattening),
+    *(recurrent, attending, lines, wrapped, depthwise, grouped, einsum),
+    *(splitting, residual, concatenating, nested, flattening),
 }
 
 

@@ -51,6 +51,15 @@ def _reads(numbers, visit, rule, earlier):
     return [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
 
 
+def _mixes(numbers, visit, rule, earlier):
+    """Freezes what the layer reads, and gives each output numbers that stay."""
+    reason = rule.ask("freezes", visit.call.operation)
+    reason = visit.because(reason or "its rule keeps what it reads")
+    for x in visit.inputs:
+        numbers.freeze(x.numbers, reason)
+    return [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
+
+
 def _carries(numbers, visit, rule, earlier):
     """Passes on the input's numbers, each repeated as the rule says."""
     x = visit.inputs[0]
@@ -194,4 +203,5 @@ FLOWS = {
     layer_rule.MOVES: _moves,
     layer_rule.REDUCES: _reduces,
     layer_rule.READS: _reads,
+    layer_rule.MIXES: _mixes,
 }

@@ -71,6 +71,8 @@ class Numbering:
             first call reads.
         outputs: The same for the `Channels` that its first call writes. Nested
             functional models are in `inputs` only.
+        inner: Dict from the key of a layer to the numbers of what the layer
+            computes and reads itself, such as the heads of an attention.
         calls: Dict from the `Visit.site` of each call, except the calls of
             nested functional models, to its `CallChannels`.
         frozen: Dict from each number that must stay to the reason, a string.
@@ -81,6 +83,7 @@ class Numbering:
     labels: list[Label]
     inputs: dict[str, list[Channels]]
     outputs: dict[str, list[Channels]]
+    inner: dict[str, np.ndarray]
     calls: dict[tuple[int, ...], CallChannels]
     frozen: dict[int, str]
 

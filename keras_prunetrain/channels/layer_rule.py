@@ -18,6 +18,7 @@ CONCATENATES = "concatenates"  # Appends its inputs: `Concatenate`.
 MOVES = "moves"  # Only rearranges values: `Flatten`.
 REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
 READS = "reads"  # Reads channels with kernels; its own stay: `LSTM`.
+MIXES = "mixes"  # All that it reads and writes stays: `MultiHeadAttention`.
 
 # The values of the forward pass that a gradient needs.
 Saved = Literal["inputs", "outputs", "nothing"]
@@ -47,7 +48,8 @@ class LayerRule:
             `"concatenates"`; `"moves"` if it only rearranges values;
             `"reduces"` if it carries the channels and drops other axes;
             `"reads"` if it reads channels with kernels and all channels that it
-            computes must stay.
+            computes must stay; `"mixes"` if all channels that it reads or
+            writes must stay.
         size_arguments: Constructor arguments that count the output channels
             (`"filters"`, `"units"`), or something in proportion to them
             (`"groups"` of a depthwise convolution).
@@ -59,6 +61,12 @@ class LayerRule:
         out_axis: Weight name -> axis of its output channels; `None` for a
             weight with the shape of one input example. A weight without a name
             is called `"variable"`.
+        inner_out_axis: Path of a weight in the layer (`"query/kernel"`) -> axis
+            of what the layer computes for itself, such as the heads of an
+            attention: they have numbers as channels have, and go like channels.
+            Weights named `"kernel"` decide which are alive.
+        inner_in_axis: The same for the weights that read them.
+        inner_argument: Constructor argument that counts them (`"num_heads"`).
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
             the channels. `None`, or a result of `None`: any axis will do.
@@ -117,10 +125,14 @@ class LayerRule:
         "moves",
         "reduces",
         "reads",
+        "mixes",
     ]
     size_arguments: tuple[str, ...] = ()
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    inner_out_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    inner_in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    inner_argument: str | None = None
     channel_axis: Callable[[Any, int], int | None] | None = None
     resize: Resize | None = None
     reindex: Callable[..., tuple[Any, ...]] | None = None
@@ -227,7 +239,10 @@ def _are_axes(value):
     )
 
 
-_FLOWS = (PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES, READS)
+_FLOWS = (
+    *(PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES),
+    *(READS, MIXES),
+)
 _CONSTANTS = ("pointwise", "pass", "zeros", "add")
 _SAVED = ("inputs", "outputs", "nothing")
 
@@ -246,6 +261,14 @@ _FIELDS = {
         _are_axes,
         "a dict from names of weights to integers or `None`",
     ),
+    **dict.fromkeys(
+        ("inner_out_axis", "inner_in_axis"),
+        (
+            lambda x: _are_axes(x) and None not in x.values(),
+            "a dict from paths of weights to integers",
+        ),
+    ),
+    "inner_argument": (_is_text, "the name of an argument, or `None`"),
     "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
     "subtracts": (_is_text, "the name of a weight, or `None`"),
     "saved": (

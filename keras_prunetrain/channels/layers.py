@@ -17,6 +17,7 @@ from keras_prunetrain.channels.layer_rule import (
     CARRIES,
     CONCATENATES,
     JOINS,
+    MIXES,
     MOVES,
     OUTPUT,
     PRODUCES,
@@ -452,8 +453,21 @@ LAYER_RULES = {
         variant=_known_cell,
     ),
     **dict.fromkeys(
-        _named("GroupQueryAttention MultiHeadAttention"),
+        _named("GroupQueryAttention"),
         dataclasses.replace(_ATTENTION, macs=macs.attention),
+    ),
+    layers.MultiHeadAttention: LayerRule(
+        MIXES,
+        # (channels, heads, channels of a head), and back.
+        inner_out_axis={
+            f"{part}/{name}": -2
+            for part in ("query", "key", "value", "gate")
+            for name in ("kernel", "bias")
+        },
+        inner_in_axis={"attention_output/kernel": 0},
+        inner_argument="num_heads",
+        freezes=lambda layer: "attention mixes all channels",
+        macs=macs.attention,
     ),
     **dict.fromkeys(
         _named("AdditiveAttention Attention"),

@@ -174,7 +174,11 @@ def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     numbering = number_channels(model)
     alive = np.arange(numbering.size) % 2 == 0
     # Every layer stays in the graph: the trial is to rebuild each of them.
-    for numbers in (*_written(numbering), *_passed_on(numbering)):
+    for numbers in (
+        *_written(numbering),
+        *_passed_on(numbering),
+        *numbering.inner.values(),
+    ):
         alive[numbers[0]] |= not alive[numbers].any()
     return plan_of(model, numbering, alive, CutOptions(skip=skip))
 
@@ -233,6 +237,11 @@ class _Draft:
             (numbers, multiple_of, min_channels)
             for numbers in _written(self._numbering, self._removed)
         ]
+        # Heads are no channels that a device computes in blocks.
+        limits += [
+            (numbers, multiples(1), 1)
+            for numbers in self._numbering.inner.values()
+        ]
         # Every tensor, and each piece of a split, keeps a channel.
         limits += [
             (numbers, multiples(1), 1)
@@ -287,7 +296,7 @@ def _written(numbering, removed=()):
     return [
         label.numbers
         for label in numbering.kernels("out")
-        if label.layer not in removed
+        if label.layer not in {*removed, *numbering.inner}
     ]
 
 

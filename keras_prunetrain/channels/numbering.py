@@ -20,6 +20,7 @@ from keras_prunetrain.channels.labels import CallChannels, Label, Numbering
 from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
     JOINS,
+    MIXES,
     PRODUCES,
     READS,
     LayerRule,
@@ -28,6 +29,9 @@ from keras_prunetrain.channels.numbers import Channels, Numbers
 from keras_prunetrain.channels.rules import rule_for
 from keras_prunetrain.channels.walk import Visit, run_graph
 from keras_prunetrain.checks import check_model
+
+# Flows through a layer that may read several tensors.
+_OF_SEVERAL = JOINS, CONCATENATES, MIXES
 
 
 def number_channels(model: keras.Model) -> Numbering:
@@ -58,6 +62,7 @@ class _Numberer:
         self._labels = {}  # By the id of the weight, and the axis.
         self._inputs = {}
         self._outputs = {}
+        self._inner = {}
         self._calls = {}
         self._first_reads = {}  # By the layer's id.
         self._passed = collections.defaultdict(list)  # By an id of `_parts`.
@@ -89,6 +94,7 @@ class _Numberer:
             ],
             inputs={key: after_ties(x) for key, x in self._inputs.items()},
             outputs={key: after_ties(x) for key, x in self._outputs.items()},
+            inner={key: merged[x] for key, x in self._inner.items()},
             calls={
                 site: CallChannels(*map(after_ties, call))
                 for site, call in self._calls.items()
@@ -114,6 +120,7 @@ class _Numberer:
             visit = visit._replace(inputs=self._as_expected(visit, rule))
             written = self._written(visit, rule)
             self._label(_labels(visit, rule, written))
+            self._label(self._inner_labels(visit, rule))
         except NotFollowed as problem:
             written = self._give_up(visit, written, parts, problem)
         else:
@@ -192,7 +199,7 @@ class _Numberer:
         refusal = rule.ask("refuses", call.operation)
         if refusal is not None:
             raise NotFollowed(refusal)
-        if len(visit.inputs) > 1 and rule.flow not in (JOINS, CONCATENATES):
+        if len(visit.inputs) > 1 and rule.flow not in _OF_SEVERAL:
             raise NotFollowed("its rule is for one input, and it reads several")
         earlier = self._outputs.get(visit.key)
         written = FLOWS[rule.flow](self._numbers, visit, rule, earlier)
@@ -201,6 +208,34 @@ class _Numberer:
         if any(x.shape[x.axis] != len(x.numbers) for x in written):
             raise NotFollowed("its rule gives a wrong number of outputs")
         return written
+
+    def _inner_labels(self, visit, rule):
+        """Returns the labels of what a layer computes and reads itself."""
+        weights = {
+            "/".join(weight.path.split("/")[-2:]): weight
+            for weight in getattr(visit.call.operation, "weights", ())
+        }
+        labels = []
+        for side, axes in (
+            ("out", rule.inner_out_axis),
+            ("in", rule.inner_in_axis),
+        ):
+            for path in axes.keys() & weights.keys():  # Biases may be absent.
+                weight = weights[path]
+                axis = _checked_axis(weight, axes[path])
+                if visit.key not in self._inner:
+                    self._inner[visit.key] = self._numbers.new(
+                        weight.shape[axis]
+                    )
+                numbers = self._inner[visit.key]
+                is_kernel = keras_internals.weight_name(weight) == "kernel"
+                labels.append(
+                    Label(visit.key, weight, axis, numbers, side, is_kernel)
+                )
+        if labels and len(visit.call.outputs) > 1:
+            reason = visit.because("it returns the scores of each of them")
+            self._numbers.freeze(self._inner[visit.key], reason)
+        return labels
 
     def _label(self, labels):
         """Adds the labels of a call, tied to the labels of earlier calls."""
@@ -256,7 +291,7 @@ def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
             for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
             if name in by_name
         }
-        if not axes and rule.flow == READS:
+        if not axes and rule.flow in (MIXES, READS):
             continue
         if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
             raise NotFollowed(f"its rule does not say where '{name}' lies")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import Plan
@@ -243,7 +244,11 @@ class Leaves:
             return {}
         outputs = self._plan.numbering.outputs[key]
         keeps = [self._plan.keep(x.numbers) for x in outputs]
-        return new_arguments(rule, layer, config, outputs, keeps)
+        changes = new_arguments(rule, layer, config, outputs, keeps)
+        inner = self._plan.numbering.inner.get(key, np.arange(0))
+        if not self._plan.alive[inner].all():
+            changes[rule.inner_argument] = len(self._plan.keep(inner))
+        return changes
 
 
 def _positions(plan):

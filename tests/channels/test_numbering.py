@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_prunetrain import reconfigure
 from keras_prunetrain.channels.numbering import number_channels
 from tests import networks
+from tests.masked import silence
 from tests.networks import conv
 
 
@@ -397,3 +399,51 @@ def test_numbers_are_dense():
     numbering = number_channels(networks.nested().model)
     used = np.concatenate([x.numbers for x in numbering.labels])
     assert set(used) == set(range(numbering.size))
+
+
+def test_heads_stay_where_their_scores_are_returned():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    both = attention(steps, steps, return_attention_scores=True)
+    numbering = number_channels(keras.Model(steps, both))
+    for head in numbering.inner["heads"].tolist():
+        assert numbering.frozen[head] == (
+            "heads (MultiHeadAttention): it returns the scores of each of them"
+        )
+
+
+def test_heads_are_the_same_in_every_call_and_are_not_rounded_up():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    x = attention(attention(steps, steps), steps)
+    model = keras.Model(steps, x)
+    heads = number_channels(model).inner["heads"]
+    assert len(heads) == 3
+    for name, axis in (("query", 1), ("key", 1), ("value", 1)):
+        kernel = getattr(attention, f"{name}_dense").kernel
+        kernel.assign(kernel.numpy() * [[[1.0], [0.0], [1.0]]])
+        assert kernel.shape[axis] == 3
+    kernel = attention.output_dense.kernel
+    kernel.assign(kernel.numpy() * [[[1.0]], [[0.0]], [[1.0]]])
+    smaller = reconfigure(model, channel_multiple=8, min_channels=3)
+    assert smaller.get_layer("heads").num_heads == 2
+
+
+def test_a_vision_transformer_loses_half_of_its_parameters():
+    image = keras.Input((8, 8, 3))
+    x = layers.Reshape((16, 16))(layers.Conv2D(16, 2, strides=2)(image))
+    for _ in range(2):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(4, 4)(y, y)])
+        y = layers.Dense(64, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(16)(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    model = keras.Model(image, layers.Dense(5)(x))
+    numbering = number_channels(model)
+    # Every second head, and every second channel between the dense layers.
+    dead = np.setdiff1d(np.arange(numbering.size), list(numbering.frozen))[::2]
+    alive = np.ones(numbering.size, bool)
+    alive[dead] = False
+    silence(numbering, alive)
+    smaller = reconfigure(model)
+    assert smaller.count_params() < 0.6 * model.count_params()
