@@ -15,19 +15,18 @@ import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import FLOWS, NotFollowed, repeats
-from keras_prunetrain.channels.labels import CallChannels, Label, Numbering
+from keras_prunetrain.channels.flows import FLOWS, NotFollowed
+from keras_prunetrain.channels.labelling import inner_labels, weight_labels
+from keras_prunetrain.channels.labels import CallChannels, Numbering
 from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
     JOINS,
     MIXES,
     PRODUCES,
-    READS,
-    LayerRule,
 )
 from keras_prunetrain.channels.numbers import Channels, Numbers
 from keras_prunetrain.channels.rules import rule_for
-from keras_prunetrain.channels.walk import Visit, run_graph
+from keras_prunetrain.channels.walk import run_graph
 from keras_prunetrain.checks import check_model
 
 # Flows through a layer that may read several tensors.
@@ -119,14 +118,16 @@ class _Numberer:
                 raise NotFollowed(self._given_up[part])
             visit = visit._replace(inputs=self._as_expected(visit, rule))
             written = self._written(visit, rule)
-            self._label(_labels(visit, rule, written))
+            self._label(weight_labels(visit, rule, written))
             self._label(self._inner_labels(visit, rule))
         except NotFollowed as problem:
             written = self._give_up(visit, written, parts, problem)
         else:
             self._freeze_by_rule(visit, rule, written)
+            inner = self._inner.get(key, np.arange(0))
+            touched = [*visit.inputs, *written, Channels(inner, 0, ())]
             for part in parts:
-                self._passed[part] += [*visit.inputs, *written]
+                self._passed[part] += touched
         self._outputs.setdefault(key, written)
         self._calls[visit.site] = CallChannels(visit.inputs, written)
         if rule is not None and (rule.resize or rule.reindex):
@@ -211,27 +212,13 @@ class _Numberer:
 
     def _inner_labels(self, visit, rule):
         """Returns the labels of what a layer computes and reads itself."""
-        weights = {
-            "/".join(weight.path.split("/")[-2:]): weight
-            for weight in getattr(visit.call.operation, "weights", ())
-        }
-        labels = []
-        for side, axes in (
-            ("out", rule.inner_out_axis),
-            ("in", rule.inner_in_axis),
-        ):
-            for path in axes.keys() & weights.keys():  # Biases may be absent.
-                weight = weights[path]
-                axis = _checked_axis(weight, axes[path])
-                if visit.key not in self._inner:
-                    self._inner[visit.key] = self._numbers.new(
-                        weight.shape[axis]
-                    )
-                numbers = self._inner[visit.key]
-                is_kernel = keras_internals.weight_name(weight) == "kernel"
-                labels.append(
-                    Label(visit.key, weight, axis, numbers, side, is_kernel)
-                )
+
+        def numbers(size):
+            if visit.key not in self._inner:
+                self._inner[visit.key] = self._numbers.new(size)
+            return self._inner[visit.key]
+
+        labels = inner_labels(visit, rule, numbers)
         if labels and len(visit.call.outputs) > 1:
             reason = visit.because("it returns the scores of each of them")
             self._numbers.freeze(self._inner[visit.key], reason)
@@ -275,65 +262,3 @@ def _parts(layer, rule):
 def _reads_with_kernel(visit, rule):
     weights = getattr(visit.call.operation, "weights", ())
     return any(keras_internals.weight_name(x) in rule.in_axis for x in weights)
-
-
-def _labels(visit: Visit, rule: LayerRule, written: list[Channels]):
-    """Returns the labels of the weights of a layer.
-
-    Raises:
-        NotFollowed: If the rule does not fit the weights.
-    """
-    labels = []
-    for weight in getattr(visit.call.operation, "weights", ()):
-        name = keras_internals.weight_name(weight)
-        axes = {
-            side: by_name[name]
-            for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
-            if name in by_name
-        }
-        if not axes and rule.flow in (MIXES, READS):
-            continue
-        if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
-            raise NotFollowed(f"its rule does not say where '{name}' lies")
-        for side, axis in axes.items():
-            channels = visit.inputs[0] if side == "in" else written[0]
-            axis = _checked_axis(
-                weight, channels.axis - 1 if axis is None else axis
-            )
-            size = weight.shape[axis]
-            numbers = channels.numbers
-            if side == "in":
-                numbers = _as_read(numbers, visit.call.operation, rule, size)
-            if len(numbers) == size:
-                is_kernel = len(axes) == 2 or rule.flow == READS
-                labels.append(
-                    Label(visit.key, weight, axis, numbers, side, is_kernel)
-                )
-            elif size != 1:  # All channels share an axis of size 1.
-                raise NotFollowed(
-                    f"its rule expects {len(numbers)} channels on axis {axis} "
-                    f"of '{name}', which has shape {tuple(weight.shape)}"
-                )
-    return labels
-
-
-def _checked_axis(weight, axis):
-    """Returns `axis` of `weight`, counted from the front."""
-    ndim = len(weight.shape)
-    if not -ndim <= axis < ndim:
-        raise NotFollowed(
-            f"its rule names axis {axis} of "
-            f"'{keras_internals.weight_name(weight)}', which has shape "
-            f"{tuple(weight.shape)}"
-        )
-    return axis % ndim
-
-
-def _as_read(numbers, layer, rule, size):
-    """Returns the channel numbers along an input axis of a weight."""
-    groups = rule.ask("groups", layer)
-    if groups is not None:  # All groups are tied to the first one.
-        return numbers[: len(numbers) // groups]
-    if len(numbers) != size:  # The weight reads a depthwise kernel's outputs.
-        return np.repeat(numbers, repeats(rule, layer))
-    return numbers

@@ -447,3 +447,15 @@ def test_a_vision_transformer_loses_half_of_its_parameters():
     silence(numbering, alive)
     smaller = reconfigure(model)
     assert smaller.count_params() < 0.6 * model.count_params()
+
+
+def test_heads_stay_if_a_call_of_their_layer_cannot_be_followed():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    x = attention(steps, steps)
+    x = attention(x, steps, attention_mask=np.ones((1, 6, 6), bool))
+    numbering = number_channels(keras.Model(steps, x))
+    assert {numbering.frozen[n] for n in numbering.inner["heads"].tolist()} == {
+        "heads (MultiHeadAttention): an array of fixed size is among its "
+        "arguments"
+    }

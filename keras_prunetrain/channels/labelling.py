@@ -1,0 +1,117 @@
+"""The labels of the weights of one call: which axis has which numbers."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_prunetrain import keras_internals
+from keras_prunetrain.channels.flows import NotFollowed, repeats
+from keras_prunetrain.channels.labels import Label
+from keras_prunetrain.channels.layer_rule import MIXES, READS, LayerRule
+from keras_prunetrain.channels.numbers import Channels
+from keras_prunetrain.channels.walk import Visit
+
+
+def weight_labels(
+    visit: Visit, rule: LayerRule, written: list[Channels]
+) -> list[Label]:
+    """Returns the labels of the weights of a layer.
+
+    Args:
+        visit: The `Visit` of a call.
+        rule: The `LayerRule` of its layer.
+        written: List of the `Channels` that the call writes.
+
+    Raises:
+        NotFollowed: If the rule does not fit the weights.
+    """
+    labels = []
+    for weight in getattr(visit.call.operation, "weights", ()):
+        name = keras_internals.weight_name(weight)
+        axes = {
+            side: by_name[name]
+            for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
+            if name in by_name
+        }
+        if not axes and rule.flow in (MIXES, READS):
+            continue
+        if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
+            raise NotFollowed(f"its rule does not say where '{name}' lies")
+        for side, axis in axes.items():
+            channels = visit.inputs[0] if side == "in" else written[0]
+            axis = _checked_axis(
+                weight, channels.axis - 1 if axis is None else axis
+            )
+            size = weight.shape[axis]
+            numbers = channels.numbers
+            if side == "in":
+                numbers = _as_read(numbers, visit.call.operation, rule, size)
+            if len(numbers) == size:
+                is_kernel = len(axes) == 2 or rule.flow == READS
+                labels.append(
+                    Label(visit.key, weight, axis, numbers, side, is_kernel)
+                )
+            elif size != 1:  # All channels share an axis of size 1.
+                raise NotFollowed(
+                    f"its rule expects {len(numbers)} channels on axis {axis} "
+                    f"of '{name}', which has shape {tuple(weight.shape)}"
+                )
+    return labels
+
+
+def inner_labels(
+    visit: Visit, rule: LayerRule, numbers: Callable[[int], np.ndarray]
+) -> list[Label]:
+    """Returns the labels of what a layer computes and reads itself.
+
+    Args:
+        visit: The `Visit` of a call.
+        rule: The `LayerRule` of its layer.
+        numbers: Function of their count that returns their numbers, the same
+            in every call.
+
+    Raises:
+        NotFollowed: If the rule does not fit the weights.
+    """
+    weights = {
+        "/".join(weight.path.split("/")[-2:]): weight
+        for weight in getattr(visit.call.operation, "weights", ())
+    }
+    labels = []
+    for side, axes in (
+        ("out", rule.inner_out_axis),
+        ("in", rule.inner_in_axis),
+    ):
+        for path, axis in axes.items():
+            if path not in weights:  # A layer without biases.
+                continue
+            weight = weights[path]
+            axis = _checked_axis(weight, axis)
+            label = Label(
+                *(visit.key, weight, axis, numbers(weight.shape[axis]), side),
+                is_kernel=keras_internals.weight_name(weight) == "kernel",
+            )
+            labels.append(label)
+    return labels
+
+
+def _checked_axis(weight, axis):
+    """Returns `axis` of `weight`, counted from the front."""
+    ndim = len(weight.shape)
+    if not -ndim <= axis < ndim:
+        raise NotFollowed(
+            f"its rule names axis {axis} of "
+            f"'{keras_internals.weight_name(weight)}', which has shape "
+            f"{tuple(weight.shape)}"
+        )
+    return axis % ndim
+
+
+def _as_read(numbers, layer, rule, size):
+    """Returns the channel numbers along an input axis of a weight."""
+    groups = rule.ask("groups", layer)
+    if groups is not None:  # All groups are tied to the first one.
+        return numbers[: len(numbers) // groups]
+    if len(numbers) != size:  # The weight reads a depthwise kernel's outputs.
+        return np.repeat(numbers, repeats(rule, layer))
+    return numbers
