@@ -16,6 +16,7 @@ def rows(folder):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.long
 def test_a_dense_run_says_what_only_hardware_would_leave_out(tmp_path):
     run(
         *(train_cifar, *SMALL, "--method=dense", "--epochs=2"),
