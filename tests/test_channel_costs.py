@@ -69,3 +69,19 @@ def test_images_of_any_size_cost_what_the_data_say():
     numbering = number_channels(model)
     costs = ChannelCosts(model, numbering, "forward_flops", (8, 8, 2))
     assert costs.total == 2 * (36 * 9 * 2 * 4 + 4 * 3)
+
+
+def test_the_mask_of_an_embedding_is_an_activation_like_others():
+    words = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, mask_zero=True, name="words")(words)
+    x = keras.layers.GRU(3)(x)
+    model = keras.Model(words, keras.layers.Dense(2)(x))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.outputs["words"][0].numbers[:2]] = False
+    plan = plan_of(model, numbering, alive, CutOptions())
+    costs = ChannelCosts(model, numbering, "activation_bytes")
+    smaller = prepare_cut(model, plan).model
+    assert costs.total == model_cost(model).activation_bytes
+    assert costs.of(plan.alive) == model_cost(smaller).activation_bytes
+    assert costs.of(plan.alive) < costs.total

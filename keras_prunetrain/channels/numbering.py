@@ -112,7 +112,7 @@ class _Numberer:
             return None
         rule = rule_for(layer)
         parts = _parts(layer, rule)
-        written = []
+        read, written = visit.inputs, []
         try:
             for part in self._given_up.keys() & parts:
                 raise NotFollowed(self._given_up[part])
@@ -129,7 +129,8 @@ class _Numberer:
             for part in parts:
                 self._passed[part] += touched
         self._outputs.setdefault(key, written)
-        self._calls[visit.site] = CallChannels(visit.inputs, written)
+        read = _with_mask(visit, read)
+        self._calls[visit.site] = CallChannels(read, written)
         if rule is not None and (rule.resize or rule.reindex):
             self._tie_calls(layer, visit.inputs)
         return written
@@ -257,6 +258,19 @@ def _parts(layer, rule):
     if weights or (rule and (rule.size_arguments or rule.resize)):
         return {id(layer), *map(id, weights)}
     return set()
+
+
+def _with_mask(visit, read):
+    """Returns the `Channels` of all inputs of a call, that of a mask included.
+
+    Args:
+        visit: The `Visit` of the call, with or without the mask.
+        read: List of the `Channels` with the mask.
+    """
+    if len(visit.inputs) == len(read):
+        return visit.inputs
+    i = keras_internals.mask_position(visit.call)
+    return [*visit.inputs[:i], read[i], *visit.inputs[i:]]
 
 
 def _reads_with_kernel(visit, rule):
