@@ -99,6 +99,8 @@ class Folding:
 
     def _constant(self, label: Label) -> Constant | None:
         """Returns the `Constant` that a kernel reads, if equal in all calls."""
+        if label.layer in self._numbering.inner:
+            return None  # It reads what the layer computes itself.
         (first, *others) = self._visits_of(label)
         constant = first.inputs[0]
         same = constant is not None and all(

@@ -66,13 +66,26 @@ def _as_both_directions(wrapper):
     Both have kernels of one name, which read the same channels.
     """
     rule = rule_for(wrapper.forward_layer)
-    if rule != rule_for(wrapper.backward_layer) or rule.flow != READS:
+    if (
+        rule is None
+        or rule != rule_for(wrapper.backward_layer)
+        or rule.flow != READS
+    ):
         return None
+
+    def of_forward(name):
+        if getattr(rule, name) is None:
+            return None
+        return lambda wrapper, *rank: rule.ask(
+            name, wrapper.forward_layer, *rank
+        )
+
     return dataclasses.replace(
         rule,
-        channel_axis=lambda wrapper, rank: rule.channel_axis(
-            wrapper.forward_layer, rank
-        ),
+        **{
+            name: of_forward(name)
+            for name in ("channel_axis", "freezes", "refuses")
+        },
     )
 
 

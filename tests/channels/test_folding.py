@@ -377,3 +377,15 @@ def test_a_living_channel_that_nothing_reads_is_no_constant():
     model.compile("sgd", "mse")
     shake(model)
     assert reconfigure(model, fold=True) is model
+
+
+def test_a_head_is_no_constant_where_the_channel_of_its_index_is():
+    steps = keras.Input((5, 4))
+    x = layers.Dense(3, name="zero")(steps)
+    x = layers.MultiHeadAttention(3, 2, name="heads")(x, x)
+    model = keras.Model(steps, layers.Dense(2)(x))
+    shake(model)
+    kernel, bias = model.get_layer("zero").weights
+    kernel.assign(kernel * [1.0, 0.0, 1.0])
+    bias.assign(bias * [1.0, 0.0, 1.0])
+    assert reconfigure(model, fold=True) is model

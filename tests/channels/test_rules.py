@@ -424,3 +424,53 @@ def test_what_reads_channels_without_a_kernel_holds_them(table):
     assert reconfigure(model) is model
     held = channel_report(model)[0].held_by
     assert held == ("energy (Energy): it reads without a kernel (4)",)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counting(layers.GRU):
+    """A recurrent layer of the user's."""
+
+
+def both_ways(layer):
+    steps = keras.Input((6, 2))
+    x = layers.Dense(5, name="before")(steps)
+    x = layers.Bidirectional(layer, name="both")(x)
+    model = keras.Model(steps, layers.Dense(3)(x))
+    model.compile("sgd", "mse")
+    shake(model)
+    kill(model, {"before": [1]})
+    for weight in model.get_layer("both").weights:
+        if weight.name == "kernel":
+            weight.assign(weight.numpy() * [[1], [0], [1], [1], [1]])
+    return model
+
+
+@pytest.mark.usefixtures("table")
+def test_a_layer_without_a_rule_in_both_directions_holds_its_channels():
+    model = both_ways(Counting(4))
+    assert reconfigure(model) is model
+    held = channel_report(model)[0].held_by
+    assert held == (
+        "both (Bidirectional): the layer in it cannot be followed there (5)",
+    )
+
+
+@pytest.mark.usefixtures("table", "float64")
+def test_both_directions_go_by_the_rule_of_the_layer_in_them():
+    seen = []
+    register_rule(
+        Counting,
+        LayerRule(
+            "reads",
+            in_axis={"kernel": 0},
+            freezes=lambda layer: seen.append(type(layer)),
+        ),
+    )
+    model = both_ways(Counting(4))
+    x = np.random.default_rng(3).normal(size=(4, 6, 2))
+    smaller = reconfigure(model)
+    assert smaller.get_layer("before").units == 4
+    assert set(seen) == {Counting}
+    np.testing.assert_allclose(
+        outputs(smaller, x), outputs(model, x), atol=1e-12
+    )
