@@ -166,6 +166,15 @@ def _known_cell(layer):
     return None
 
 
+def _beside_its_kernels(layer):
+    """Returns why no head may go if the projections have other weights."""
+    names = {keras_internals.weight_name(x) for x in layer.weights}
+    others = sorted(names - {"kernel", "bias"})
+    if others:
+        return f"its projections have other weights ({', '.join(others)})"
+    return None
+
+
 def _instance_norm(layer):
     """Returns the rule of a normalization with one channel in each group."""
     if layer.gamma is not None:
@@ -467,6 +476,7 @@ LAYER_RULES = {
         inner_in_axis={"attention_output/kernel": 0},
         inner_argument="num_heads",
         freezes=lambda layer: "attention mixes all channels",
+        refuses=_beside_its_kernels,
         macs=macs.attention,
     ),
     **dict.fromkeys(

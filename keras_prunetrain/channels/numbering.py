@@ -220,9 +220,14 @@ class _Numberer:
             return self._inner[visit.key]
 
         labels = inner_labels(visit, rule, numbers)
-        if labels and len(visit.call.outputs) > 1:
-            reason = visit.because("it returns the scores of each of them")
-            self._numbers.freeze(self._inner[visit.key], reason)
+        if labels:
+            inner = self._inner[visit.key]
+            if len(visit.call.outputs) > 1:
+                reason = visit.because("it returns the scores of each of them")
+                self._numbers.freeze(inner, reason)
+            if _names_each(visit, len(inner)):
+                reason = visit.because("its mask has an entry for each of them")
+                self._numbers.freeze(inner, reason)
         return labels
 
     def _label(self, labels):
@@ -258,6 +263,19 @@ def _parts(layer, rule):
     if weights or (rule and (rule.size_arguments or rule.resize)):
         return {id(layer), *map(id, weights)}
     return set()
+
+
+def _names_each(visit, count):
+    """Whether an input, such as a mask, may have an entry for each head.
+
+    The axis of the heads is then one that other inputs lack, and the last two
+    axes are the steps that attend and those that they attend to.
+    """
+    shapes = [x.shape for x in visit.inputs]
+    rank = min(map(len, shapes))
+    return any(
+        len(shape) > rank and {count, None} & {*shape[1:-2]} for shape in shapes
+    )
 
 
 def _with_mask(visit, read):

@@ -459,3 +459,33 @@ def test_heads_stay_if_a_call_of_their_layer_cannot_be_followed():
         "heads (MultiHeadAttention): an array of fixed size is among its "
         "arguments"
     }
+
+
+@pytest.mark.parametrize(
+    ("shape", "stays"),
+    [((6, 6), False), ((1, 6, 6), False), ((3, 6, 6), True)],
+)
+def test_heads_stay_where_a_mask_has_an_entry_for_each(shape, stays):
+    steps, mask = keras.Input((6, 4)), keras.Input(shape, dtype="bool")
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    x = attention(query=steps, value=steps, attention_mask=mask)
+    numbering = number_channels(keras.Model([steps, mask], x))
+    assert {numbering.frozen.get(n) for n in numbering.inner["heads"]} == {
+        "heads (MultiHeadAttention): its mask has an entry for each of them"
+        if stays
+        else None
+    }
+
+
+def test_heads_stay_if_their_projections_have_weights_of_low_rank():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    model = keras.Model(steps, layers.Dense(3)(attention(steps, steps)))
+    attention.query_dense.enable_lora(2)
+    numbering = number_channels(model)
+    assert not any(x.layer == "heads" for x in numbering.labels)
+    reason = numbering.frozen[numbering.outputs["heads"][0].numbers[0]]
+    assert reason == (
+        "heads (MultiHeadAttention): its projections have other weights "
+        "(lora_kernel_a, lora_kernel_b)"
+    )
