@@ -163,6 +163,7 @@ CALLS = {
         "kpt.GroupLasso(axes=(1.5,))",
         "kpt.GroupLasso(axes=())",
         "kpt.LayerRule('carries', in_axis={'kernel': 'last'})",
+        "kpt.LayerRule('mixes', inner_argument='num_heads')",
         "kpt.register_rule(keras.layers.Dense, kpt.LayerRule('flows'))",
         "kpt.register_rule('Dense', kpt.LayerRule('carries'))",
     ],

@@ -56,6 +56,8 @@ def weight_labels(
                     f"its rule expects {len(numbers)} channels on axis {axis} "
                     f"of '{name}', which has shape {tuple(weight.shape)}"
                 )
+    if rule.flow == READS and not any(x.is_kernel for x in labels):
+        raise NotFollowed("`in_axis` of its rule names none of its weights")
     return labels
 
 
@@ -73,26 +75,50 @@ def inner_labels(
     Raises:
         NotFollowed: If the rule does not fit the weights.
     """
-    weights = {
-        "/".join(weight.path.split("/")[-2:]): weight
-        for weight in getattr(visit.call.operation, "weights", ())
-    }
     labels = []
     for side, axes in (
         ("out", rule.inner_out_axis),
         ("in", rule.inner_in_axis),
     ):
+        before = len(labels)
         for path, axis in axes.items():
-            if path not in weights:  # A layer without biases.
+            weight = _at_path(visit.call.operation, path)
+            if weight is None:  # A layer without biases.
                 continue
-            weight = weights[path]
             axis = _checked_axis(weight, axis)
+            size = weight.shape[axis]
             label = Label(
-                *(visit.key, weight, axis, numbers(weight.shape[axis]), side),
+                *(visit.key, weight, axis, numbers(size), side),
                 is_kernel=keras_internals.weight_name(weight) == "kernel",
             )
+            if len(label.numbers) != size:
+                raise NotFollowed(
+                    f"its rule expects {len(label.numbers)} on axis {axis} of "
+                    f"'{path}', which has shape {tuple(weight.shape)}"
+                )
             labels.append(label)
+        if rule.inner_argument and not any(
+            x.is_kernel for x in labels[before:]
+        ):
+            raise NotFollowed(
+                f"it has no kernel that `inner_{side}_axis` of its rule names"
+            )
     return labels
+
+
+def _at_path(layer, path):
+    """Returns the weight of `layer` whose path ends with `path`, or `None`."""
+    found = [
+        weight
+        for weight in getattr(layer, "weights", ())
+        if f"/{weight.path}".endswith(f"/{path}")
+    ]
+    if len(found) > 1:
+        raise NotFollowed(
+            f"its rule names '{path}', and the paths of {len(found)} of its "
+            "weights end so"
+        )
+    return found[0] if found else None
 
 
 def _checked_axis(weight, axis):

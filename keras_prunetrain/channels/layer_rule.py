@@ -155,6 +155,14 @@ class LayerRule:
                     f"`{name}` of a `LayerRule` must be {expected}. Received: "
                     f"{name}={value!r}"
                 )
+        given = [name for name in _INNER if getattr(self, name)]
+        if given and len(given) < len(_INNER):
+            missing = " and ".join(f"`{x}`" for x in _INNER if x not in given)
+            raise ValueError(
+                f"A `LayerRule` with `{given[0]}` must have {missing}, too: "
+                "what a layer computes for itself is written by some weights, "
+                "read by others, and counted by a constructor argument."
+            )
 
     def ask(
         self, name: str, layer: Any, /, *arguments: Any, **options: Any
@@ -238,6 +246,9 @@ def _are_axes(value):
         isinstance(name, str) and _is_axis(axis) for name, axis in value.items()
     )
 
+
+# A rule has all of them, or none.
+_INNER = "inner_out_axis", "inner_in_axis", "inner_argument"
 
 _FLOWS = (
     *(PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES),

@@ -117,9 +117,11 @@ class _Numberer:
             for part in self._given_up.keys() & parts:
                 raise NotFollowed(self._given_up[part])
             visit = visit._replace(inputs=self._as_expected(visit, rule))
+            _check_followed(visit, rule)
+            inner = self._inner_labels(visit, rule)
             written = self._written(visit, rule)
             self._label(weight_labels(visit, rule, written))
-            self._label(self._inner_labels(visit, rule))
+            self._label(inner)
         except NotFollowed as problem:
             written = self._give_up(visit, written, parts, problem)
         else:
@@ -146,7 +148,8 @@ class _Numberer:
         """
         reason = visit.because(problem)
         # Freeze the outputs too: their numbers may already be in use.
-        touched = [*visit.inputs, *written]
+        inner = self._inner.get(visit.key, np.arange(0))
+        touched = [*visit.inputs, *written, Channels(inner, 0, ())]
         for part in parts:
             touched += self._passed.pop(part, ())
             self._given_up[part] = str(problem)
@@ -196,11 +199,6 @@ class _Numberer:
     def _written(self, visit, rule):
         """Returns the `Channels` of the outputs, by the flow of the rule."""
         call = visit.call
-        if keras_internals.has_array_arguments(call):
-            raise NotFollowed("an array of fixed size is among its arguments")
-        refusal = rule.ask("refuses", call.operation)
-        if refusal is not None:
-            raise NotFollowed(refusal)
         if len(visit.inputs) > 1 and rule.flow not in _OF_SEVERAL:
             raise NotFollowed("its rule is for one input, and it reads several")
         earlier = self._outputs.get(visit.key)
@@ -263,6 +261,16 @@ def _parts(layer, rule):
     if weights or (rule and (rule.size_arguments or rule.resize)):
         return {id(layer), *map(id, weights)}
     return set()
+
+
+def _check_followed(visit, rule):
+    """Raises `NotFollowed` if the arguments or the rule refuse a call."""
+    call = visit.call
+    if keras_internals.has_array_arguments(call):
+        raise NotFollowed("an array of fixed size is among its arguments")
+    refusal = rule.ask("refuses", call.operation)
+    if refusal is not None:
+        raise NotFollowed(refusal)
 
 
 def _names_each(visit, count):

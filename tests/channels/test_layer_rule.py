@@ -12,6 +12,7 @@ from keras_prunetrain import (
     register_rule,
 )
 from keras_prunetrain.channels import rules
+from keras_prunetrain.channels.numbering import number_channels
 from tests.networks import conv, head
 
 
@@ -34,6 +35,120 @@ def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):
     fields = {"flow": "carries", field: value}
     with pytest.raises(ValueError, match=f"`{field}` of a `LayerRule` must be"):
         LayerRule(**fields)
+
+
+HEADS = {
+    "inner_out_axis": {"up/kernel": 1, "up/bias": 0},
+    "inner_in_axis": {"down/kernel": 0},
+    "inner_argument": "heads",
+}
+
+
+@pytest.mark.parametrize("missing", HEADS)
+def test_a_rule_says_all_of_what_a_layer_computes_for_itself(missing):
+    fields = {k: v for k, v in HEADS.items() if k != missing}
+    message = f"with `{next(iter(fields))}` must have `{missing}`, too"
+    with pytest.raises(ValueError, match=message):
+        LayerRule("mixes", **fields)
+    LayerRule("mixes", **HEADS)
+
+
+class Heads(layers.Layer):
+    """Computes in heads of two channels each."""
+
+    def __init__(self, heads, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = heads
+        self.up = layers.EinsumDense(
+            "abc,cde->abde", (None, heads, 2), bias_axes="de", name="up"
+        )
+        self.down = layers.EinsumDense(
+            "abde,dec->abc", (None, 6), bias_axes="c", name="down"
+        )
+
+    def build(self, shape):
+        self.up.build(shape)
+        self.down.build((*shape[:2], self.heads, 2))
+
+    def call(self, x):
+        return self.down(self.up(x))
+
+    def get_config(self):
+        return {**super().get_config(), "heads": self.heads}
+
+
+def model_with_heads(rule, monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule(Heads, rule)
+    steps = keras.Input((5, 4))
+    x = Heads(3, name="own")(layers.Dense(6, name="before")(steps))
+    model = keras.Model(steps, layers.Dense(2)(x))
+    own = model.get_layer("own")
+    own.up.kernel.assign(own.up.kernel * [[[1.0], [0.0], [1.0]]])
+    own.down.kernel.assign(own.down.kernel * [[[1.0]], [[0.0]], [[1.0]]])
+    return model
+
+
+def test_heads_of_a_layer_of_the_users_go(monkeypatch):
+    model = model_with_heads(LayerRule("mixes", **HEADS), monkeypatch)
+    x = np.random.default_rng(3).normal(size=(2, 5, 4))
+    smaller = reconfigure(model)
+    assert smaller.get_layer("own").heads == 2
+    np.testing.assert_allclose(smaller(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"inner_out_axis": {"upp/kernel": 1}},
+            "it has no kernel that `inner_out_axis` of its rule names",
+        ),
+        (
+            {"inner_in_axis": {"down/bias": 0}},
+            "its rule expects 3 on axis 0 of 'down/bias', which has shape (6,)",
+        ),
+        (
+            {"inner_in_axis": {"own/down/kernl": 0}},
+            "it has no kernel that `inner_in_axis` of its rule names",
+        ),
+        (
+            {"inner_out_axis": {"kernel": 1}},
+            "its rule names 'kernel', and the paths of 2 of its weights end so",
+        ),
+        (
+            {"inner_out_axis": {"up/kernel": 3}},
+            "its rule names axis 3 of 'kernel', which has shape (6, 3, 2)",
+        ),
+        (
+            {"inner_out_axis": {"up/kernel": 2, "up/bias": 0}},
+            "its rule expects 2 on axis 0 of 'up/bias', which has shape (3, 2)",
+        ),
+    ],
+)
+def test_a_rule_whose_inner_axes_do_not_fit_holds_all(
+    fields, reason, monkeypatch
+):
+    model = model_with_heads(
+        LayerRule("mixes", **{**HEADS, **fields}), monkeypatch
+    )
+    assert reconfigure(model) is model
+    (held,) = channel_report(model)[0].held_by
+    assert held == f"own (Heads): {reason} (6)"
+    numbering = number_channels(model)
+    assert len(numbering.frozen) == numbering.size
+
+
+def test_a_rule_that_reads_with_no_weight_of_its_layer_holds_all(monkeypatch):
+    for in_axis in ({}, {"matrix": 0}):
+        rule = LayerRule("reads", in_axis=in_axis)
+        model = model_with_heads(rule, monkeypatch)
+        model.get_layer("before").kernel.assign(np.zeros((4, 6)))
+        assert reconfigure(model) is model
+        (held,) = channel_report(model)[0].held_by
+        assert held == (
+            "own (Heads): `in_axis` of its rule names none of its weights (6)"
+        )
 
 
 def test_a_rule_may_hold_integers_of_numpy_and_lists_of_names():
