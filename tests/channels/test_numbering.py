@@ -462,12 +462,22 @@ def test_heads_stay_if_a_call_of_their_layer_cannot_be_followed():
 
 
 @pytest.mark.parametrize(
-    ("shape", "stays"),
-    [((6, 6), False), ((1, 6, 6), False), ((3, 6, 6), True)],
+    ("places", "shape", "stays"),
+    [
+        ((6,), (6, 6), False),
+        ((6,), (1, 6, 6), False),
+        ((6,), (3, 6, 6), True),
+        ((6,), (None, 6, 6), True),
+        ((3,), (1, 3, 3), False),  # As many steps as heads.
+        ((3, 6), (1, 6, 6), False),
+    ],
 )
-def test_heads_stay_where_a_mask_has_an_entry_for_each(shape, stays):
-    steps, mask = keras.Input((6, 4)), keras.Input(shape, dtype="bool")
-    attention = layers.MultiHeadAttention(3, 2, name="heads")
+def test_heads_stay_where_a_mask_has_an_entry_for_each(places, shape, stays):
+    steps, mask = keras.Input((*places, 4)), keras.Input(shape, dtype="bool")
+    axes = (len(places),)
+    attention = layers.MultiHeadAttention(
+        3, 2, attention_axes=axes, name="heads"
+    )
     x = attention(query=steps, value=steps, attention_mask=mask)
     numbering = number_channels(keras.Model([steps, mask], x))
     assert {numbering.frozen.get(n) for n in numbering.inner["heads"]} == {
