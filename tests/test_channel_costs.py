@@ -85,3 +85,18 @@ def test_the_mask_of_an_embedding_is_an_activation_like_others():
     assert costs.total == model_cost(model).activation_bytes
     assert costs.of(plan.alive) == model_cost(smaller).activation_bytes
     assert costs.of(plan.alive) < costs.total
+
+
+def test_images_that_a_recurrent_layer_reads_cost_what_their_channels_do():
+    video = keras.Input((3, 4, 4, 2))
+    x = keras.layers.TimeDistributed(keras.layers.Conv2D(4, 1), name="a")(video)
+    x = keras.layers.Flatten()(keras.layers.ConvLSTM2D(3, 2)(x))
+    model = keras.Model(video, keras.layers.Dense(2)(x))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.outputs["a"][0].numbers[:2]] = False
+    plan = plan_of(model, numbering, alive, CutOptions())
+    costs = ChannelCosts(model, numbering, "forward_flops")
+    smaller = model_cost(prepare_cut(model, plan).model)
+    assert costs.of(plan.alive) == pytest.approx(smaller.forward_flops)
+    assert costs.of(plan.alive) < costs.total

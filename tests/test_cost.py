@@ -171,6 +171,18 @@ def test_a_tensor_that_is_kept_in_two_dtypes_counts_in_the_larger(order):
         (layers.EinsumDense("abc,bcd->ad", 5), (9, 2), 2 * 5 * 9),
         (layers.LSTM(5), (9, 2), 9 * 4 * (2 * 5 + 5 * 5)),
         (layers.GRU(5), (9, 2), 9 * 3 * (2 * 5 + 5 * 5)),
+        (
+            layers.ConvLSTM1D(5, 3, return_sequences=True),
+            (4, 8, 2),
+            4 * 6 * 4 * 3 * (2 * 5 + 5 * 5),
+        ),
+        (
+            layers.ConvLSTM2D(
+                5, 3, padding="same", data_format="channels_first"
+            ),
+            (4, 2, 6, 7),
+            4 * (6 * 7) * 4 * 9 * (2 * 5 + 5 * 5),
+        ),
         (layers.SimpleRNN(5), (9, 2), 9 * (2 * 5 + 5 * 5)),
         (
             layers.Bidirectional(layers.SimpleRNN(5)),

@@ -455,7 +455,9 @@ LAYER_RULES = {
     ),
     **dict.fromkeys(
         _named("ConvLSTM1D ConvLSTM2D ConvLSTM3D"),
-        dataclasses.replace(_RECURRENT, channel_axis=_after_time),
+        dataclasses.replace(
+            _RECURRENT, channel_axis=_after_time, macs=macs.recurrent_images
+        ),
     ),
     layers.RNN: dataclasses.replace(
         refused("the package does not know how its cell reads channels"),

@@ -52,6 +52,17 @@ def recurrent(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     return read[0][0] * sum(math.prod(kernel.shape) for kernel in kernels)
 
 
+def recurrent_images(
+    layer: keras.layers.Layer, read: Shapes, written: Shapes
+) -> int:
+    """Counts the two kernels of a `ConvLSTM` at every pixel of each step."""
+    steps = read[0][0]
+    kernels = layer.cell.kernel, layer.cell.recurrent_kernel
+    image = written[0][1:] if layer.return_sequences else written[0]
+    weights = sum(math.prod(kernel.shape) for kernel in kernels)
+    return steps * weights * _positions(layer, image)
+
+
 def attention(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts the projections of queries, keys, values and outputs."""
     query, value = (math.prod(shape[:-1]) for shape in read[:2])
