@@ -6,6 +6,7 @@ writes, a weight's size is to those along its axes, and an activation's bytes to
 those of the tensor. So the cost after a cut is known without making the cut.
 """
 
+import collections
 from typing import NamedTuple
 
 import keras
@@ -119,11 +120,14 @@ def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
             for weight in numbering.layers[layer].weights
             if id(weight) in kernels or _is_fixed_kernel(weight, labelled)
         )
+    flops = collections.Counter()  # A layer in two models has two keys.
+    for key, layer_cost in cost.per_layer.items():
+        flops[id(numbering.layers[key])] += layer_cost.forward_flops
     terms = []
     for weight, labels in kernels.values():
         layer = labels[0].layer
         share = int(np.prod(weight.shape)) / sizes[layer]
-        terms.append(_term(cost.per_layer[layer].forward_flops * share, labels))
+        terms.append(_term(flops[id(numbering.layers[layer])] * share, labels))
     counted = sum(term.cost for term in terms)
     return [*terms, _Term(cost.forward_flops - counted, ())]
 

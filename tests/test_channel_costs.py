@@ -100,3 +100,19 @@ def test_images_that_a_recurrent_layer_reads_cost_what_their_channels_do():
     smaller = model_cost(prepare_cut(model, plan).model)
     assert costs.of(plan.alive) == pytest.approx(smaller.forward_flops)
     assert costs.of(plan.alive) < costs.total
+
+
+def test_a_layer_in_two_models_costs_what_it_does_in_both():
+    steps = keras.Input((5, 6))
+    attention = keras.layers.MultiHeadAttention(4, 2)
+    first = keras.Model(steps, attention(steps, steps), name="first")
+    steps = keras.Input((5, 6))
+    second = keras.Model(steps, attention(steps, steps), name="second")
+    steps = keras.Input((5, 6))
+    model = keras.Model(steps, second(first(steps)))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    (alone,) = {tuple(numbering.inner[key]) for key in numbering.inner}
+    alive[list(alone[:2])] = False
+    costs = ChannelCosts(model, numbering, "forward_flops")
+    assert costs.of(alive) == pytest.approx(costs.total / 2)
