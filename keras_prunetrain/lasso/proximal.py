@@ -64,7 +64,7 @@ def shrunk(
 
 
 def thresholds(
-    factor: Any, in_group: Any, rate: Any, squares: Any, epsilon: float
+    factor: Any, in_group: Any, rate: Any, squares: Any, epsilon: Any
 ) -> Any:
     """Returns by how much a step shortens groups.
 
@@ -74,7 +74,7 @@ def thresholds(
         rate: Tensor. That of a `StepSize`.
         squares: Tensor. The mean of the `squares` of a `StepSize` in each
             group; `None` if it has none.
-        epsilon: Float. That of a `StepSize`.
+        epsilon: Float or tensor. That of a `StepSize`.
 
     Returns:
         Tensor, broadcast from the arguments.
@@ -85,7 +85,9 @@ def thresholds(
     # its mean square in a group is this: it divides the step as the gradient of
     # the task does elsewhere, so no step is longer than one of the optimizer.
     least = ops.square(factor) / in_group
-    return rate * factor / (ops.sqrt(ops.maximum(squares, least)) + epsilon)
+    root = ops.sqrt(ops.maximum(squares, least))
+    # A tensor, in Adam, of the dtype of the whole program.
+    return rate * factor / (root + ops.cast(epsilon, root.dtype))
 
 
 def soft_ratio(norms: Any, thresholds: Any) -> Any:

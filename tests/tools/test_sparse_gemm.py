@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import keras_prunetrain as kpt
 from tests.sdgp import reference
@@ -58,19 +57,16 @@ def test_two_of_four_are_left():
     )
 
 
-def test_a_whole_run_with_numpy(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sparse_gemm.py"])
-    sparse_gemm.flags.FLAGS(sys.argv, known_only=True)
-    with flagsaver.flagsaver(
-        network="resnet8",
-        image_size=8,
-        batch_size=1,
-        repeats=1,
-        kernels="numpy",
-        output=str(tmp_path / "found.json"),
-    ):
-        sparse_gemm.main(["sparse_gemm.py"])
-    record = json.loads((tmp_path / "found.json").read_text())
+def test_a_whole_run_with_numpy(tmp_path, capsys):
+    output = tmp_path / "found.json"
+    sparse_gemm.main(
+        [
+            *("sparse_gemm.py", "--network=resnet8", "--image_size=8"),
+            *("--batch_size=1", "--repeats=1", "--kernels=numpy"),
+            f"--output={output}",
+        ]
+    )
+    record = json.loads(output.read_text())
     assert record["kernels"].startswith("numpy, full matrices")
     kinds = [row["seconds"]["sparse"] is None for row in record["layers"]]
     assert kinds == [row["is_first"] for row in record["layers"]]

@@ -51,21 +51,31 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from apps import command_line  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
+# Their own, so that a test can import several benchmarks.
+_FLAGS = flags.FlagValues()
 _NETWORK = flags.DEFINE_string(
     "network",
     "ResNet50",
     "One of keras_prunetrain.models, or of keras.applications.",
+    _FLAGS,
 )
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images.")
-_REPEATS = flags.DEFINE_integer("repeats", 30, "Timed runs of each product.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 224, "Pixels of a side.", flag_values=_FLAGS
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Images.", flag_values=_FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 30, "Timed runs of each product.", flag_values=_FLAGS
+)
 _KERNELS = flags.DEFINE_enum(
-    "kernels", "torch", ["torch", "numpy"], "Who multiplies."
+    "kernels", "torch", ["torch", "numpy"], "Who multiplies.", _FLAGS
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     str(ROOT / "tools" / "results" / "sparse_gemm.json"),
     "File to write the result to.",
+    _FLAGS,
 )
 
 
@@ -266,7 +276,7 @@ def network():
 
 
 def main(argv):
-    command_line.refuse_words(argv)
+    command_line.refuse_words(_FLAGS(argv))
     kernels = NumpyKernels() if _KERNELS.value == "numpy" else TorchKernels()
     layers = layers_of(network(), _BATCH_SIZE.value)
     rows = [
@@ -293,4 +303,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=list)
