@@ -112,14 +112,14 @@ def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
         if x.is_kernel or len(x.weight.shape) >= 3
     )
     labelled = {id(x.weight) for x in numbering.labels}
-    sizes = {}
-    for _, labels in kernels.values():
-        layer = labels[0].layer
-        sizes[layer] = sum(
+    sizes = {
+        layer: sum(
             int(np.prod(weight.shape))
             for weight in numbering.layers[layer].weights
             if id(weight) in kernels or _is_fixed_kernel(weight, labelled)
         )
+        for layer in {labels[0].layer for _, labels in kernels.values()}
+    }
     flops = collections.Counter()  # A layer in two models has two keys.
     for key, layer_cost in cost.per_layer.items():
         flops[id(numbering.layers[key])] += layer_cost.forward_flops

@@ -10,6 +10,10 @@ from keras_prunetrain.channels.numbering import number_channels
 SEED = 0
 
 
+# That of the ResNets on CIFAR-10.
+USUAL = {"momentum": 0.9, "weight_decay": 5e-4}
+
+
 def first_architecture(recipe):
     keras.utils.set_random_seed(SEED)
     given = {}

@@ -14,8 +14,8 @@ import pathlib
 import statistics
 import sys
 
-import keras
 from absl import app, flags
+from architectures import SEED, USUAL, first_architecture
 from turns import BATCH_SIZE, in_turns
 
 import keras_prunetrain as kpt
@@ -41,8 +41,6 @@ _OUTPUT = flags.DEFINE_string(
     "File to write the result to.",
 )
 
-SEED = 0
-
 
 def main(argv):
     command_line.refuse_words(argv)
@@ -50,8 +48,9 @@ def main(argv):
     callbacks = [
         [kpt.SDGPCallback(n, m, mode, seed=SEED)] for mode in _MODES.value
     ]
+    recipe = USUAL | {"network": _NETWORK.value}
     dense, *sparse = in_turns(
-        [compiled() for _ in range(1 + len(callbacks))],
+        [first_architecture(recipe) for _ in range(1 + len(callbacks))],
         *(_TURNS.value, SEED, [[], *callbacks]),
     )
     record = environment([SEED]) | {
@@ -77,17 +76,6 @@ def ratios_of(seconds, dense):
         "ratio_median": statistics.median(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4),
     }
-
-
-def compiled():
-    keras.utils.set_random_seed(SEED)
-    model = getattr(models, _NETWORK.value)(weight_decay=5e-4)
-    model.compile(
-        keras.optimizers.SGD(0.1, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
 
 
 if __name__ == "__main__":

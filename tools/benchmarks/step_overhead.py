@@ -14,8 +14,8 @@ import pathlib
 import statistics
 import sys
 
-import keras
 from absl import app, flags
+from architectures import SEED, USUAL, first_architecture
 from turns import BATCH_SIZE, WARM_UP, in_turns
 
 import keras_prunetrain as kpt
@@ -40,13 +40,13 @@ _OUTPUT = flags.DEFINE_string(
     "File to write the result to. Without it: one of tools/results/.",
 )
 
-SEED = 0
-
 
 def main(argv):
     command_line.refuse_words(argv)
+    recipe = USUAL | {"network": _NETWORK.value}
     dense, sparsified = in_turns(
-        [compiled(), compiled()], _TURNS.value, SEED, [[], [pruning()]]
+        [first_architecture(recipe) for _ in range(2)],
+        *(_TURNS.value, SEED, [[], [pruning()]]),
     )
     ratios = [b / a for a, b in zip(dense, sparsified, strict=True)]
     record = environment([SEED]) | {
@@ -77,17 +77,6 @@ def pruning():
             flops=0.5, warmup=0, decay=epochs - 1, rounds=1
         )
     return kpt.PruneTrainCallback(interval=10**6)
-
-
-def compiled():
-    keras.utils.set_random_seed(SEED)
-    model = getattr(models, _NETWORK.value)(weight_decay=5e-4)
-    model.compile(
-        keras.optimizers.SGD(0.1, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
 
 
 if __name__ == "__main__":
