@@ -108,6 +108,8 @@ def _linear(layer, names, weights):
     vars(twin).update(vars(layer))
     del vars(twin)["call"]
     vars(twin)["activation"] = None
+    # `kernel` has the low-rank update of `enable_lora` already.
+    vars(twin)["lora_enabled"] = False
     # `kernel` is an attribute of some classes and a property of others, which
     # reads `_kernel`.
     for name, weight in zip(names, weights, strict=True):
@@ -132,11 +134,14 @@ def _with_gradient(linear, gradient, inputs, weights):
 
         records = [recorded()]
 
-        def backward(upstream):
+        # `variables`: those that a `convolution_op` of the layer reads besides.
+        def backward(upstream, variables=None):
             tape, outputs = records.pop() if records else recorded()
             of_inputs = tape.gradient(outputs, inputs, gradient(upstream))
-            of_weights = tape.gradient(outputs, weights, upstream)
-            return of_inputs, *of_weights
+            found = of_inputs, *tape.gradient(outputs, weights, upstream)
+            if variables is None:
+                return found
+            return found, tape.gradient(outputs, variables, upstream)
 
         return records[0][1], backward
 

@@ -60,6 +60,41 @@ def test_weights_have_the_dense_gradient_and_the_input_that_of_p(name, float64):
     np.testing.assert_array_equal(model(x, training=True), outputs)
 
 
+class WithGains(layers.Conv2D):
+    """A convolution with further weights, in the product itself."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.gains = self.add_weight(shape=(self.filters,))
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel * self.gains)
+
+
+@pytest.mark.parametrize("kind", ["gains", "lora"])
+def test_further_weights_of_a_product_have_the_dense_gradient(kind, float64):
+    layer = WithGains(8, 3) if kind == "gains" else layers.Conv2D(8, 3)
+    model = one_layer(layer, (5, 5, 4))
+    rng = np.random.default_rng(1)
+    if kind == "lora":
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(rng.normal(size=(2, 8)))
+    x, upstream = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(2, 3, 3, 8))
+    outputs = np.asarray(model(x))
+    kept = reference.magnitude(upstream, 2, 4)
+    expected = gradients(model, x, upstream)
+    expected[0] = gradients(model, x, kept)[0]
+    assert len(expected) == 4
+
+    kpt.with_sdgp(model, 2, 4, "magnitude")
+
+    np.testing.assert_array_equal(model(x, training=True), outputs)
+    for found, wanted in zip(
+        gradients(model, x, upstream), expected, strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_the_gradient_behind_the_activation_is_pruned(activation, float64):
     model = one_layer(layers.Conv2D(8, 3, activation=activation), (5, 5, 4))
