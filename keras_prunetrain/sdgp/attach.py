@@ -219,10 +219,10 @@ def _check(model, seed):
             "with `keras.Model(inputs, outputs)`, or give the Sequential an "
             f"`Input`. Received: model={model}"
         )
-    if seed is not None and not is_count(seed):
+    if seed is not None and not (is_count(seed) and seed < 2**63):
         raise ValueError(
-            "`seed` must be an integer of at least 0, or `None`. Received: "
-            f"seed={seed!r}"
+            "`seed` must be an integer of at least 0 and below 2**63, or "
+            f"`None`. Received: seed={seed!r}"
         )
     if emulation_of(model) is not None:
         raise ValueError(

@@ -50,6 +50,8 @@ class Emulation:
             self._switch = _variable(int(self._phase), "int64", "sdgp_phase")
             self._generator = None
             if pattern.is_random:
+                # Keras takes no integer of NumPy's.
+                seed = None if seed is None else int(seed)
                 self._generator = keras.random.SeedGenerator(seed)
 
     @property

@@ -48,6 +48,7 @@ def model():
         ({"layers": "scaled"}, "it is a Scaled"),
         ({"layers": "flatten*"}, "it is a Flatten"),
         ({"seed": 1.5}, "`seed` must be an integer"),
+        ({"seed": 2**63}, "`seed` must be an integer"),
     ],
 )
 def test_wrong_arguments(arguments, message):
