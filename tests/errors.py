@@ -99,7 +99,7 @@ CALLS = {
         "kpt.with_sdgp(model, layers='conv*')",
         "kpt.with_sdgp(model, layers=())",
         "kpt.with_sdgp(model, layers='hidden', seed=0.5)",
-        "kpt.with_sdgp(kpt.with_sdgp(model, layers='hidden'))",
+        "kpt.with_sdgp(kpt.with_sdgp(model, layers='hidden'), layers='hidden')",
         "kpt.without_sdgp('model.keras')",
         "kpt.SDGPCallback(n=0)",
         "kpt.SDGPCallback(dense_last=1)",

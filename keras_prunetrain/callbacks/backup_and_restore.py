@@ -25,7 +25,11 @@ from keras_prunetrain.fit.training_state import (
     set_model_state,
     states_of,
 )
-from keras_prunetrain.sdgp.attach import emulation_of
+from keras_prunetrain.sdgp.attach import (
+    emulation_of,
+    layer_places,
+    sdgp_layers,
+)
 from keras_prunetrain.surgery.redoing import repeat_cuts
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -268,8 +272,11 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _settings(self):
         """Returns those of the callbacks that change the training."""
+        found = {}
         emulation = emulation_of(self.model)
-        found = {} if emulation is None else {"sdgp": str(emulation.pattern)}
+        if emulation is not None:
+            places = layer_places(self.model, sdgp_layers(self.model))
+            found = {"sdgp": str(emulation.pattern), "sdgp_layers": places}
         for callback in self._siblings:
             if isinstance(callback, SDGPCallback):
                 found |= callback.settings()

@@ -14,12 +14,13 @@ from keras_prunetrain.channels.selection import Skip
 from keras_prunetrain.checks import is_number
 from keras_prunetrain.fit.epoch_logs import EpochLogs
 from keras_prunetrain.sdgp.attach import (
-    emulation_of,
+    attach,
     kept_masses,
+    layer_places,
     sdgp_layers,
-    with_sdgp,
     without_sdgp,
 )
+from keras_prunetrain.sdgp.choosing import chosen_layers
 from keras_prunetrain.sdgp.emulation import Emulation, Phase, layer_gradient
 from keras_prunetrain.sdgp.pattern import Mode, Pattern
 
@@ -79,13 +80,18 @@ class SDGPCallback(keras.callbacks.Callback):
         self.layers = layers
         self.dense_last = float(dense_last)
         self.seed = seed
+        self._chosen: list[str] = []
         self._emulation: Emulation | None = None
         self._epoch_logs = EpochLogs()
         self._undo = contextlib.ExitStack()
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings by which trainings differ."""
-        return {"sdgp": str(self.pattern), "dense_last": self.dense_last}
+        """Returns the settings by which trainings of a model differ."""
+        return {
+            "sdgp": str(self.pattern),
+            "sdgp_layers": layer_places(self.model, self._chosen),
+            "dense_last": self.dense_last,
+        }
 
     def set_model(self, model):
         self._leave()  # Nobody has seen the end of an earlier `fit`.
@@ -93,6 +99,11 @@ class SDGPCallback(keras.callbacks.Callback):
         callbacks = keras_internals.calling_list()
         if callbacks is not None:
             keras_internals.guard_hooks(callbacks, self._leave)
+        # Now already: `BackupAndRestore` makes the model smaller before
+        # `on_train_begin`, and a layer of fewer than m channels is not chosen.
+        self._chosen = chosen_layers(
+            model, self.pattern, self.layers, self.seed
+        )
 
     def _leave(self):
         """Takes the gradients off again, once, however `fit` ends."""
@@ -100,10 +111,10 @@ class SDGPCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         keras_internals.guard_loop(self._leave)
-        n, m, mode = self.pattern.n, self.pattern.m, self.pattern.mode
-        with_sdgp(self.model, n, m, mode, self.layers, self.seed)
+        self._emulation = attach(
+            self.model, self.pattern, self._chosen, self.seed
+        )
         self._undo.callback(without_sdgp, self.model)
-        self._emulation = emulation_of(self.model)
         self._epoch_logs = EpochLogs()
 
     def on_test_begin(self, logs=None):

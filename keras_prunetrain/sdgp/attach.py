@@ -1,24 +1,21 @@
 """Gives the layers of a model a pruned data gradient, and takes it off."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.selection import Skip, selected
-from keras_prunetrain.checks import check_model, is_count
+from keras_prunetrain.channels.selection import Skip
+from keras_prunetrain.checks import check_model
+from keras_prunetrain.sdgp.choosing import chosen_layers, layers_of
 from keras_prunetrain.sdgp.emulation import (
     Emulation,
     LayerGradient,
     Phase,
-    channels_of,
     layer_gradient,
 )
 from keras_prunetrain.sdgp.pattern import Mode, Pattern
-
-# More input channels than the colours of an image.
-_LEAST_INPUTS = 4
 
 
 def with_sdgp(
@@ -92,13 +89,41 @@ def with_sdgp(
           Variance Unbiased N:M Sparsity for the Neural Gradients.
     """
     pattern = Pattern(n, m, mode)
-    chosen = chosen_layers(model, pattern, layers, seed)
-    emulation = Emulation(model, pattern, seed)
-    for layer in chosen.values():
-        gradient = LayerGradient(model, emulation, layer)
-        keras_internals.replace_data_gradient(layer, gradient)
-    _renew_steps(model)
+    attach(model, pattern, chosen_layers(model, pattern, layers, seed), seed)
     return model
+
+
+def attach(
+    model: keras.Model,
+    pattern: Pattern,
+    keys: Iterable[str],
+    seed: int | None,
+) -> Emulation:
+    """Prunes the data gradients of layers; returns their `Emulation`.
+
+    Args:
+        model: As of `with_sdgp`.
+        pattern: The `Pattern`.
+        keys: Those of the layers, as of `chosen_layers`. Keys that surgery has
+            taken out of the model since then are left out.
+        seed: As of `with_sdgp`.
+
+    Raises:
+        ValueError: If the model has pruned data gradients already.
+    """
+    if emulation_of(model) is not None:
+        raise ValueError(
+            f"'{model.name}' has pruned data gradients already. Call "
+            "`keras_prunetrain.without_sdgp(model)` before others are set."
+        )
+    emulation = Emulation(model, pattern, seed)
+    keys = set(keys)
+    for key, layer in layers_of(model):
+        if key in keys:
+            gradient = LayerGradient(model, emulation, layer)
+            keras_internals.replace_data_gradient(layer, gradient)
+    _renew_steps(model)
+    return emulation
 
 
 def without_sdgp(model: keras.Model) -> keras.Model:
@@ -127,9 +152,23 @@ def sdgp_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """Returns the layers with a pruned data gradient, by their keys."""
     return {
         key: layer
-        for key, layer in _layers_of(model)
+        for key, layer in layers_of(model)
         if layer_gradient(layer) is not None
     }
+
+
+def layer_places(model: keras.Model, keys: Iterable[str]) -> list[int]:
+    """Returns the places of layers among all.
+
+    They are the same in each process that builds the model, where the names
+    that Keras gives depend on what was built before.
+
+    Args:
+        model: The model.
+        keys: The keys of the layers.
+    """
+    keys = set(keys)
+    return [i for i, (key, _) in enumerate(layers_of(model)) if key in keys]
 
 
 def emulation_of(model: keras.Model) -> Emulation | None:
@@ -155,150 +194,3 @@ def kept_masses(model: keras.Model) -> dict[str, float]:
         for key, layer in sdgp_layers(model).items()
     }
     return {key: mass for key, mass in found.items() if not math.isnan(mass)}
-
-
-def _layers_of(
-    model: keras.Model, prefix: str = ""
-) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields all layers, those of nested models instead of these."""
-    for layer in model.layers:
-        key = prefix + layer.name
-        if keras_internals.is_graph(layer):
-            yield from _layers_of(layer, f"{key}/")
-        else:
-            yield key, layer
-
-
-def chosen_layers(
-    model: keras.Model,
-    pattern: Pattern,
-    layers: Skip | None,
-    seed: int | None,
-) -> dict[str, keras.layers.Layer]:
-    """Returns the layers that `with_sdgp` is to change, by their keys.
-
-    Args:
-        model: As of `with_sdgp`.
-        pattern: The `Pattern`.
-        layers: As of `with_sdgp`.
-        seed: As of `with_sdgp`.
-
-    Raises:
-        ValueError: Those of `with_sdgp`.
-    """
-    check_model(model)
-    _check(model, seed)
-    known = dict(_layers_of(model))
-    if layers is None:
-        found = _by_default(model, known, pattern)
-    else:
-        keys = selected(known, layers, "layers")
-        found = {key: known[key] for key in keys}
-        if not found:
-            raise ValueError(
-                "`layers` names no layer. Leave it out for all convolutions "
-                "with more than 3 input channels. Received: "
-                f"layers={layers!r}"
-            )
-    for key, layer in found.items():
-        _check_layer(key, layer, pattern)
-    return found
-
-
-def _check(model, seed):
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "`with_sdgp` changes the backward pass of TensorFlow, and Keras "
-            f"runs on {keras.backend.backend()!r}. Set the environment "
-            "variable KERAS_BACKEND=tensorflow before Keras is imported."
-        )
-    if not keras_internals.is_graph(model):
-        raise ValueError(
-            "`with_sdgp` finds the layers in a model's graph, which only "
-            "functional and built Sequential models have. Build the model "
-            "with `keras.Model(inputs, outputs)`, or give the Sequential an "
-            f"`Input`. Received: model={model}"
-        )
-    if seed is not None and not (is_count(seed) and seed < 2**63):
-        raise ValueError(
-            "`seed` must be an integer of at least 0 and below 2**63, or "
-            f"`None`. Received: seed={seed!r}"
-        )
-    if emulation_of(model) is not None:
-        raise ValueError(
-            f"'{model.name}' has pruned data gradients already. Call "
-            "`keras_prunetrain.without_sdgp(model)` before others are set."
-        )
-
-
-def _by_default(model, known, pattern):
-    """Returns the convolutions that are changed if no layers are named."""
-    kinds = keras.layers.Conv1D | keras.layers.Conv2D | keras.layers.Conv3D
-    convolutions = {
-        key: layer
-        for key, layer in known.items()
-        if isinstance(layer, kinds)
-        and keras_internals.has_known_call(layer)
-        and layer.groups == 1
-        and layer.kernel.shape[-2] >= _LEAST_INPUTS
-        and _is_quantized(layer) is False
-    }
-    found = {
-        key: layer
-        for key, layer in convolutions.items()
-        if layer.filters >= pattern.m
-    }
-    if not convolutions:
-        raise ValueError(
-            f"'{model.name}' has no convolution with more than 3 input "
-            "channels, whose data gradient could be pruned. `layers` can name "
-            "dense layers, and grouped, depthwise or transposed convolutions. "
-            f"Layers: {', '.join(sorted(known))}."
-        )
-    if not found:
-        most = max(layer.filters for layer in convolutions.values())
-        raise ValueError(
-            f"`m` is above the {most} channels that the widest convolution of "
-            f"'{model.name}' has. Received: m={pattern.m}"
-        )
-    return found
-
-
-def _check_layer(key, layer, pattern):
-    """Raises a `ValueError` if a layer cannot have pruned data gradients."""
-    where = f"The data gradient of '{key}' cannot be pruned"
-    if not keras_internals.has_known_call(layer):
-        raise ValueError(
-            f"{where}: it is a {type(layer).__name__}. Keras's convolutions, "
-            "but no separable ones, and `Dense` can have it, and subclasses "
-            "that keep their `call`. Leave it out of `layers`."
-        )
-    if not keras.backend.is_float_dtype(layer.compute_dtype) or _is_quantized(
-        layer
-    ):
-        raise ValueError(
-            f"{where}: it computes in {_dtype_of(layer)}, and gradients are "
-            "real numbers with a fraction. Leave it out of `layers`, or build "
-            "it with a dtype such as 'float32'."
-        )
-    if keras_internals.is_rematerialized(layer):
-        raise ValueError(
-            f"{where}: it was made in a `keras.RematScope`, and its backward "
-            "pass calls it anew, out of training. Leave it out of `layers`, or "
-            "build it outside of the scope."
-        )
-    channels = channels_of(layer) // getattr(layer, "groups", 1)
-    if channels < pattern.m:
-        raise ValueError(
-            f"{where}: `m` is above the {channels} channels of its output, or "
-            "of one of its groups. Leave it out of `layers`, or choose a "
-            f"smaller m. Received: m={pattern.m}"
-        )
-
-
-def _is_quantized(layer):
-    return getattr(layer, "quantization_mode", None) is not None
-
-
-def _dtype_of(layer):
-    return getattr(layer, "quantization_mode", None) or layer.compute_dtype

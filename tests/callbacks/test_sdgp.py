@@ -176,7 +176,8 @@ def test_a_model_shrinks_to_a_target_with_it():
 
 @pytest.mark.parametrize(
     "freq, stop, cut",
-    [("epoch", (1, 1), {}), (1, (1, 0), {0: {"inner": [1, 2]}})],
+    # Of 6 channels 3 are left, fewer than m.
+    [("epoch", (1, 1), {}), (1, (1, 0), {0: {"inner": [1, 2, 3]}})],
 )
 def test_a_training_that_breaks_off_draws_what_it_would_have_drawn(
     tmp_path, freq, stop, cut
@@ -197,8 +198,8 @@ def test_a_training_that_breaks_off_draws_what_it_would_have_drawn(
 
 
 def test_a_model_that_has_it_by_hand_goes_on_as_well(tmp_path):
-    def train(folder, stop=None, mode="random"):
-        model = kpt.with_sdgp(net(), 2, 4, mode, seed=1)
+    def train(folder, stop=None, mode="random", layers=None):
+        model = kpt.with_sdgp(net(), 2, 4, mode, layers, seed=1)
         fit(model, kpt.BackupAndRestore(tmp_path / folder), Break(stop))
         return Trained(model, None, model.history)
 
@@ -207,6 +208,10 @@ def test_a_model_that_has_it_by_hand_goes_on_as_well(tmp_path):
         train("broken", (1, 0))
     with pytest.raises(ValueError, match="sdgp was '2:4 random' and is '2:4 m"):
         train("broken", mode="mvue")
+    with pytest.raises(
+        ValueError, match=r"sdgp_layers was \[4, 6\] and is \[6"
+    ):
+        train("broken", layers=["last"])
     train("broken").equals(whole)
 
 
@@ -245,3 +250,7 @@ def test_a_model_that_has_it_already_is_refused():
     with pytest.raises(ValueError, match="has pruned data gradients already"):
         fit(model, kpt.SDGPCallback())
     assert sdgp_layers(model)
+    kpt.without_sdgp(model)
+    with pytest.raises(ValueError, match="has pruned data gradients already"):
+        fit(model, kpt.SDGPCallback(), kpt.SDGPCallback())
+    assert not sdgp_layers(model)
