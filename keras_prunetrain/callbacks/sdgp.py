@@ -36,9 +36,10 @@ class SDGPCallback(keras.callbacks.Callback):
 
     The history gains `kept_gradient`: which part of the L1 mass of the
     gradients was kept in the first step of each epoch, the mean over the
-    layers; 1 in epochs with dense gradients. `DensityLog` shows it layer by
-    layer. The `training_flops` of the other callbacks count the pruned
-    products, as n:m hardware would compute them.
+    layers; 1 in epochs with dense gradients, NaN if no gradient of that step
+    was finite. `DensityLog` shows it layer by layer. The `training_flops` of
+    the other callbacks count the pruned products, as n:m hardware would compute
+    them.
 
     Example:
 
@@ -53,7 +54,8 @@ class SDGPCallback(keras.callbacks.Callback):
         mode: As of `with_sdgp`.
         layers: As of `with_sdgp`.
         dense_last: Float in [0, 1): the share of the epochs, at the end, that
-            train with dense gradients. The step is not traced anew for it.
+            train with dense gradients, rounded up to whole epochs. The step is
+            not traced anew for it.
         seed: As of `with_sdgp`.
 
     Raises:
@@ -115,6 +117,16 @@ class SDGPCallback(keras.callbacks.Callback):
             self.model, self.pattern, self._chosen, self.seed
         )
         self._undo.callback(without_sdgp, self.model)
+        # A callback before this one counts the first epoch before it begins.
+        first = keras_internals.fit_argument("initial_epoch") or 0
+        self._emulation.phase = self._phase_of(first)
+        if self._phase_of(0) == Phase.DENSE:
+            _LOG.warning(
+                "No epoch has pruned data gradients: `dense_last` is rounded "
+                "up to whole epochs. Received: dense_last=%g, epochs=%d",
+                self.dense_last,
+                self.params["epochs"],
+            )
         self._epoch_logs = EpochLogs()
 
     def on_test_begin(self, logs=None):
@@ -144,9 +156,10 @@ class SDGPCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         kept = list(kept_masses(self.model).values())
+        totals = [gradient.mass[1] for gradient in self._gradients()]
         if self._phase_of(epoch) == Phase.DENSE:
             kept = [1.0]
-        elif not kept:
+        elif totals and not any(totals):  # Of one that overflows, it is NaN.
             _LOG.warning(
                 "No data gradient of '%s' has been pruned in the first step of "
                 "epoch %d. A `train_step` of the model's own must call the "

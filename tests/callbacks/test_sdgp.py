@@ -70,6 +70,33 @@ def test_the_last_share_of_the_epochs_is_dense(share, epochs):
     assert kept[epochs:] == [1.0] * (4 - epochs)
 
 
+def test_a_fit_that_begins_in_the_dense_part_counts_dense_gradients():
+    model, meter, found = net(), kpt.EpochMeter(), []
+    see = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: found.append(meter.cost)
+    )
+    sdgp = kpt.SDGPCallback(1, 2, dense_last=0.5)
+    fit(model, meter, sdgp, see, initial_epoch=1)
+    assert found == [kpt.model_cost(model)]
+
+
+def test_a_dense_part_that_leaves_no_epoch_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        history = fit(net(), kpt.SDGPCallback(dense_last=0.2), epochs=1)
+    assert history["kept_gradient"] == [1.0]
+    (record,) = caplog.records
+    assert "dense_last=0.2, epochs=1" in record.getMessage()
+
+
+def test_a_first_step_that_overflows_is_not_taken_for_a_train_step(caplog):
+    sgd = keras.optimizers.SGD(0.01)
+    optimizer = keras.optimizers.LossScaleOptimizer(sgd, 2.0**60)
+    model = net(dtype="mixed_float16", compiled={"optimizer": optimizer})
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        (kept,) = fit(model, kpt.SDGPCallback(), epochs=1)["kept_gradient"]
+    assert np.isnan(kept) and not caplog.records
+
+
 def test_the_step_is_traced_once_for_all_phases():
     traced = []
 
