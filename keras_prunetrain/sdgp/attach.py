@@ -54,7 +54,7 @@ def with_sdgp(
     Args:
         model: A functional or `Sequential` model.
         n: Integer from 1 to `m`: the channels that are kept of a block.
-        m: Integer, at least 2: the consecutive channels of a block. Where the
+        m: Integer from 2 to 64: the consecutive channels of a block. Where the
             channels are no multiple of `m`, the last block is smaller, and as
             many of it are kept if it has them. The groups of a grouped
             convolution have blocks of their own.

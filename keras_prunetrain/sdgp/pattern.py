@@ -10,6 +10,9 @@ from keras_prunetrain.checks import is_count
 Mode = Literal["rescaled", "magnitude", "random", "random_biased", "mvue"]
 MODES: tuple[str, ...] = get_args(Mode)
 
+# All pairs of a block are compared, and wins are counted in 8 bits.
+_LARGEST = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
@@ -17,7 +20,7 @@ class Pattern:
 
     Attributes:
         n: The channels that are kept of a block, an integer from 1 to `m`.
-        m: The channels of a block, an integer of at least 2.
+        m: The channels of a block, an integer from 2 to 64.
         mode: How they are chosen, and scaled; see `with_sdgp`.
 
     Raises:
@@ -29,11 +32,12 @@ class Pattern:
     mode: Mode
 
     def __post_init__(self):
-        if not (is_count(self.m, 2) and is_count(self.n, 1)) or self.n > self.m:
+        are_counts = is_count(self.m, 2) and is_count(self.n, 1)
+        if not are_counts or self.n > self.m or self.m > _LARGEST:
             raise ValueError(
                 "`n` of every `m` channels of a gradient are kept: two "
-                "integers, `m` at least 2, and `n` from 1 to `m`. Received: "
-                f"n={self.n!r}, m={self.m!r}"
+                f"integers, `m` from 2 to {_LARGEST}, and `n` from 1 to `m`. "
+                f"Received: n={self.n!r}, m={self.m!r}"
             )
         if self.mode not in MODES:
             raise ValueError(

@@ -184,7 +184,9 @@ def test_the_share_of_what_is_kept():
     assert share(2, 4, 2) == 1.0
 
 
-@pytest.mark.parametrize("n, m", [(0, 4), (5, 4), (1, 1), (2.0, 4), (True, 2)])
+@pytest.mark.parametrize(
+    "n, m", [(0, 4), (5, 4), (1, 1), (2.0, 4), (True, 2), (1, 65)]
+)
 def test_patterns_without_n_of_m_are_refused(n, m):
     with pytest.raises(ValueError, match="`n` of every `m` channels"):
         Pattern(n, m, "magnitude")
