@@ -69,7 +69,8 @@ class TargetPruneCallback(ReconfiguringCallback):
         activation_bytes: Float in (0, 1). Bytes that an example's activations
             take in a training step.
         training_flops: Float in (0, 1). FLOPs of all epochs of this `fit`; the
-            inference FLOPs follow from it and from the rounds.
+            inference FLOPs follow from it and from the rounds. Products that
+            `SDGPCallback` computes with zeros count in full.
         score: How much a channel number matters. `"taylor"`: the magnitude of
             the loss's gradient by a factor on the channel, averaged over the
             first steps of a round, without the penalties on weights.
