@@ -110,7 +110,8 @@ def means(gradient, n, m, mode, draws=4000):
 
 @pytest.mark.parametrize("mode", UNBIASED)
 @pytest.mark.parametrize(
-    "n, m, channels", [(2, 4, 8), (1, 4, 8), (2, 4, 7), (8, 16, 16)]
+    "n, m, channels",
+    [(2, 4, 8), (1, 4, 8), (2, 4, 7), (2, 4, 5), (8, 16, 16)],
 )
 def test_the_mean_of_an_unbiased_mode_is_the_gradient(mode, n, m, channels):
     gradient = normal(channels)
@@ -127,6 +128,28 @@ def test_every_choice_has_the_same_probability(channels):
     if channels == 7:  # Two of the last three.
         _, counts = np.unique(found[:, 4:], axis=0, return_counts=True)
         np.testing.assert_allclose(counts, [4000] * 3, rtol=0.1)
+
+
+def test_of_very_many_choices_none_is_left_out():
+    found = prune(np.ones((1000, 16), "float32"), 8, 16, "random_biased")
+    # 1000 draws of 12,870 choices.
+    assert 930 < len(np.unique(found, axis=0)) < 990
+
+
+# The largest float32 below 1; and one of which 1 is left, by rounding, once two
+# of five channels are chosen by it.
+@pytest.mark.parametrize("number", [0.0, 0.99999994, 0.39999998])
+@pytest.mark.parametrize("mode", ["random", "mvue"])
+@pytest.mark.parametrize("n, m", [(2, 5), (5, 7), (8, 16)])
+def test_no_more_than_n_are_kept_whatever_is_drawn(mode, number, n, m):
+    gradient = keras.ops.array(np.exp(2 * normal(2000, m)))
+    blocks = Blocks(Pattern(n, m, mode), m)
+    shape = shape_drawn(gradient, blocks)
+    found = pruned(gradient, blocks, keras.ops.full(shape, number, "float32"))
+    kept = (np.asarray(found) != 0).sum(-1)
+    assert kept.max() <= n
+    if mode == "random":
+        assert kept.min() == n
 
 
 def test_the_biased_mode_has_a_mean_of_n_of_m():
@@ -165,12 +188,16 @@ def test_mvue_of_one_of_two_is_that_of_the_paper():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_dtype_stays(mode, dtype):
-    gradient = keras.ops.cast(normal(2, 5, 8), dtype)
+def test_the_dtype_stays_and_only_the_result_is_rounded(mode, dtype):
+    gradient = keras.ops.cast(normal(2, 50, 8), dtype)
     blocks = Blocks(Pattern(2, 4, mode), 8)
-    found = pruned(gradient, blocks, drawn(gradient, blocks))
+    numbers = drawn(gradient, blocks)
+    found = pruned(gradient, blocks, numbers)
     assert keras.backend.standardize_dtype(found.dtype) == dtype
-    assert (np.asarray(found) != 0).sum() == 2 * 5 * 4
+    assert (np.asarray(found) != 0).sum() == 2 * 50 * 4
+    if dtype != "float64":
+        exact = pruned(keras.ops.cast(gradient, "float32"), blocks, numbers)
+        np.testing.assert_array_equal(found, keras.ops.cast(exact, dtype))
 
 
 def test_the_share_of_what_is_kept():
