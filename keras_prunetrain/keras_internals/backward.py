@@ -106,7 +106,6 @@ def _linear(layer, names, weights):
     """
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer))
-    del vars(twin)["call"]
     vars(twin)["activation"] = None
     # `kernel` has the low-rank update of `enable_lora` already.
     vars(twin)["lora_enabled"] = False

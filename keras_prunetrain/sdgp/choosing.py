@@ -93,7 +93,6 @@ def _by_default(model, known, pattern):
         and keras_internals.has_known_call(layer)
         and layer.groups == 1
         and layer.kernel.shape[-2] >= _LEAST_INPUTS
-        and _is_quantized(layer) is False
     }
     found = {
         key: layer

@@ -153,9 +153,11 @@ def test_a_train_step_that_does_not_say_training_is_warned_of(caplog):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_mass_is_that_of_the_gradient_before_it_is_scaled(mode):
     x = keras.Input((1, 1, 4))
-    outputs = keras.layers.Conv2D(4, 1, name="conv")(x)
+    layer = keras.layers.Conv2D(4, 1)
+    outputs = keras.layers.Concatenate()([layer(x), layer(x)])  # Two calls.
     model = keras.Model(x, keras.layers.Flatten()(outputs))
-    model.compile("sgd", lambda y, found: found @ [[1.0], [1], [1], [3]])
+    slopes = np.array([[1, 1, 1, 3, 1, 1, 1, 1]], "float32").T
+    model.compile("sgd", lambda y, found: found @ slopes)
     history = model.fit(
         *(np.ones((4, 1, 1, 4)), np.zeros((4, 1))),
         verbose=0,
@@ -163,10 +165,10 @@ def test_the_mass_is_that_of_the_gradient_before_it_is_scaled(mode):
     ).history
     (kept,) = history["kept_gradient"]
     if mode.startswith("random"):
-        assert 2 / 6 <= kept <= 4 / 6 + 1e-6
+        assert 4 / 10 - 1e-6 <= kept <= 6 / 10 + 1e-6
     else:
-        # The 3, which has to be kept, and one of the others.
-        np.testing.assert_allclose(kept, 4 / 6, rtol=1e-6)
+        # The 3, which has to be kept, and one of the others; and two of four.
+        np.testing.assert_allclose(kept, 6 / 10, rtol=1e-6)
 
 
 def test_history_counts_what_hardware_computes_and_a_target_all_products():

@@ -106,7 +106,7 @@ def test_layers_whose_backward_pass_calls_them_anew():
 
 def test_by_default_all_that_can_have_it_do():
     image = keras.Input((8, 8, 4))
-    x = layers.Conv2D(6, 3, name="first")(image)
+    x = layers.Conv2D(4, 3, name="first")(image)
     inner = keras.Sequential(
         [keras.Input(x.shape[1:]), layers.Conv2D(8, 1, 2, name="strided")],
         name="inner",
