@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_prunetrain as kpt
 from keras_prunetrain.sdgp.attach import kept_masses, sdgp_layers
+from keras_prunetrain.sdgp.emulation import layer_gradient
 from keras_prunetrain.sdgp.pattern import MODES
 from tests.callbacks.fits import TRACED, Kill, examples, network, widths
 from tests.callbacks.test_backup_and_restore import Break, Trained
@@ -122,13 +123,19 @@ def test_what_is_kept_is_measured_in_the_first_step():
         def on_epoch_end(self, epoch, logs=None):
             seen[epoch] = kept_masses(self.model)
 
-    model = net()
+        def on_train_batch_end(self, batch, logs=None):
+            inner = layer_gradient(self.model.get_layer("inner"))
+            sums.append(inner.mass[1])
+
+    model, sums = net(compiled={"optimizer": keras.optimizers.SGD(0.0)}), []
     history = fit(model, See(), kpt.SDGPCallback(1, 2))
     for epoch, kept in enumerate(history["kept_gradient"]):
         assert list(seen[epoch]) == ["inner", "last"]
         np.testing.assert_allclose(kept, np.mean(list(seen[epoch].values())))
         # Of two of any size, the larger one is more than half of them.
         assert all(0.5 < x < 1.0 for x in seen[epoch].values())
+    # Two epochs of two steps, of which the first ones are alike.
+    np.testing.assert_allclose(sums, [sums[0]] * 4)
 
 
 class WithoutTraining(keras.Model):

@@ -221,20 +221,7 @@ def net(**kwargs):
     return network(dropout=0.0, **kwargs)
 
 
-def test_a_model_trains_otherwise_with_it_and_again_densely_without():
-    dense = fitted(net())
-    model = kpt.with_sdgp(net(), 2, 4, "magnitude")
-    first = model.get_weights()
-    assert np.abs(fitted(model)[0] - dense[0]).max() > 1e-5  # The stem.
-    model.set_weights(first)
-    model.optimizer = net().optimizer
-    for found, wanted in zip(
-        fitted(kpt.without_sdgp(model)), dense, strict=True
-    ):
-        np.testing.assert_array_equal(found, wanted)
-
-
-def test_a_step_that_is_traced_already_is_traced_anew():
+def test_a_traced_step_is_traced_anew_with_it_and_is_dense_again_without():
     image = keras.Input((2, 2, 4))
     x = layers.Conv2D(8, 1, name="first")(image)
     model = keras.Model(image, layers.Conv2D(8, 1, name="second")(x))
