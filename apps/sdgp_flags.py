@@ -16,7 +16,7 @@ def define(values):
     )
     flags.register_validator(
         "sdgp",
-        _is_pattern,
+        is_pattern,
         "must be n:m, such as 2:4, with m from 2 to 64 and n from 1 to m.",
         flag_values=values,
     )
@@ -36,7 +36,8 @@ def define(values):
     )
 
 
-def _is_pattern(text):
+def is_pattern(text):
+    """Whether `text` is n:m, or `None` for no SDGP."""
     if text is None:
         return True
     n, _, m = text.partition(":")

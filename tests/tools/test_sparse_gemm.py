@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 import keras_prunetrain as kpt
 from tests.sdgp import reference
@@ -55,6 +56,12 @@ def test_two_of_four_are_left():
     np.testing.assert_array_equal(
         kernels.pruned(matrix), reference.magnitude(matrix, 2, 4)
     )
+
+
+@pytest.mark.parametrize("name", ["repeats", "batch_size", "image_size"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(flags.Error, match=f"{name}=0"):
+        sparse_gemm.main(["sparse_gemm.py", "--kernels=numpy", f"--{name}=0"])
 
 
 def test_a_whole_run_with_numpy(tmp_path, capsys):

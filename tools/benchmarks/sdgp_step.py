@@ -24,17 +24,19 @@ from keras_prunetrain import models
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps import command_line  # noqa: E402
+from apps import command_line, sdgp_flags  # noqa: E402
 from apps.environment import ROOT, environment  # noqa: E402
 
 _NETWORK = flags.DEFINE_enum(
     "network", "resnet20", sorted(models.__all__), "Network."
 )
 _SDGP = flags.DEFINE_string("sdgp", "2:4", "n:m.")
+flags.register_validator("sdgp", sdgp_flags.is_pattern, "must be n:m.")
 _MODES = flags.DEFINE_list(
     "modes", ["rescaled", "magnitude", "mvue", "random"], "Modes."
 )
-_TURNS = flags.DEFINE_integer("turns", 30, "Turns of each model.")
+# Of fewer there are no quartiles.
+_TURNS = flags.DEFINE_integer("turns", 30, "Turns of each model.", 2)
 _OUTPUT = flags.DEFINE_string(
     "output",
     str(ROOT / "tools" / "results" / "sdgp_step.json"),
