@@ -52,7 +52,9 @@ def with_sdgp(
     ```
 
     Args:
-        model: A functional or `Sequential` model.
+        model: A functional or `Sequential` model, the one that is trained: a
+            step of another model on the same layers does not change if it is
+            traced already.
         n: Integer from 1 to `m`: the channels that are kept of a block.
         m: Integer from 2 to 64: the consecutive channels of a block. Where the
             channels are no multiple of `m`, the last block is smaller, and as
@@ -71,6 +73,8 @@ def with_sdgp(
             `None`: `Conv1D`, `Conv2D` and `Conv3D` with more than 3 input
             channels, at least `m` output channels, and one group. On request,
             also `Dense`, and grouped, depthwise and transposed convolutions.
+            Layers of nested models are named `"model/layer"`; those inside of
+            another layer (`TimeDistributed`) stay dense.
         seed: Integer of the modes that draw. Defaults to `None`, a number from
             Python's random generator.
 
