@@ -6,7 +6,7 @@ PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
 
 .PHONY: help setup train test test-long lint bench chaos fuzz
-.PHONY: coverage browser
+.PHONY: coverage browser results
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench  run the benchmarks that need no recorded run"
 	@echo "make chaos  kill trainings 120 times, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
+	@echo "make results  write docs/results.md from tools/results/"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 
 setup: $(STAMP)
@@ -73,3 +74,6 @@ fuzz: setup
 
 coverage: setup
 	$(BIN)/python tools/coverage.py
+
+results: setup
+	$(BIN)/python tools/results_page.py

@@ -1,0 +1,112 @@
+"""docs/results.md: what the records say, and records that it refuses."""
+
+import json
+import pathlib
+import statistics
+import sys
+
+import pytest
+
+# What `python tools/results_page.py` has on its path.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
+
+import results_page  # isort: skip
+
+DENSE = "cifar10_16x16_resnet20_dense_seed0"
+PRUNED = "cifar10_16x16_resnet20_target48_taylor_seed1"
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Copies records, changed, and returns their folder."""
+
+    def copied(*copies):
+        for number, (name, changes) in enumerate(copies):
+            text = (results_page.FOLDER / f"{name}.json").read_text()
+            record = json.loads(text) | changes
+            (tmp_path / f"{number}.json").write_text(json.dumps(record))
+        return tmp_path
+
+    return copied
+
+
+def test_the_page_is_that_of_the_records():
+    written = results_page.PAGE.read_text()
+    assert written == results_page.page(results_page.FOLDER), "make results"
+
+
+def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
+    accuracies = (0.8, 0.79, 0.81)
+    folder = records(
+        (DENSE, {"val_accuracy": 0.82, "forward_flops": 2e7}),
+        *(
+            (PRUNED, {"val_accuracy": x, "seed": seed, "forward_flops": 1e7})
+            for seed, x in enumerate(accuracies)
+        ),
+    )
+    text = results_page.page(folder)
+    (row,) = [x for x in text.splitlines() if x.startswith("| `Target")]
+    deviation = 100 * statistics.stdev(accuracies)
+    assert f"| 80.00% ± {deviation:.2f} | 0, 1, 2 | -2.00 points | 50.0%" in row
+    assert text.count("\n| dense | 82.00% | 0 |  | 100.0% | 100.0% |") == 1
+
+
+def test_rows_say_what_was_not_the_default():
+    recipe = json.loads((results_page.FOLDER / f"{PRUNED}.json").read_text())[
+        "recipe"
+    ]
+    labels = {
+        results_page.label(recipe | changes, False)
+        for changes in (
+            {},
+            {"channel_multiple": None},
+            {"score": "magnitude"},
+            {"rounds": 1},
+            {"granularity": 8},
+            {"method": "prunetrain"},
+            {"method": "prunetrain", "coupled": True},
+            {"method": "earlycrop"},
+            {"method": "earlycrop", "sparsity": 0.9, "target_flops": None},
+            {"method": "narrow"},
+            {"method": "dense", "width": 11},
+            {"sdgp": "2:4", "sdgp_mode": "mvue", "sdgp_dense_last": 0.0},
+        )
+    }
+    assert len(labels) == 12
+    assert "`TargetPruneCallback(flops=0.48)`" in labels
+    assert "narrow, width 11" in labels
+    assert any(x.endswith('`SDGPCallback(2, 4, "mvue")`') for x in labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": {}}, r"0\.json' has no recipe: record the run anew"),
+        ({"epochs": 31}, r"0\.json' has 30 of its 31 epochs"),
+        ({"command": 3}, "has no command"),
+    ],
+)
+def test_a_record_that_lacks_something_is_named(records, changes, message):
+    with pytest.raises(ValueError, match=message):
+        results_page.page(records((DENSE, changes)))
+
+
+def test_two_records_of_one_training_are_named(records):
+    with pytest.raises(ValueError, match=r"training and seed: '0\.json', '1\."):
+        results_page.page(records((DENSE, {}), (DENSE, {})))
+
+
+def test_a_folder_without_records_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has no record of a training"):
+        results_page.page(tmp_path)
+
+
+def test_nothing_is_written_if_a_record_is_refused(
+    records, monkeypatch, tmp_path
+):
+    folder = records((DENSE, {"recipe": {}}))
+    monkeypatch.setattr(results_page, "FOLDER", folder)
+    monkeypatch.setattr(results_page, "PAGE", tmp_path / "page.md")
+    with pytest.raises(SystemExit, match="Nothing was written"):
+        results_page.main([])
+    assert not (tmp_path / "page.md").exists()
