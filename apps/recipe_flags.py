@@ -27,6 +27,7 @@ _LARGEST_SEED = 2**32 - 1
 _MOST_EPOCHS = 10_000
 _MOST_IMAGES = 10**6
 _MOST_DROPS = 10
+_MOST_CHANNELS = 1024
 # Learning rates, if none is given.
 _RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
@@ -167,6 +168,22 @@ def _define_pruning(values, defaults):
     flags.DEFINE_bool(
         *("coupled", False),
         "One group of the lasso for all slices of a channel.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        *("channel_multiple", None),
+        "Layers keep a multiple of so many channels, or (auto) counts that the "
+        "device computes fast. Without this flag: auto with "
+        "--method=targetprune, else 1.",
+        flag_values=values,
+    )
+    flags.register_validator(
+        "channel_multiple",
+        lambda text: (
+            text in (None, "auto")
+            or (text.isdecimal() and 1 <= int(text) <= _MOST_CHANNELS)
+        ),
+        f"must be auto, or a whole number from 1 to {_MOST_CHANNELS}.",
         flag_values=values,
     )
     flags.register_multi_flags_validator(

@@ -60,6 +60,8 @@ class Recipe:
             one; `None` if whole channels go.
         iterations, iteration_interval: Arguments `iterations` and `interval` of
             this callback.
+        channel_multiple: What layers keep a multiple of, as text: a number, or
+            `"auto"`; `None` for the callback's own default.
         sdgp: n and m of an `SDGPCallback`, `"2:4"`; `None` for none.
         sdgp_mode, sdgp_dense_last: Its `mode` and `dense_last`.
     """
@@ -96,6 +98,7 @@ class Recipe:
     global_clipnorm: float | None = None
     iterations: int = 1
     iteration_interval: int = 0
+    channel_multiple: str | None = None
     sdgp: str | None = None
     sdgp_mode: str = "rescaled"
     sdgp_dense_last: float = 0.0
@@ -221,6 +224,7 @@ def _pruning(recipe, data):
     batch = None
     if recipe.granularity is not None:
         batch = kpt.DynamicBatch(recipe.batch_size, recipe.granularity)
+    common = {"batch": batch, "reconfigure": _options(recipe)}
     if recipe.method == "targetprune":
         score = recipe.score or "taylor"
         needs_data = score not in ("taylor", "magnitude", "random")
@@ -232,17 +236,17 @@ def _pruning(recipe, data):
             warmup=_epochs(recipe.warmup),
             decay=_epochs(recipe.decay),
             rounds=recipe.rounds,
-            batch=batch,
+            **common,
         )
     if recipe.method == "prunetrain":
         return kpt.PruneTrainCallback(
             penalty_ratio=recipe.penalty_ratio,
             interval=recipe.interval,
             threshold=recipe.threshold,
-            batch=batch,
             finetune_epochs=recipe.finetune_epochs,
             solver=recipe.solver,
             coupled=recipe.coupled,
+            **common,
         )
     return kpt.EarlyCroPCallback(
         **(
@@ -255,8 +259,16 @@ def _pruning(recipe, data):
         when=int(recipe.when) if recipe.when.isdecimal() else recipe.when,
         iterations=recipe.iterations,
         interval=recipe.iteration_interval,
-        batch=batch,
+        **common,
     )
+
+
+def _options(recipe):
+    """Returns the arguments of `reconfigure` that a recipe has, a dict."""
+    multiple = recipe.channel_multiple
+    if multiple is None:
+        return {}
+    return {"channel_multiple": int(multiple) if multiple != "auto" else "auto"}
 
 
 def _scoring_data(recipe, data):

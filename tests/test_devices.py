@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_prunetrain import PruneTrainCallback, model_cost, reconfigure
+from keras_prunetrain import (
+    PruneTrainCallback,
+    TargetPruneCallback,
+    model_cost,
+    reconfigure,
+)
 from keras_prunetrain.channels.liveness import plan_cut, plan_of
 from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.options import CutOptions
@@ -25,13 +30,16 @@ def test_the_device_is_the_one_that_tensorflow_sees():
 
 
 @pytest.mark.parametrize(
-    ("channels", "cpu"),
-    [(1, 4), (47, 4), (48, 8), (127, 8), (128, 16), (2048, 16)],
+    ("channels", "cpu", "others"),
+    [
+        *((1, 1, 1), (3, 1, 1), (4, 4, 1), (7, 4, 1), (8, 4, 8), (47, 4, 8)),
+        *((48, 8, 8), (127, 8, 8), (128, 16, 8), (2048, 16, 8)),
+    ],
 )
-def test_the_multiple_grows_with_the_channels_on_a_cpu_only(channels, cpu):
+def test_the_multiple_grows_with_the_channels(channels, cpu, others):
     assert fast_multiple(channels, "cpu") == cpu
     for kind in ("gpu", "tpu", "npu"):
-        assert fast_multiple(channels, kind) == 8
+        assert fast_multiple(channels, kind) == others
 
 
 def test_a_number_is_the_multiple_of_all_counts():
@@ -68,11 +76,12 @@ def chain(channels):
 @pytest.mark.parametrize(
     ("kept", "total", "expected"),
     [
-        *((1, 16, 4), (4, 16, 4), (41, 64, 44), (45, 64, 48)),
+        *((1, 16, 1), (3, 16, 3), (4, 16, 4), (5, 16, 8)),
+        *((41, 64, 44), (45, 64, 48)),
         *((50, 64, 56), (57, 200, 64), (121, 200, 128)),
         *((128, 200, 128), (130, 200, 144), (193, 256, 208)),
         # Fewer channels than the multiple asks for: all stay.
-        *((2, 3, 3), (45, 47, 47), (50, 54, 54), (130, 140, 140)),
+        *((5, 7, 7), (45, 47, 47), (50, 54, 54), (130, 140, 140)),
     ],
 )
 @pytest.mark.skipif("device_kind() != 'cpu'")
@@ -145,20 +154,22 @@ def test_behind_a_concatenation_the_parts_are_fast():
     read = list(counts(plan, "in"))[-1][0]
     assert read == written[0][0] + written[1][0]
     # A multiple of the smallest multiple of the parts.
-    assert read % fast_multiple(1, device_kind()) == 0
+    assert read % fast_multiple(41, device_kind()) == 0
 
 
 def test_a_callback_rounds_up_too():
-    model = chain(12)
+    model = chain(16)
     model.compile("sgd", "mse")
-    model.get_layer("a").kernel.assign(np.zeros((1, 1, 2, 12)))
-    model.get_layer("b").kernel.assign(np.zeros((1, 1, 12, 3)))
+    living = np.arange(16) < 9
+    for name, shape in (("a", (1, 16)), ("b", (16, 1))):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(kernel * living.reshape(shape))
     pruning = PruneTrainCallback(
         interval=1, reconfigure={"channel_multiple": "auto"}
     )
     x, y = np.zeros((4, 4, 4, 2)), np.zeros((4, 4, 4, 3))
     model.fit(x, y, verbose=0, callbacks=[pruning])
-    kept = fast_multiple(1, device_kind())
+    kept = {"cpu": 12}.get(device_kind(), 16)
     assert model.get_layer("a").filters == kept
     assert pruning.reports[0].channels_after["a"] == kept
 
@@ -180,6 +191,23 @@ def test_a_target_is_met_by_fast_counts():
     smaller = prepare_cut(model, plan).model
     ratio = model_cost(smaller).forward_flops / model_cost(model).forward_flops
     assert 0.3 < ratio <= 0.4
+
+
+@pytest.mark.parametrize("options", [None, {"skip": ()}, "one"])
+def test_a_target_is_met_by_fast_counts_unless_told_otherwise(options):
+    exact = options == "one"
+    model = chain(24)
+    model.compile("sgd", "mse", run_eagerly=True)
+    pruning = TargetPruneCallback(
+        *(0.46,),
+        **{"warmup": 0, "decay": 1, "rounds": 1},
+        reconfigure={"channel_multiple": 1} if exact else options,
+    )
+    x, y = np.ones((4, 4, 4, 2)), np.ones((4, 4, 4, 3))
+    model.fit(x, y, 1, 2, verbose=0, callbacks=[pruning])
+    kept = model.get_layer("a").filters
+    assert kept == 11 if exact else kept == 8
+    assert is_fast(kept, 24) != exact
 
 
 def test_workers_compare_their_devices_if_the_counts_depend_on_them():

@@ -17,7 +17,7 @@ from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.choice import Choice, least_channels
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.distribution import mean_over_workers
-from keras_prunetrain.fit.arguments import check_first_cost, check_no_score
+from keras_prunetrain.fit.arguments import check_first_cost, target_options
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.fit.rounds import (
     Round,
@@ -90,7 +90,7 @@ class TargetPruneCallback(ReconfiguringCallback):
         of: A `Cost`, the fractions of which are meant. Defaults to `None`, that
             of the model as `fit` finds it.
         reconfigure: Dict of further arguments for `reconfigure`:
-            `channel_multiple`, `min_channels`, `skip`.
+            `channel_multiple` (default: `"auto"`), `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`.
 
@@ -127,8 +127,8 @@ class TargetPruneCallback(ReconfiguringCallback):
         batch: DynamicBatch | None = None,
         log_dir: str | os.PathLike | None = None,
     ):
-        super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
-        check_no_score(reconfigure)
+        options = target_options(reconfigure)
+        super().__init__(batch=batch, reconfigure=options, log_dir=log_dir)
         self.target = target_of(
             flops=flops,
             parameters=parameters,
@@ -319,8 +319,9 @@ class TargetPruneCallback(ReconfiguringCallback):
         raise ValueError(
             f"The target {self.target} asks for {fraction:.3g} of the cost"
             f"{meant}, and the least that '{self.model.name}' can have is "
-            f"{least:.3g}: `max_layer_cut`, `skip`, `min_channels` and frozen "
-            "channels hold the rest. keras_prunetrain.channel_report(model) "
-            "says which are frozen. Received: "
-            f"max_layer_cut={self.max_layer_cut}"
+            f"{least:.3g}: `max_layer_cut`, `skip`, `min_channels`, "
+            "`channel_multiple` and frozen channels hold the rest. "
+            "keras_prunetrain.channel_report(model) says which are frozen. "
+            f"Received: max_layer_cut={self.max_layer_cut}, "
+            f"channel_multiple={self.options.channel_multiple!r}"
         )

@@ -12,6 +12,7 @@ from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.checks import is_count, is_number
 from keras_prunetrain.cost import Cost
+from keras_prunetrain.devices import AUTO
 from keras_prunetrain.saliency import ON_DATA
 
 
@@ -112,6 +113,24 @@ def check_no_score(reconfigure: Mapping[str, Any] | None) -> None:
             "here: the target decides which channels go, by the callback's "
             f"own `score`. Received: {', '.join(map(repr, unused))}"
         )
+
+
+def target_options(reconfigure: Any) -> Any:
+    """Returns the arguments of `reconfigure` for a target of the cost.
+
+    Counts of channels that the device computes fast meet the target, unless
+    the caller says otherwise.
+
+    Args:
+        reconfigure: As of `options_of`, which refuses what is no dict.
+
+    Raises:
+        ValueError: As `check_no_score`.
+    """
+    if not isinstance(reconfigure, dict | None):
+        return reconfigure
+    check_no_score(reconfigure)
+    return {"channel_multiple": AUTO} | (reconfigure or {})
 
 
 def check_what_goes(

@@ -51,7 +51,8 @@ def reconfigure(
             device computes fast. The multiple then depends on how many
             channels the layer keeps: on a CPU, it is 16 from 128 channels on,
             8 from 48 on, else 4; if TensorFlow sees a GPU (or another kind of
-            device), it is 8. Layers that are added share their channels, so
+            device), it is 8; counts below the smallest multiple are not
+            rounded. Layers that are added share their channels, so
             both sides of their kernels have such a count. A kernel behind a
             concatenation reads the sum of several such counts. Defaults to
             `1`.

@@ -222,6 +222,11 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
         (["--sparsity=1"], "flag --sparsity=1: "),
         (["--when=late"], "flag --when=late: must be lazy, paper_code, start"),
         (["--rounds=0"], "flag --rounds=0: "),
+        (
+            ["--channel_multiple=0"],
+            "flag --channel_multiple=0: must be auto, or a whole number from 1",
+        ),
+        (["--channel_multiple=fast"], "flag --channel_multiple=fast: must be"),
         (["--score=tailor"], "flag --score=tailor: value should be one of <"),
         (
             ["--method=dense", "--target_flops=0.5"],

@@ -22,7 +22,7 @@ SMALL = (
 def test_a_run_meets_its_target(score, tmp_path):
     run(
         *(train_cifar, *SMALL, "--target_flops=0.5", f"--score={score}"),
-        f"--workdir={tmp_path}",
+        *("--channel_multiple=1", f"--workdir={tmp_path}"),
     )
     result = json.loads((tmp_path / "result.json").read_text())
     full = kpt.models.resnet8((4, 4, 1), 10, width=6)
@@ -57,6 +57,21 @@ def test_all_arguments_arrive():
     assert isinstance(found.warmup, int)
     assert found.score == "magnitude"
     assert found.batch.granularity == 32
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "multiple"),
+    [
+        ("targetprune", ["--target_flops=0.5"], "auto"),
+        ("targetprune", ["--target_flops=0.5", "--channel_multiple=8"], 8),
+        ("earlycrop", ["--target_flops=0.5"], 1),
+        ("prunetrain", ["--channel_multiple=auto"], "auto"),
+        ("prunetrain", [], 1),
+    ],
+)
+def test_the_multiple_of_channels_arrives(method, words, multiple):
+    found = pruning(*words, method=method)._options
+    assert found.channel_multiple == multiple
 
 
 def test_another_seed_draws_other_random_scores():

@@ -33,6 +33,15 @@ def fit(model, pruning, epochs=5, callbacks=(), **kwargs):
     )
 
 
+def to_target(*args, reconfigure=None, **kwargs):
+    """Returns the callback; layers of six channels have no counts to spare."""
+    return kpt.TargetPruneCallback(
+        *args,
+        reconfigure={"channel_multiple": 1} | (reconfigure or {}),
+        **kwargs,
+    )
+
+
 def cost(model, name="flops"):
     return getattr(kpt.model_cost(model), COSTS[name])
 
@@ -41,7 +50,7 @@ def cost(model, name="flops"):
 def test_the_target_is_met(name):
     model = network()
     before = cost(model, name)
-    pruning = kpt.TargetPruneCallback(**{name: 0.75}, decay=2)
+    pruning = to_target(**{name: 0.75}, decay=2)
     history = fit(model, pruning).history
     # A channel of the residual stage takes a sixth of the activations.
     assert 0.6 <= cost(model, name) / before <= 0.75
@@ -56,7 +65,7 @@ def test_the_target_is_met(name):
 def test_it_is_met_under_every_optimizer(name):
     model = network(compiled={"optimizer": optimizers.ALL[name]()})
     before = cost(model)
-    pruning = kpt.TargetPruneCallback(0.5, decay=2)
+    pruning = to_target(0.5, decay=2)
     fit(model, pruning, epochs=4)
     assert 0.3 < cost(model) / before <= 0.5
 
@@ -64,9 +73,7 @@ def test_it_is_met_under_every_optimizer(name):
 def test_all_epochs_together_cost_the_target():
     model = network()
     first = kpt.model_cost(model).training_flops
-    pruning = kpt.TargetPruneCallback(
-        training_flops=0.6, decay=2, max_layer_cut=0.9
-    )
+    pruning = to_target(training_flops=0.6, decay=2, max_layer_cut=0.9)
     history = fit(model, pruning, epochs=10).history
     share = sum(history["training_flops"]) / (10 * 24 * first)
     assert 0.5 < share <= 0.6
@@ -103,7 +110,7 @@ def test_a_score_of_the_users_decides():
         return np.arange(numbering.size, dtype="float64")[::-1]
 
     model = network()
-    pruning = kpt.TargetPruneCallback(0.6, score=last_first, rounds=1)
+    pruning = to_target(0.6, score=last_first, rounds=1)
     fit(model, pruning)
     keep = pruning.reports[0].keep
     for layer in ("stem", "inner", "last"):
@@ -135,7 +142,7 @@ class Copy(keras.callbacks.Callback):
 
 def test_what_is_left_trains_as_in_the_masked_dense_model():
     model, copy = network(dropout=0.0), Copy(1)
-    pruning = kpt.TargetPruneCallback(0.3, rounds=1)
+    pruning = to_target(0.3, rounds=1)
     x, y = examples(24)
     model.fit(
         *(x, y, 8, 4),
@@ -163,7 +170,7 @@ def test_what_is_left_trains_as_in_the_masked_dense_model():
 
 def test_before_the_first_round_it_is_dense_training():
     weights = []
-    for pruning in (kpt.TargetPruneCallback(0.5, warmup=2), None):
+    for pruning in (to_target(0.5, warmup=2), None):
         model = network()
         stop = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs, model=model: (
@@ -183,7 +190,7 @@ def test_before_the_first_round_it_is_dense_training():
 
 def test_nothing_more_happens_after_the_last_round_nor_in_another_fit():
     model = network(compiled=TRACED)
-    pruning = kpt.TargetPruneCallback(0.5)
+    pruning = to_target(0.5)
     fit(model, pruning)
     assert "apply" not in vars(model.optimizer)
     size, variables = cost(model), model.trainable_variables
@@ -196,14 +203,14 @@ def test_nothing_more_happens_after_the_last_round_nor_in_another_fit():
 def test_the_target_can_be_of_another_model():
     model = network()
     first = kpt.model_cost(model)
-    fit(model, kpt.TargetPruneCallback(0.7, rounds=1))
-    fit(model, kpt.TargetPruneCallback(0.5, rounds=1, of=first))
+    fit(model, to_target(0.7, rounds=1))
+    fit(model, to_target(0.5, rounds=1, of=first))
     assert 0.3 < cost(model) / first.forward_flops <= 0.5
 
 
 @pytest.mark.long
 def test_another_model_gets_a_target_of_its_own():
-    pruning = kpt.TargetPruneCallback(0.5, rounds=1)
+    pruning = to_target(0.5, rounds=1)
     for _ in range(2):
         model = network()
         before = cost(model)
@@ -214,7 +221,7 @@ def test_another_model_gets_a_target_of_its_own():
 
 def test_skipped_layers_stay_and_layers_keep_multiples():
     model = network()
-    pruning = kpt.TargetPruneCallback(
+    pruning = to_target(
         0.75, reconfigure={"skip": "stem", "channel_multiple": 2}
     )
     fit(model, pruning)
@@ -230,7 +237,7 @@ def test_on_two_replicas_the_target_is_met_alike(strategy):
             model = network(
                 synchronized=True, dropout=0.0, compiled={"run_eagerly": False}
             )
-        pruning = kpt.TargetPruneCallback(0.5, decay=2)
+        pruning = to_target(0.5, decay=2)
         x, y = examples(24)
         model.fit(*(x, y, 8, 4), verbose=0, shuffle=False, callbacks=[pruning])
         found.append([report.keep for report in pruning.reports])
@@ -248,13 +255,13 @@ def test_in_mixed_precision(policy):
             run_eagerly=True,
         )
     before = cost(model)
-    fit(model, kpt.TargetPruneCallback(0.5))
+    fit(model, to_target(0.5))
     assert 0.3 < cost(model) / before <= 0.5
 
 
 def test_the_batch_grows_with_each_cut():
     model, batch = network(), kpt.DynamicBatch(8, 4, maximum=16)
-    pruning = kpt.TargetPruneCallback(activation_bytes=0.6, batch=batch)
+    pruning = to_target(activation_bytes=0.6, batch=batch)
     history = model.fit(
         batch.arrays(*examples(48), shuffle=False),
         epochs=5,
@@ -267,7 +274,7 @@ def test_the_batch_grows_with_each_cut():
 
 @pytest.mark.long
 def test_a_log_shows_target_and_channels(tmp_path):
-    fit(network(), kpt.TargetPruneCallback(0.5, log_dir=tmp_path))
+    fit(network(), to_target(0.5, log_dir=tmp_path))
     text = (tmp_path / "density_log.json").read_text()
     assert "densities" in text
 
@@ -299,7 +306,7 @@ def test_data_of_unknown_length(steps_per_execution):
         model = network(
             compiled=TRACED | {"steps_per_execution": steps_per_execution}
         )
-        pruning = kpt.TargetPruneCallback(0.5, warmup=warmup)
+        pruning = to_target(0.5, warmup=warmup)
         model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[pruning])
         assert 0.3 < cost(model) / before <= 0.5
 
@@ -318,7 +325,7 @@ def test_rounds_of_one_execution_are_warned_of_before_training(
     steps_per_execution, decay, warned, caplog
 ):
     model = network(compiled={"steps_per_execution": steps_per_execution})
-    pruning = kpt.TargetPruneCallback(0.5, decay=decay, rounds=1)
+    pruning = to_target(0.5, decay=decay, rounds=1)
     seen = []
 
     class See(keras.callbacks.Callback):
@@ -334,7 +341,7 @@ def test_rounds_of_one_execution_are_warned_of_before_training(
 def test_an_iterator_of_scoring_data_serves_all_rounds():
     model = network()
     before = cost(model)
-    pruning = kpt.TargetPruneCallback(
+    pruning = to_target(
         0.5,
         score="snip",
         scoring_data=iter([examples(24)]),
@@ -351,7 +358,7 @@ def test_a_training_that_ends_in_a_round_says_so(caplog):
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", True)
     )
-    pruning = kpt.TargetPruneCallback(0.5, warmup=0, decay=2, rounds=1)
+    pruning = to_target(0.5, warmup=0, decay=2, rounds=1)
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
         fit(model, pruning, callbacks=[stop])
     assert "`fit` has ended before the channels were cut" in caplog.text
@@ -366,7 +373,7 @@ def test_gradients_that_are_not_finite_put_the_choice_off(caplog):
     x, y = examples(24)
     x = x.copy()
     x[:8] = np.nan
-    pruning = kpt.TargetPruneCallback(0.5, warmup=0, decay=1)
+    pruning = to_target(0.5, warmup=0, decay=1)
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
         model.fit(x, y, 8, 3, verbose=0, shuffle=False, callbacks=[pruning])
     assert caplog.text.count("the channels are chosen later") == 1
@@ -378,7 +385,7 @@ def test_a_rate_that_drops_too_early_is_warned_of(caplog):
         lambda epoch, rate: 1e-3 if epoch else 1e-2
     )
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
-        fit(network(), kpt.TargetPruneCallback(0.5), callbacks=[drop])
+        fit(network(), to_target(0.5), callbacks=[drop])
     assert "The learning rate drops before the last channels go" in caplog.text
 
 
@@ -390,7 +397,7 @@ def test_a_schedule_of_the_optimizer_is_seen(boundary, warned, caplog):
     )
     model = network(compiled={"optimizer": keras.optimizers.SGD(rate)})
     with caplog.at_level(logging.WARNING, "keras_prunetrain"):
-        fit(model, kpt.TargetPruneCallback(0.5))
+        fit(model, to_target(0.5))
     assert ("The learning rate drops before" in caplog.text) == warned
 
 
@@ -422,7 +429,7 @@ def refused(message, model=None, epochs=5, **kwargs):
     model = model or network()
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
-        fit(model, kpt.TargetPruneCallback(**kwargs), epochs)
+        fit(model, to_target(**kwargs), epochs)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not vars(model.optimizer).get("apply")
@@ -444,7 +451,7 @@ def test_what_cannot_work_is_refused_before_the_first_step():
 def test_a_train_step_without_the_optimizer_is_refused(score):
     model = network(OwnStep, compiled={"metrics": []})
     with pytest.raises(ValueError, match="does not call `apply` of the opt"):
-        fit(model, kpt.TargetPruneCallback(0.5, score=score))
+        fit(model, to_target(0.5, score=score))
 
 
 def test_weights_of_another_optimizer_are_refused():
@@ -453,7 +460,7 @@ def test_weights_of_another_optimizer_are_refused():
     other.build(model.trainable_variables)
     model.optimizers = [model.optimizer, other]
     with pytest.raises(ValueError, match="for inner/kernel, last/kernel"):
-        fit(model, kpt.TargetPruneCallback(0.5))
+        fit(model, to_target(0.5))
 
 
 def test_parts_of_the_weights_may_be_trained_in_turns():
@@ -461,7 +468,7 @@ def test_parts_of_the_weights_may_be_trained_in_turns():
     model.optimizer.build(model.trainable_variables)
     model.optimizers = [model.optimizer, model.optimizer]
     before = cost(model)
-    fit(model, kpt.TargetPruneCallback(0.5))
+    fit(model, to_target(0.5))
     assert 0.3 < cost(model) / before <= 0.5
 
 
@@ -568,13 +575,13 @@ def test_a_choice_that_was_put_off_still_shrinks_the_channels():
 )
 def test_wrong_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        kpt.TargetPruneCallback(**kwargs)
+        to_target(**kwargs)
 
 
 def program(folder, stop=None):
     """A program that is started again after it was killed at `stop`."""
     model = network()
-    pruning = kpt.TargetPruneCallback(0.5, decay=3, rounds=2)
+    pruning = to_target(0.5, decay=3, rounds=2)
     x, y = examples(24)
     history = model.fit(
         *(x, y, 8, 6),
@@ -607,7 +614,7 @@ def test_channels_of_a_stage_have_one_number_and_go_together():
     numbering = number_channels(model)
     outs = {x.layer: x.numbers for x in numbering.kernels("out")}
     np.testing.assert_array_equal(outs["stem"], outs["last"])
-    pruning = kpt.TargetPruneCallback(0.3, max_layer_cut=0.7)
+    pruning = to_target(0.3, max_layer_cut=0.7)
     fit(model, pruning)
     keep = pruning.reports[0].keep
     assert keep["stem"] == keep["last"] and len(keep["stem"]) < 6

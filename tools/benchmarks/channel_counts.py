@@ -49,7 +49,7 @@ WIDTHS = (*range(4, 64, 4), *range(64, 257, 8))
 FLOPS_OF_TURN = 2e9
 LEAST_TURNS = 3
 # Of channels: the limits between which "auto" has one multiple on a CPU.
-RANGES = ((1, 48), (48, 128), (128, 257))
+RANGES = ((4, 48), (48, 128), (128, 257))
 
 
 class Place(NamedTuple):
