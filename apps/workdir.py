@@ -204,12 +204,15 @@ class Workdir:
 
         Raises:
             RefusedError: If the folder holds another run that has finished, or
-                that could go on.
+                that could go on; or a run that was not finished and has lost
+                its backups.
         """
         earlier = _recipe_in(self.folder) or {}
         finished = self.path("result.json").exists()
         unfinished = not finished and bool(_backups(self.backups))
         if restart or not (finished or unfinished):
+            if not restart:
+                self._check_nothing_is_lost()
             self._set_backups_aside()
             return False
         # Tuples are lists in a file.
@@ -227,6 +230,20 @@ class Workdir:
             )
         self.resumes = unfinished
         return finished
+
+    def _check_nothing_is_lost(self):
+        metrics = self.path("metrics.jsonl")
+        epochs = (
+            len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        )
+        # Whoever kills a run in its first epochs may leave a row and no backup.
+        if epochs > 1:
+            raise RefusedError(
+                f"{self.folder} holds the records of {epochs} epochs of a run "
+                f"that was not finished, and no backup in {self.backups} from "
+                "which it could go on. Choose another --workdir, or replace "
+                "that run with --restart."
+            )
 
     def _set_backups_aside(self):
         backups = self.folder / BACKUPS

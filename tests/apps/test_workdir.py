@@ -1,9 +1,11 @@
 """A folder belongs to one run at a time, and what is no run's stays in it."""
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -92,6 +94,28 @@ def test_a_run_of_another_recipe_is_not_replaced_unasked(folder, tmp_path):
         ):
             run.take_up(RECIPE | {"seed": 2}, restart=False)
         assert files(place) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_replaced"), [(0, True), (1, True), (2, False)]
+)
+def test_a_run_that_has_lost_its_backups_is_not_replaced_unasked(
+    rows, is_replaced, tmp_path
+):
+    place = tmp_path / "run"
+    unfinished(place)
+    shutil.rmtree(place / "backups")
+    # A kill before the first backup may leave a row.
+    (place / "metrics.jsonl").write_text("{}\n" * rows)
+    before = files(place)
+    message = "records of 2 epochs.* not finished, and no backup in .*--restart"
+    refused = pytest.raises(RefusedError, match=message)
+    with Workdir(place) as run:
+        with contextlib.nullcontext() if is_replaced else refused:
+            assert not run.take_up(RECIPE, restart=False)
+            assert not run.resumes
+        assert not run.take_up(RECIPE, restart=True)
+    assert files(place) == before
 
 
 def test_a_restarted_run_keeps_the_earlier_one_until_it_begins(tmp_path):
