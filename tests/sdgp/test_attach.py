@@ -33,6 +33,9 @@ LAYERS = {
         1,
     ),
     "transposed": lambda: (layers.Conv2DTranspose(8, 3, 2), (4, 4, 5), 1),
+    "transposed over time": lambda: (layers.Conv1DTranspose(7, 3), (4, 5), 1),
+    "transposed 3d": lambda: (layers.Conv3DTranspose(8, 2), (2, 2, 2, 4), 1),
+    "depthwise over time": lambda: (layers.DepthwiseConv1D(3), (6, 8), 1),
     "dense": lambda: (layers.Dense(8), (5,), 1),
     "dense over time": lambda: (layers.Dense(7), (3, 5), 1),
 }
