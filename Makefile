@@ -6,7 +6,7 @@ PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
 
 .PHONY: help setup train test test-long lint bench chaos fuzz
-.PHONY: coverage browser results
+.PHONY: coverage browser results dist
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
@@ -19,6 +19,7 @@ help:
 	@echo "make chaos  kill trainings 120 times, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
 	@echo "make results  write docs/results.md from tools/results/"
+	@echo "make dist   build wheel and source distribution in dist/"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 
 setup: $(STAMP)
@@ -77,3 +78,9 @@ coverage: setup
 
 results: setup
 	$(BIN)/python tools/results_page.py
+
+dist: setup
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
