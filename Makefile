@@ -6,7 +6,7 @@ PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
 
 .PHONY: help setup train test test-long lint bench chaos fuzz
-.PHONY: coverage browser results dist
+.PHONY: coverage browser results dist docs
 
 help:
 	@echo "make setup  create .venv with everything that is needed"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench  run the benchmarks that need no recorded run"
 	@echo "make chaos  kill trainings 120 times, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
+	@echo "make docs   build the documentation as a site, in build/site"
 	@echo "make results  write docs/results.md from tools/results/"
 	@echo "make dist   build wheel and source distribution in dist/"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
@@ -84,3 +85,7 @@ dist: setup
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build \
+	    --config-file tools/site/mkdocs.yml
