@@ -97,16 +97,21 @@ def forget_calls(model: keras.Model) -> None:
     """Removes the calls that make up `model` from the lists of its layers."""
     for function in _functions(model):
         for node in itertools.chain(*function._nodes_by_depth.values()):
-            _remove(node.operation._inbound_nodes, node)
+            _remove(node.operation, "_inbound_nodes", node)
             for tensor in node.input_tensors:
-                _remove(tensor._keras_history.operation._outbound_nodes, node)
+                reader = tensor._keras_history.operation
+                _remove(reader, "_outbound_nodes", node)
 
 
-def _remove(nodes, node):
-    """Removes one call from the list of an operation's calls."""
+def _remove(operation, name, node):
+    """Removes one call from a list of an operation's calls."""
+    nodes = getattr(operation, name)
+    left = [x for x in nodes if x is not node]
     # TensorFlow cannot save a `ListWrapper` from which an item was removed.
-    if type(nodes).__name__ != "ListWrapper":
-        nodes[:] = [x for x in nodes if x is not node]
+    if type(nodes).__name__ == "ListWrapper":
+        vars(operation)[name] = left
+    else:
+        nodes[:] = left
 
 
 def broken_state(model: keras.Model, message: str) -> dict[str, Any]:
