@@ -100,7 +100,8 @@ def model_cost(model: keras.Model, input_shapes: InputShapes = None) -> Cost:
             "`model_cost` follows a model's graph, which only functional and "
             "built Sequential models have. Build the model with "
             "`keras.Model(inputs, outputs)`, or give the Sequential an "
-            f"`Input`. Received: model={model}"
+            "`Input`. Of a model that trains functional models that it holds, "
+            f"pass one of these. Received: model={model}"
         )
     tallies = {}
     for path, operation, read, written in layer_calls(model, input_shapes):

@@ -34,6 +34,7 @@ CALLS = {
         "kpt.PruneTrainCallback(coupled='yes')",
         "kpt.PruneTrainCallback(batch=128)",
         "kpt.PruneTrainCallback(log_dir='')",
+        "kpt.PruneTrainCallback(submodels=[])",
         "kpt.PruneTrainCallback(reconfigure=['skip'])",
         "kpt.PruneTrainCallback(reconfigure={'channels': 8})",
         "kpt.PruneTrainCallback(reconfigure={'fold': 'no'})",
@@ -41,6 +42,14 @@ CALLS = {
         "kpt.PruneTrainCallback(reconfigure={'score': 'magnitude'})",
         "model.fit(x, y, epochs=2, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(finetune_epochs=2)])",
+        "model.fit(x, y, verbose=0, callbacks=["
+        "kpt.PruneTrainCallback(submodels=['encoder'])])",
+        "trainer.fit(x, y, verbose=0, callbacks=["
+        "kpt.PruneTrainCallback(submodels=['encoder'])])",
+        "trainer.fit(x, y, verbose=0, callbacks=["
+        "kpt.PruneTrainCallback(submodels=['teacher'])])",
+        "trainer.fit(x, y, verbose=0, callbacks=["
+        "kpt.PruneTrainCallback(batch=kpt.DynamicBatch(4))])",
         "model.fit(x, y, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(reconfigure={'skip': 'stage9_*'})])",
         "model.fit(x, y, verbose=0, callbacks=["
@@ -199,6 +208,19 @@ COMMANDS = {
 }
 
 
+class Trainer(keras.Model):
+    """Trains a model that it holds, and holds another one that is frozen."""
+
+    def __init__(self, student):
+        super().__init__(name="distiller")
+        self.student = student
+        self.teacher = keras.models.clone_model(student)
+        self.teacher.trainable = False
+
+    def call(self, x):
+        return self.student(x)
+
+
 def namespace():
     """What the calls use."""
     keras.utils.set_random_seed(0)
@@ -211,10 +233,13 @@ def namespace():
         name="classifier",
     )
     model.compile("sgd", "mse", run_eagerly=True)
+    trainer = Trainer(model)
+    trainer.compile("sgd", "mse", run_eagerly=True)
     return {
         "kpt": kpt,
         "keras": keras,
         "model": model,
+        "trainer": trainer,
         "x": np.zeros((8, 4), "float32"),
         "y": np.zeros((8, 2), "float32"),
         "file": "file",

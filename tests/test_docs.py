@@ -95,7 +95,7 @@ def test_the_plan_of_a_method_removes_the_quarter_with_the_smallest_gammas():
         ("conv2_bn", [-0.2, 0.1, 1.0, 0.0, 1.0, -1.0]),
     ):
         model.get_layer(name).gamma.assign(gamma)
-    callback = types.SimpleNamespace(model=model, options=CutOptions())
+    callback = types.SimpleNamespace(network=model, options=CutOptions())
 
     plan = names["plan"](callback)
 

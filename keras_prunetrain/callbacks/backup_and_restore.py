@@ -283,7 +283,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             if isinstance(callback, ReconfiguringCallback):
                 found |= {
                     **callback.settings(),
-                    **options_of_fit(self.model, callback.options),
+                    **options_of_fit(callback.network, callback.options),
                     "batch": callback.batch and callback.batch.initial,
                 }
         return found
@@ -291,7 +291,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _restore_model(self, state):
         for callback, kept in states_of(self._siblings, state["callbacks"]):
             if kept is not None and isinstance(callback, ReconfiguringCallback):
-                repeat_cuts(self.model, kept["cuts"])
+                repeat_cuts(callback.network, kept["cuts"], self.model)
         set_model_state(self.model, state["model"])
         self._epoch, self._step = state["epoch"], state["step"]
         self._validated = state["validations"]

@@ -22,6 +22,7 @@ from keras_prunetrain.tensorboard.event_writer import (
     write_errors,
 )
 from keras_prunetrain.tensorboard.logged_run import LoggedRun
+from keras_prunetrain.trainers import optimizer_of
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -75,9 +76,8 @@ class DensityLog(keras.callbacks.Callback):
     Raises:
         ValueError: If `threshold` is no number above 0, or `log_dir` no path;
             in `fit`, before the first step, if `log_dir` cannot be written or
-            holds another run, if the model has no known graph, if a
-            `PruneTrainCallback` stands behind this callback, or if tensorboard
-            is not installed.
+            holds another run, if no graph is known, if a `PruneTrainCallback`
+            stands behind this callback, or if tensorboard is not installed.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), figure 12.
@@ -157,7 +157,7 @@ class DensityLog(keras.callbacks.Callback):
         self._reports = len(self._training.reports)
         self._last_report = self._heat_map_step = self._offset = None
         self._last_logs = None  # Until an epoch is logged.
-        self._first_rate = keras_internals.shown_rate(self.model.optimizer)
+        self._first_rate = keras_internals.shown_rate(optimizer_of(self.model))
         # Of all layers: the first epoch may remove some.
         self._stages = dashboard.stages(self._look_at_model())
         cost = self._training.meter.current_cost()
@@ -168,14 +168,14 @@ class DensityLog(keras.callbacks.Callback):
 
         Keeps no layer or weight: they are to be freed when the model shrinks.
         """
-        numbering = number_channels(self.model)
+        numbering = number_channels(self._training.network)
         counts = {
             label.layer: len(label.numbers)
             for label in numbering.kernels("out")
         }
         self._counts = counts
         self._size = numbering.size
-        self._parameters = self.model.count_params()
+        self._parameters = self._training.network.count_params()
         return numbering
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -303,7 +303,7 @@ class DensityLog(keras.callbacks.Callback):
 
     def _write_scalars(self, logs):
         """Writes a point of each curve; what is not known has no point."""
-        rate = keras_internals.shown_rate(self.model.optimizer)
+        rate = keras_internals.shown_rate(optimizer_of(self.model))
         points = {
             **curves.channel_points(self._run, self._size),
             **curves.training_points(self._run, self._training, rate, logs),

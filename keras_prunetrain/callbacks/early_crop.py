@@ -23,6 +23,7 @@ from keras_prunetrain.fit.masks import Masks, kernels_of, next_masks
 from keras_prunetrain.fit.moment import Moment, check_moment
 from keras_prunetrain.fit.scoring_data import scoring_batches
 from keras_prunetrain.gradient_flow import check_batches, measured_flow
+from keras_prunetrain.trainers import Submodels
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -84,6 +85,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
             `channel_multiple`, `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`.
+        submodels: As of `PruneTrainCallback`.
 
     Attributes:
         moment: The `Moment`: `moment.distances` is the curve of the distance,
@@ -120,8 +122,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         reconfigure: dict[str, Any] | None = None,
         batch: DynamicBatch | None = None,
         log_dir: str | os.PathLike | None = None,
+        submodels: Submodels = None,
     ):
-        super().__init__(batch=batch, reconfigure=reconfigure, log_dir=log_dir)
+        super().__init__(1e-4, batch, reconfigure, log_dir, submodels)
         check_no_score(reconfigure)
         check_what_goes(sparsity, target, tuple(_QUANTITIES), score, structured)
         check_moment(when, first_epoch, last_epoch)
@@ -158,7 +161,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
 
     def plan(self) -> Plan:
         """Returns the `Plan` of the next of `iterations` cuts."""
-        numbering = number_channels(self.model)
+        numbering = number_channels(self.network)
         flow = measured_flow(self.model, self._batches, self.score)
         scores = flow.channel_scores(numbering, self.score)
         scores = mean_over_workers(self.model, scores)
@@ -310,7 +313,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
 
     def _choice(self, numbering):
         return Choice(
-            self.model,
+            self.network,
             numbering,
             _QUANTITIES[self.target],
             self.options,

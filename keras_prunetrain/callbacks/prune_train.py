@@ -12,6 +12,7 @@ from keras_prunetrain.fit.monitors import warn_of_monitors
 from keras_prunetrain.fit.nothing_dead import NothingDead
 from keras_prunetrain.fit.record import Reconfiguration, penalty_share
 from keras_prunetrain.lasso.calibrated import CalibratedLasso
+from keras_prunetrain.trainers import Submodels
 
 
 class PruneTrainCallback(ReconfiguringCallback):
@@ -26,6 +27,11 @@ class PruneTrainCallback(ReconfiguringCallback):
     layers, or a warning names these models. The variables of weights
     (`layer.kernel`) are new objects after a reconfiguration, so read them from
     the layer each time.
+
+    A subclass of `keras.Model` may hold functional models and train them in its
+    own `train_step`, as a GAN does. Then these parts become smaller, with every
+    optimizer among its attributes, and keep what they read and return; see
+    `submodels`.
 
     The lasso's factor is computed from the first batch and never changes
     afterwards: with it, the penalty of the first batch's weights is
@@ -110,13 +116,16 @@ class PruneTrainCallback(ReconfiguringCallback):
             `"proximal"`: a proximal step follows each update, for every
             optimizer but `Ftrl`, `ScheduleFreeAdamW` and those that Keras does
             not know. Defaults to `"auto"`: proximal where it can be and the
-            optimizer is not `SGD`.
+            optimizer is not `SGD`, or the model holds the models it trains.
         coupled: Boolean. Whether all slices of a channel, in every kernel that
             writes or reads it, are one group of the lasso, so that they arrive
             at zero together. Each slice is pulled as hard as in the paper if
             the slices of a channel have equal norms. The penalty is in none of
             the losses. Defaults to `False`, the paper's groups: each channel of
             each side of a kernel.
+        submodels: Names of attributes of a model that holds functional models
+            and trains them in its own `train_step`: only those in these
+            attributes become smaller. Defaults to `None`, all that train.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
@@ -138,7 +147,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             if an outer `fit` makes the model smaller, if `fit` does not read
             the data set of `batch`, or if the workers are not started alike;
             after it, if the loss is negative, the logs have none, or the
-            `train_step` leaves the penalties out.
+            `train_step` leaves the penalties, or a part, out.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), Algorithm 1.
@@ -157,8 +166,9 @@ class PruneTrainCallback(ReconfiguringCallback):
         log_dir: str | os.PathLike | None = None,
         solver: Literal["auto", "subgradient", "proximal"] = "auto",
         coupled: bool = False,
+        submodels: Submodels = None,
     ):
-        super().__init__(threshold, batch, reconfigure, log_dir)
+        super().__init__(threshold, batch, reconfigure, log_dir, submodels)
         check_schedule(penalty_ratio, interval, finetune_epochs, factor)
         check_solver(solver, coupled)
         self.penalty_ratio = float(penalty_ratio)
@@ -190,7 +200,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def after_cut(self, report: Reconfiguration | None) -> None:
         if report is not None:
-            self._lasso.after_cut(self.model)
+            self._lasso.after_cut(self.network)
 
     def check(self) -> None:
         if 0 < self.finetune_epochs >= self.params["epochs"]:

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import gc
 import logging
 import os
 import time
@@ -37,7 +36,8 @@ from keras_prunetrain.fit.siblings import (
 )
 from keras_prunetrain.surgery.reconfigure import prepare_cut
 from keras_prunetrain.surgery.redoing import record_of_cut
-from keras_prunetrain.surgery.takeover import take_over
+from keras_prunetrain.surgery.takeover import free_replaced, take_over
+from keras_prunetrain.trainers import Submodels, names_of
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -67,8 +67,13 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`, `fold`, `score`.
         log_dir: Path of a folder for TensorBoard (`DensityLog`), or `None`.
+        submodels: Names of attributes of a model that holds functional models
+            and trains them in its own `train_step`: only those in these
+            attributes become smaller. Defaults to `None`, all that train.
 
     Attributes:
+        network: The functional model whose channels may go: that of `fit`, or
+            the models that it holds, side by side (`network_of`).
         reports: List of a `Reconfiguration` for each that took place.
         epoch: Integer, the epoch that is trained or was last; `None` before
             the first one of a `fit`.
@@ -87,6 +92,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         batch: DynamicBatch | None = None,
         reconfigure: dict[str, Any] | None = None,
         log_dir: str | os.PathLike | None = None,
+        submodels: Submodels = None,
     ):
         super().__init__()
         self._options = arguments.options_of(threshold, reconfigure)
@@ -94,6 +100,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         # As text, a NumPy number differs, and workers compare texts.
         self.threshold = float(threshold)
         self.batch = batch
+        self.submodels = names_of(submodels)
         self.epoch = None
         self.meter = EpochMeter()
         self._progress = Progress()
@@ -105,6 +112,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     @property
     def reports(self) -> list[Reconfiguration]:
         return self._progress.reports
+
+    @property
+    def network(self) -> keras.Model:
+        return self._fit.network
 
     @property
     def options(self) -> CutOptions:
@@ -120,7 +131,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     def plan(self) -> Plan:
         """Returns the `Plan` of a cut of the model as it is now."""
-        return plan_cut(self.model, self.options)
+        return plan_cut(self.network, self.options)
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings of this method; a subclass adds its own.
@@ -155,9 +166,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     def note(self, text: str, level: int = logging.INFO) -> None:
         """Logs `text`, and lets TensorBoard show it at this epoch."""
-        _LOG.log(level, "%s", text)
-        for log in self._fit.logs:
-            log.note(text)
+        self._fit.note(text, level)
 
     def penalty_share(self, loss: float) -> float:
         """Returns the share of this method's penalty in the loss, a fraction.
@@ -204,7 +213,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         super().set_model(model)
         self._fit = RunningFit(self.meter, self.batch, self._log)
         self._cuts = []
-        self._fit.set_model(model)
+        self._fit.set_model(model, self.submodels)
 
     def set_params(self, params):
         super().set_params(params)
@@ -231,13 +240,9 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         for log in self._fit.logs:
             log.follow(self)
         self.check()
-        settings = {
-            **arguments.settings_of(self),
-            "batch": self.batch,
-            "log_dir given": self._log is not None,
-        }
+        settings = arguments.agreed_by(self, self._log)
         numbering, self._fit.options = admit(
-            self.model, self._options, settings, self.params
+            self.model, self.network, self._options, settings, self.params
         )
         return numbering
 
@@ -302,10 +307,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             return
         report = self._cut(loss_in(logs))
         if report is not None:
-            # Layers and graph refer to each other: without this the old weights
-            # would stay in memory until Python happens to look for cycles.
-            gc.collect()
-            keras_internals.release_kernels()
+            free_replaced()
             self._progress.add(report)
             report.seconds = time.perf_counter() - started
             _LOG.info("%s", report)
@@ -316,10 +318,10 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         plan = arguments.planned_by(self)
         if plan.removes_nothing:
             return None
-        smaller = prepare_cut(self.model, plan)
+        smaller = prepare_cut(self.network, plan, self.model)
         share = self.penalty_share(loss)
         report = record_of(plan, self.epoch, self.meter, self.batch, share)
-        take_over(self.model, smaller)
+        take_over(self.network, smaller)
         self._cuts.append(record_of_cut(plan))
         report.cost_after = totals(self.meter.current_cost())
         self._progress.size = int(plan.alive.sum())

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
@@ -17,7 +16,11 @@ from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.choice import Choice, least_channels
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.distribution import mean_over_workers
-from keras_prunetrain.fit.arguments import check_first_cost, target_options
+from keras_prunetrain.fit.arguments import (
+    check_backend,
+    check_first_cost,
+    target_options,
+)
 from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.fit.rounds import (
     Round,
@@ -34,6 +37,7 @@ from keras_prunetrain.fit.scoring_data import (
 )
 from keras_prunetrain.gradient_flow import measured_flow
 from keras_prunetrain.saliency import ON_DATA, number_score
+from keras_prunetrain.trainers import Submodels
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -93,6 +97,7 @@ class TargetPruneCallback(ReconfiguringCallback):
             `channel_multiple` (default: `"auto"`), `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
         log_dir: Path of a folder for TensorBoard; see `DensityLog`.
+        submodels: As of `PruneTrainCallback`.
 
     Attributes:
         reports: List of a `Reconfiguration` for each that took place.
@@ -126,9 +131,10 @@ class TargetPruneCallback(ReconfiguringCallback):
         reconfigure: dict[str, Any] | None = None,
         batch: DynamicBatch | None = None,
         log_dir: str | os.PathLike | None = None,
+        submodels: Submodels = None,
     ):
         options = target_options(reconfigure)
-        super().__init__(batch=batch, reconfigure=options, log_dir=log_dir)
+        super().__init__(1e-4, batch, options, log_dir, submodels)
         self.target = target_of(
             flops=flops,
             parameters=parameters,
@@ -175,19 +181,14 @@ class TargetPruneCallback(ReconfiguringCallback):
         }
 
     def check(self) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise ValueError(
-                "TargetPruneCallback acts inside the train step of the "
-                "TensorFlow backend. Received: keras.backend.backend()="
-                f"{keras.backend.backend()!r}"
-            )
+        check_backend(type(self).__name__)
 
     def begin(self, numbering: Numbering) -> None:
         self.at_end(self._leave_round)
         if self._is_over:
             return
         if self._first_cost is None:
-            cost = self.of or model_cost(self.model, self.meter.input_shapes)
+            cost = self.of or model_cost(self.network, self.meter.input_shapes)
             self._first_cost = getattr(cost, self.target.quantity)
             self._least = least_channels(numbering, self.max_layer_cut)
         first = keras_internals.fit_argument("initial_epoch") or 0
@@ -284,7 +285,7 @@ class TargetPruneCallback(ReconfiguringCallback):
         bounds = self._rounds[0]
         limit = bounds.fraction * self._first_cost
         self._round = RunningRound(
-            self.model, bounds, limit, self._score, epoch
+            *(self.model, self.network, bounds, limit, self._score, epoch)
         )
 
     def _leave_round(self):
@@ -294,7 +295,7 @@ class TargetPruneCallback(ReconfiguringCallback):
 
     def _choice(self, numbering):
         return Choice(
-            self.model,
+            self.network,
             numbering,
             self.target.quantity,
             self.options,

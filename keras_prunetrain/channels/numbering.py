@@ -47,7 +47,9 @@ def number_channels(model: keras.Model) -> Numbering:
             "knows. Build it with the functional API, "
             "`keras.Model(inputs, outputs)`, or as a `keras.Sequential` that "
             "begins with `keras.Input(shape)`. A subclass of `keras.Model` "
-            "works if its `__init__` calls `super().__init__(inputs, outputs)`."
+            "works if its `__init__` calls `super().__init__(inputs, "
+            "outputs)`. Of a model that trains functional models that it "
+            "holds, pass one of these."
         )
     return _Numberer().number(model)
 

@@ -15,10 +15,12 @@ from keras_prunetrain.channels.selection import matching_layers
 from keras_prunetrain.devices import AUTO, device_kind
 from keras_prunetrain.distribution import check_agreement, prepare_strategy
 from keras_prunetrain.surgery.reconfigure import check_reconfigurable
+from keras_prunetrain.trainers import optimizer_of
 
 
 def admit(
     model: keras.Model,
+    network: keras.Model,
     options: CutOptions,
     settings: Mapping[str, Any],
     params: Mapping[str, Any],
@@ -26,13 +28,14 @@ def admit(
     """Checks that a model can be made smaller while it trains.
 
     Args:
-        model: The model, compiled and built.
+        model: The model that trains, compiled and built.
+        network: Its `network_of`.
         options: The `CutOptions`.
         settings: Dict of all else that workers must agree on.
         params: Dict, the `params` of a callback.
 
     Returns:
-        The model's `Numbering`, and `options` with the keys of layers in
+        The network's `Numbering`, and `options` with the keys of layers in
         `skip`.
 
     Raises:
@@ -42,18 +45,18 @@ def admit(
             workers are not started alike.
     """
     prepare_strategy(model)
-    numbering = number_channels(model)
+    numbering = number_channels(network)
     skip = tuple(matching_layers(numbering, options.skip))
     options = dataclasses.replace(options, skip=skip)
     label_scores(numbering, options.score)
-    check_reconfigurable(model, options.skip)
+    check_reconfigurable(network, options.skip, model)
     check_agreement(model, _description(model, options, settings, params))
     return numbering, options
 
 
 def _description(model, options, settings, params):
     """Says all that decides what a training does and when, a string."""
-    optimizer = model.optimizer
+    optimizer = optimizer_of(model)
     facts = {
         **settings,
         # Apart from a method's own settings, which may have the same names.

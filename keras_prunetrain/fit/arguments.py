@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_prunetrain.batching import DynamicBatch
@@ -191,6 +192,20 @@ def check_iterations(iterations: int, interval: int) -> None:
         )
 
 
+def check_backend(name: str) -> None:
+    """Raises a `ValueError` unless Keras runs on TensorFlow.
+
+    Args:
+        name: The class of the callback that needs it.
+    """
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ValueError(
+            f"{name} acts inside the train step of the TensorFlow backend. "
+            f"Received: keras.backend.backend()={backend!r}"
+        )
+
+
 def check_first_cost(cost: Cost | None) -> None:
     """Raises a `ValueError` if `cost` is neither `None` nor a `Cost`."""
     if not isinstance(cost, Cost | None):
@@ -214,6 +229,24 @@ def planned_by(callback: Any) -> Plan:
             f"do. Received: {plan!r}"
         )
     return plan
+
+
+def agreed_by(callback: Any, log: Any) -> dict[str, Any]:
+    """Returns all that workers must agree on, for a callback.
+
+    Args:
+        callback: The callback.
+        log: Its own `DensityLog`, or `None`.
+
+    Raises:
+        ValueError: As `settings_of`.
+    """
+    return {
+        **settings_of(callback),
+        "batch": callback.batch,
+        "log_dir given": log is not None,
+        "submodels": callback.submodels,
+    }
 
 
 def settings_of(callback: Any) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class DenseTraining:
         self.options = CutOptions(threshold=0.0)
         self.model = model
 
+    @property
+    def network(self) -> keras.Model | None:
+        return self.meter.network
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that a log shows, by their names."""
         return {"algorithm": "dense"}
@@ -47,7 +51,7 @@ def check_training(training: Any) -> None:
     Args:
         training: Should be a `ReconfiguringCallback` whose `fit` has begun.
     """
-    seen = ("meter", "reports", "options", "settings", "penalty_share")
+    seen = "network", "meter", "reports", "options", "settings", "penalty_share"
     if not all(hasattr(training, name) for name in seen):
         raise ValueError(
             "`follow` takes a `ReconfiguringCallback`, which calls it itself "

@@ -106,7 +106,8 @@ def has_diverged(model: keras.Model, logs: Mapping[str, float] | None) -> bool:
         model: The model.
         logs: Dict of an epoch, or `None`.
     """
-    return not (math.isfinite(loss_in(logs)) and all_finite(model))
+    loss = (logs or {}).get("loss", 0.0)
+    return not (math.isfinite(loss) and all_finite(model))
 
 
 def cannot_be_cut(
@@ -133,5 +134,5 @@ def cannot_be_cut(
 
 
 def loss_in(logs: Mapping[str, float] | None) -> float:
-    """Returns the `loss` in the `logs` of an epoch; 0 if there is none."""
-    return (logs or {}).get("loss", 0.0)
+    """Returns the `loss` in the `logs` of an epoch; NaN if there is none."""
+    return (logs or {}).get("loss", math.nan)

@@ -9,6 +9,7 @@ from keras.optimizers import Optimizer
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import mean_over_workers
+from keras_prunetrain.trainers import updating_optimizers
 
 _NAME = "masks"
 
@@ -56,14 +57,14 @@ class Masks:
         for name, mask in self.masks.items():
             value = keras_internals.values_of(self._weights[name])
             self._weights[name].assign(np.where(mask, value, 0.0))
-        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+        for optimizer in updating_optimizers(model):
             hook = _Hook(self._variables, optimizer)
             keras_internals.add_step_hook(optimizer, _NAME, hook)
         model.make_train_function(force=True)
 
     def detach(self, model: keras.Model) -> None:
         """Acts no more."""
-        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+        for optimizer in updating_optimizers(model):
             keras_internals.remove_step_hook(optimizer, _NAME)
         model.make_train_function(force=True)
 

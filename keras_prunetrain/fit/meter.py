@@ -13,6 +13,7 @@ from keras_prunetrain.cost import Cost, cost_if_known
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.example_shapes import shapes_in
 from keras_prunetrain.sdgp.attach import is_sparse
+from keras_prunetrain.trainers import network_of, optimizer_of
 
 
 class EpochMeter(keras.callbacks.Callback):
@@ -42,6 +43,8 @@ class EpochMeter(keras.callbacks.Callback):
             is not known (`cost_if_known`).
         input_shapes: Shape of one example in the data of this `fit`, as the
             `input_shapes` of `model_cost`.
+        network: The functional model that is counted (`network_of`); `None`
+            before `fit`, and for a model without a graph.
         step_seconds: Float, the time of the last step; with
             `steps_per_execution`, of the last execution.
     """
@@ -52,6 +55,7 @@ class EpochMeter(keras.callbacks.Callback):
         self.batch_size = None
         self.cost = None
         self.input_shapes = None
+        self.network = None
         self.step_seconds = 0.0
         self._counted = _CountedCost()
         self._clock = _Clock()
@@ -98,7 +102,7 @@ class EpochMeter(keras.callbacks.Callback):
         """
         if self._rate is not None or self.model is None:
             return self._rate
-        return keras_internals.shown_rate(self.model.optimizer)
+        return keras_internals.shown_rate(optimizer_of(self.model))
 
     def get_state(self) -> dict[str, Any]:
         """Returns what has been measured so far, for a backup."""
@@ -121,16 +125,23 @@ class EpochMeter(keras.callbacks.Callback):
 
         Each architecture is counted once. `None` before `fit`.
         """
-        if self.model is None:
+        if self.network is None:
             return None
-        return self._counted.of(self.model, self.input_shapes)
+        return self._counted.of(self.network, self.input_shapes)
+
+    def set_model(self, model):
+        super().set_model(model)
+        self.network = None
 
     def on_train_begin(self, logs=None):
         self._fit_clock.restart()
         self.batch_size = None
         self._counted = _CountedCost()
-        data = keras_internals.fit_argument("x")
-        self.input_shapes = shapes_in(data, self.model)
+        self.network = self.network or network_of(self.model)
+        if self.network is self.model:
+            # What a trainer gives to its parts is not known.
+            data = keras_internals.fit_argument("x")
+            self.input_shapes = shapes_in(data, self.model)
         self.cost = self.current_cost()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -142,7 +153,7 @@ class EpochMeter(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         steps = self.params.get("steps") or math.inf
         if batch + self.model.steps_per_execution >= steps:
-            optimizer = self.model.optimizer
+            optimizer = optimizer_of(self.model)
             self._rate = keras_internals.scheduled_rate(optimizer)
         self._step_started = time.perf_counter()
 
@@ -158,7 +169,7 @@ class EpochMeter(keras.callbacks.Callback):
         if is_alone or is_first or is_last or steps is None:
             self._count_examples()
         if is_last and self._rate is None:
-            optimizer = self.model.optimizer
+            optimizer = optimizer_of(self.model)
             self._rate = keras_internals.shown_rate(optimizer)
 
     def on_test_begin(self, logs=None):

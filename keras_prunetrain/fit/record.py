@@ -41,7 +41,7 @@ class Reconfiguration:
             if the optimizer has several.
         penalty_ratio: Share of the lasso in (task loss + lasso), from the lasso
             at the end of the epoch and the mean loss of the epoch; 0 for a
-            method without a penalty.
+            method without a penalty, and if the logs have no loss.
         seconds_saved: Seconds by which this epoch was shorter than the fastest
             one of the first architecture, validation apart; 0 in the first
             report, and negative if it was longer.

@@ -1,6 +1,7 @@
 """One `fit` of a callback that makes the model smaller."""
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,10 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.fit.growing_batch import GrowingBatch
 from keras_prunetrain.fit.meter import EpochMeter
+from keras_prunetrain.fit.parts import PartsCheck
+from keras_prunetrain.trainers import Submodels, network_of
+
+_LOG = logging.getLogger("keras_prunetrain")
 
 # Weak references to the `RunningFit`s of models.
 _RUNNING = weakref.WeakKeyDictionary()
@@ -35,6 +40,7 @@ class RunningFit:
         before: `keras.callbacks.CallbackList` of those that act before.
         after: `keras.callbacks.CallbackList` of those that act after.
         options: The `CutOptions`, checked against the model; `None` before.
+        network: The functional model whose channels may go (`network_of`).
     """
 
     def __init__(
@@ -46,29 +52,44 @@ class RunningFit:
         callbacks = keras_internals.calling_list()
         self.siblings = [] if callbacks is None else list(callbacks.callbacks)
         self.logs = [] if log is None else [log]
-        before = [meter]
+        self.network = None
+        self._meter = meter
         self.growing = None
         if batch is not None:
             self.growing = GrowingBatch(batch, meter, self.siblings)
-            before.append(self.growing)
-        self.before = keras.callbacks.CallbackList(before)
+        self.before = keras.callbacks.CallbackList()
         self.after = keras.callbacks.CallbackList(list(self.logs))
         self.options = None
         self._undo = contextlib.ExitStack()
         if callbacks is not None:
             keras_internals.guard_hooks(callbacks, self.leave)
 
-    def set_model(self, model: keras.Model) -> None:
+    def set_model(self, model: keras.Model, submodels: Submodels) -> None:
         earlier = _RUNNING.get(model, lambda: None)()
         if earlier is not None:
             earlier.leave()  # Nobody has seen the end of that `fit`.
         _RUNNING[model] = weakref.ref(self)
+        self.network = network_of(model, submodels)
+        before = [self._meter]
+        if self.growing is not None:
+            before.append(self.growing)
+        if self.network is not model:
+            self.at_end(keras_internals.forget_calls, self.network)
+            before.insert(0, PartsCheck(self.network, self.growing is not None))
+        self.before = keras.callbacks.CallbackList(before)
         self.before.set_model(model)
+        self._meter.network = self.network
         self.after.set_model(model)
 
     def set_params(self, params: dict[str, Any]) -> None:
         self.before.set_params(params)
         self.after.set_params(params)
+
+    def note(self, text: str, level: int) -> None:
+        """Logs `text`, and lets the logs show it at this epoch."""
+        _LOG.log(level, "%s", text)
+        for log in self.logs:
+            log.note(text)
 
     def begin_growing(self) -> None:
         """Lets the batch grow until the end of this `fit`, if it may."""

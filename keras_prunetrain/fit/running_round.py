@@ -27,6 +27,7 @@ class RunningRound:
 
     Args:
         model: The model that trains; its step is traced anew.
+        network: Its `network_of`.
         bounds: The `Round`.
         limit: Number, the cost that the chosen channels leave.
         score: A score function; `None` for the gradients of the steps.
@@ -41,6 +42,7 @@ class RunningRound:
     def __init__(
         self,
         model: keras.Model,
+        network: keras.Model,
         bounds: Round,
         limit: float,
         score: NumberScore | None,
@@ -48,13 +50,13 @@ class RunningRound:
     ):
         self.bounds = bounds
         self.alive = None
-        self._model = model
+        self._model, self._network = model, network
         self._limit = limit
         self._score = score
         self._first_epoch = epoch
         self._scores = None
         self._was_put_off = False
-        self._numbering = number_channels(model)
+        self._numbering = number_channels(network)
         self._shrinking = ShrinkingChannels(model, self._numbering)
         self._shrinking.attach()
         model.make_train_function(force=True)
@@ -67,7 +69,7 @@ class RunningRound:
     def plan(self, options: CutOptions) -> Plan:
         """Returns the `Plan` of the cut at the end of the round."""
         return plan_of(
-            self._model, self._numbering, self.alive, options, self._scores
+            self._network, self._numbering, self.alive, options, self._scores
         )
 
     def end_step(
@@ -142,18 +144,18 @@ class RunningRound:
         return scores
 
     def _check_step(self):
-        """Raises a `ValueError` if the optimizer leaves out weights."""
+        """Raises a `ValueError` if the optimizers leave out weights."""
         unseen = self._shrinking.unseen()
         if unseen:
             raise ValueError(
                 f"The training step of '{self._model.name}' does not call "
-                "`apply` of the optimizer that the model was compiled with for "
+                "`apply` of the optimizer that the model was compiled with, or "
+                "of one among its attributes, for "
                 f"{', '.join(unseen[:3])}, so their channels can neither be "
                 "scored nor shrink. Call `self.optimizer.apply(gradients, "
-                "self.trainable_variables)` in the model's own `train_step`; "
-                "for several optimizers, compile with a "
-                "`keras.optimizers.MultiOptimizer`; weights that are not to be "
-                "trained need `layer.trainable = False`."
+                "self.trainable_variables)` in the model's own `train_step`, "
+                "and keep further optimizers as attributes; weights that are "
+                "not to be trained need `layer.trainable = False`."
             )
 
     def _put_off(self, epoch):

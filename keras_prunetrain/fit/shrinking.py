@@ -10,6 +10,7 @@ from keras.optimizers import Optimizer
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.saliency import gate_gradients, readers
+from keras_prunetrain.trainers import updating_optimizers
 
 _NAME = "shrinking"
 
@@ -38,7 +39,8 @@ class ShrinkingChannels:
         for label in numbering.labels:
             if label.weight.trainable:
                 self._labels.setdefault(id(label.weight), []).append(label)
-        self._optimizers = keras_internals.leaf_optimizers(model.optimizer)
+        self._optimizers = updating_optimizers(model)
+        self._first = None  # That which takes the first step of all.
         self._unseen = {
             key: labels[0].weight.path for key, labels in self._labels.items()
         }
@@ -47,7 +49,6 @@ class ShrinkingChannels:
             self._left = _variable((), "steps_left")
             self._sums = _variable((self._size,), "gate_gradients")
             self._steps = _variable((), "scored_steps")
-        self._left.assign(1.0)
 
     def attach(self) -> None:
         """Acts in every step of the optimizer; trace the step anew."""
@@ -58,7 +59,7 @@ class ShrinkingChannels:
     def detach(self, model: keras.Model) -> None:
         """Acts no more; trace the step of `model` anew."""
         # A cut may have put other optimizers into a wrapper.
-        for optimizer in keras_internals.leaf_optimizers(model.optimizer):
+        for optimizer in updating_optimizers(model):
             keras_internals.remove_step_hook(optimizer, _NAME)
 
     def unseen(self) -> list[str]:
@@ -117,6 +118,17 @@ class ShrinkingChannels:
 
     # Inside the traced step.
 
+    def count_step(self, optimizer: Optimizer) -> None:
+        """Counts a step of the training, which may be one of each optimizer."""
+        self._first = self._first or optimizer
+        if optimizer is self._first:
+            keras_internals.update_in_step(
+                optimizer,
+                [self._left],
+                lambda value, least: ops.maximum(value - 1.0, least),
+                [ops.zeros((), "float32")],
+            )
+
     def note_gradients(
         self,
         optimizer: Optimizer,
@@ -152,8 +164,8 @@ class ShrinkingChannels:
             optimizer,
             [self._sums, self._steps],
             lambda value, more: value + more,
-            # A `MultiOptimizer` is several that step one after the other.
-            [ops.abs(gates), ops.ones(()) / len(self._optimizers)],
+            # Several optimizers step one after the other.
+            [ops.abs(gates), ops.ones((), "float32") / len(self._optimizers)],
         )
 
     def shrink_in_step(
@@ -165,13 +177,6 @@ class ShrinkingChannels:
         keras_internals.scale_in_step(
             optimizer, variables, self._factors(variables)
         )
-        if optimizer is self._optimizers[-1]:
-            keras_internals.update_in_step(
-                optimizer,
-                [self._left],
-                lambda value, least: ops.maximum(value - 1.0, least),
-                [ops.ones(())],
-            )
 
     def _factors(self, variables):
         """Returns a dict from the `id` of a variable to its factors."""
@@ -184,7 +189,8 @@ class ShrinkingChannels:
             return {}
         # One lookup for all: many small ones would take longer than the step.
         numbers = np.concatenate([label.numbers for label in labels])
-        along = 1.0 - ops.take(self._chosen, numbers) / self._left
+        # The step under way is not among those that are left.
+        along = 1.0 - ops.take(self._chosen, numbers) / (self._left + 1.0)
         ends = np.cumsum([len(label.numbers) for label in labels])
         pieces = ops.split(along, ends[:-1]) if len(ends) > 1 else [along]
         factors = {}
@@ -209,6 +215,7 @@ class _Hook:
         self._optimizer = optimizer
 
     def __call__(self, step, gradients, variables):
+        self._channels.count_step(self._optimizer)
         self._channels.note_gradients(self._optimizer, gradients, variables)
         result = step(gradients, variables)
         self._channels.shrink_in_step(self._optimizer, variables)

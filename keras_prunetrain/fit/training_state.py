@@ -11,6 +11,7 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.fit.backup_data import encoded
 from keras_prunetrain.sdgp.attach import emulation_of
+from keras_prunetrain.trainers import optimizer_of, optimizers_of, updated_by
 
 # The attributes of Keras's callbacks that change with each epoch.
 _STATE_OF_KERAS = {
@@ -43,12 +44,19 @@ def model_state(model: keras.Model) -> dict[str, Any]:
             {
                 "name": type(optimizer).__name__,
                 "built": optimizer.built,
+                "updates": _updates(model, optimizer),
                 "variables": [_values(model, v) for v in optimizer.variables],
             }
-            for optimizer in _optimizers(model)
+            for optimizer in optimizers_of(model)
         ],
         "sdgp": [_values(model, v) for v in _sdgp_variables(model)],
     }
+
+
+def _updates(model, optimizer):
+    """Returns the places of the weights that `optimizer` updates, a list."""
+    place = {id(variable): i for i, variable in enumerate(model.variables)}
+    return [place[key] for key in updated_by([optimizer]) if key in place]
 
 
 def _sdgp_variables(model):
@@ -65,7 +73,7 @@ def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
         ValueError: If the model or an optimizer has other variables. Nothing
             has been changed then.
     """
-    optimizers = _optimizers(model)
+    optimizers = optimizers_of(model)
     names = [type(optimizer).__name__ for optimizer in optimizers]
     stored = [x["name"] for x in state["optimizers"]]
     if names != stored:
@@ -73,7 +81,7 @@ def set_model_state(model: keras.Model, state: dict[str, Any]) -> None:
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         if kept["built"] and not optimizer.built:
             with keras_internals.strategy_scope(model):
-                optimizer.build(model.trainable_variables)
+                optimizer.build([model.variables[i] for i in kept["updates"]])
     pairs = _pairs("weights", model.variables, state["variables"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         if kept["built"]:
@@ -145,17 +153,6 @@ def _pairs(what, variables, values):
             f"shapes: {there} there, {here} here"
         )
     return list(zip(variables, values, strict=True))
-
-
-def _optimizers(model):
-    """Returns the optimizer of a model, and those among its attributes."""
-    found = [model.optimizer]
-    for value in vars(model).values():
-        if isinstance(value, dict):
-            value = list(value.values())
-        found += value if isinstance(value, list | tuple) else [value]
-    optimizers = [x for x in found if isinstance(x, keras.optimizers.Optimizer)]
-    return list({id(x): x for x in optimizers}.values())
 
 
 def _values(model, variable):
@@ -278,7 +275,7 @@ def description_of(
     return {
         "weights": [list(weight.shape) for weight in model.weights],
         "optimizer": type(model.optimizer).__name__,
-        "learning_rate": keras_internals.shown_rate(model.optimizer),
+        "learning_rate": keras_internals.shown_rate(optimizer_of(model)),
         "loss": [_name_of_loss(x) for x in keras.tree.flatten(model.loss)],
         "steps": steps,
         "replicas": replica_count(model),

@@ -85,15 +85,17 @@ def update_count(optimizer: Optimizer) -> int:
     return int(keras.ops.convert_to_numpy(_first(optimizer)._iterations))
 
 
-def scheduled_rate(optimizer: Optimizer, steps: int = 0) -> float | None:
+def scheduled_rate(optimizer: Optimizer | None, steps: int = 0) -> float | None:
     """Returns the rate of a later step by a schedule; `None` without one.
 
     The public `learning_rate` does not tell whether there is a schedule.
 
     Args:
-        optimizer: An optimizer.
+        optimizer: An optimizer, or `None`.
         steps: Integer, how many steps later; 0 for the next step.
     """
+    if optimizer is None:
+        return None
     rate = getattr(_first(optimizer), "_learning_rate", None)
     is_schedule = isinstance(
         rate, keras.optimizers.schedules.LearningRateSchedule
@@ -103,7 +105,7 @@ def scheduled_rate(optimizer: Optimizer, steps: int = 0) -> float | None:
     return float(rate(update_count(optimizer) + steps))
 
 
-def shown_rate(optimizer: Optimizer) -> float | None:
+def shown_rate(optimizer: Optimizer | None) -> float | None:
     """Returns `Optimizer.learning_rate`, a float; `None` if there is none.
 
     A `MultiOptimizer` has no learning rate of its own.

@@ -19,6 +19,7 @@ from keras_prunetrain.lasso.steps import (
     may_skip_updates,
     preferred_solver,
 )
+from keras_prunetrain.trainers import optimizers_of, updating_optimizers
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -95,15 +96,19 @@ class CalibratedLasso:
 
     def _begun_steps(self, model):
         """Returns the steps around the updates, begun; `None` if none."""
-        optimizer, solver = model.optimizer, self._solver
-        if not optimizer.built:  # Only then are all of its members known.
-            with keras_internals.strategy_scope(model):
-                optimizer.build(model.trainable_variables)
+        solver, is_trainer = self._solver, not keras_internals.is_graph(model)
+        for optimizer in optimizers_of(model):
+            # Of a trainer, only the steps say which weights are updated.
+            is_known = not is_trainer and optimizer is model.optimizer
+            if not optimizer.built and (is_known or _has_members(optimizer)):
+                with keras_internals.strategy_scope(model):
+                    optimizer.build(model.trainable_variables)
+        leaves = updating_optimizers(model)
         if solver == "auto":
-            solver = preferred_solver(optimizer)
+            solver = preferred_solver(leaves, is_trainer)
         if solver == "subgradient" and not self._coupled:
             return None
-        steps = LassoSteps(optimizer, solver, replica_count(model))
+        steps = LassoSteps(leaves, solver, replica_count(model))
         steps.begin()
         return steps
 
@@ -111,10 +116,10 @@ class CalibratedLasso:
         if self._coupled:
             self._steps.groups = CoupledGroups(numbering, self._skipped)
 
-    def after_cut(self, model: keras.Model) -> None:
-        """Goes on with the smaller model."""
+    def after_cut(self, network: keras.Model) -> None:
+        """Goes on with the smaller `network_of` the model."""
         if self._coupled and self._steps is not None:
-            self._couple(number_channels(model))
+            self._couple(number_channels(network))
 
     def check(self, model: keras.Model) -> None:
         """Raises a `ValueError` if the lasso cannot act on `model`."""
@@ -182,7 +187,8 @@ class CalibratedLasso:
             raise ValueError(
                 "PruneTrainCallback computes the factor of the lasso from the "
                 "'loss' of the first batch, but the logs have none. Return it "
-                f"from `train_step`. Received: logs={sorted(logs)}"
+                "from `train_step`, or pass the factor, as `factor`. Received: "
+                f"logs={sorted(logs)}"
             )
         task_loss = logs["loss"] - penalties
         if not math.isfinite(task_loss) or task_loss == 0:
@@ -208,15 +214,15 @@ class CalibratedLasso:
             return
         self._awaits_step = False
         if self._steps is not None:
-            done = self._steps.were_done or may_skip_updates(model.optimizer)
+            done = self._steps.were_done or may_skip_updates(model)
             if not done:
                 in_loss = "solver='subgradient'"
                 if self._coupled:
                     in_loss += " and coupled=False"
                 raise ValueError(
                     f"The training step of '{model.name}' leaves the lasso "
-                    "out: the optimizer that the model was compiled with has "
-                    "updated none of the kernels, and no channel would ever "
+                    "out: no optimizer that is an attribute of the model has "
+                    "updated a kernel, and no channel would ever "
                     "go. Update them by `self.optimizer.apply(...)` in the "
                     f"model's own `train_step`, or pass {in_loss}."
                 )
@@ -310,6 +316,11 @@ def calibrated_factor(
         penalty_ratio: Float in (0, 1).
     """
     return penalty_ratio * task_loss / (norms * (1.0 - penalty_ratio))
+
+
+def _has_members(optimizer):
+    """Whether `build` says which optimizers there are in `optimizer`."""
+    return isinstance(optimizer, keras.optimizers.MultiOptimizer)
 
 
 def _trace_anew(model):

@@ -1,24 +1,30 @@
 """The steps of the group lasso around each update of an optimizer."""
 
 import functools
+from collections.abc import Iterable, Sequence
 
 import keras
 from keras import ops
+from keras.optimizers import Optimizer
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.lasso.group_lasso import BesideLasso
 from keras_prunetrain.lasso.proximal import shrunk
+from keras_prunetrain.trainers import optimizers_of, updating_optimizers
 
 _NAME = "group lasso"
 
 
-def unfit_optimizer(optimizer: keras.optimizers.Optimizer) -> str:
-    """Returns why a proximal step cannot follow the updates of `optimizer`.
+def unfit_optimizer(leaves: Iterable[Optimizer]) -> str:
+    """Returns why a proximal step cannot follow the updates of optimizers.
+
+    Args:
+        leaves: Optimizers that wrap no other, `updating_optimizers`.
 
     Returns:
-        A string, empty if it can.
+        A string, empty if it can follow all of them.
     """
-    for leaf in keras_internals.leaf_optimizers(optimizer):
+    for leaf in leaves:
         kind, name = keras_internals.optimizer_kind(leaf), type(leaf).__name__
         if kind is None:
             return f"the size of the steps of {name} is not known"
@@ -28,18 +34,18 @@ def unfit_optimizer(optimizer: keras.optimizers.Optimizer) -> str:
 
 
 def check_proximal(model: keras.Model) -> None:
-    """Raises a `ValueError` if a proximal step cannot follow its optimizer.
+    """Raises a `ValueError` if a proximal step cannot follow its optimizers.
 
     Args:
         model: A compiled model, before its first step; not modified.
     """
-    optimizer = model.optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return  # Refused later, by its own message.
-    if not optimizer.built:  # Only then are all of its members known.
-        optimizer = keras_internals.copy_optimizer(optimizer)
-        optimizer.build(model.trainable_variables)
-    reason = unfit_optimizer(optimizer)
+    leaves = []
+    for optimizer in optimizers_of(model):
+        if not optimizer.built:  # Only then are all of its members known.
+            optimizer = keras_internals.copy_optimizer(optimizer)
+            optimizer.build(model.trainable_variables)
+        leaves += keras_internals.leaf_optimizers(optimizer)
+    reason = unfit_optimizer(leaves)
     if reason:
         raise ValueError(
             "solver='proximal' lets a step of the lasso follow each update of "
@@ -48,41 +54,49 @@ def check_proximal(model: keras.Model) -> None:
         )
 
 
-def preferred_solver(optimizer: keras.optimizers.Optimizer) -> str:
+def preferred_solver(
+    leaves: Sequence[Optimizer], is_trainer: bool = False
+) -> str:
     """Returns the solver that `"auto"` stands for.
 
-    Of several optimizers in one, a single one that needs the proximal solver
-    decides, if the steps can follow all of them.
+    Of several optimizers, a single one that needs the proximal solver decides,
+    if the steps can follow all of them.
+
+    Args:
+        leaves: As of `unfit_optimizer`.
+        is_trainer: Boolean. Whether a subclass of `keras.Model` trains models
+            that it holds. Few of them have the penalties of these in the loss.
     """
-    leaves = keras_internals.leaf_optimizers(optimizer)
     kinds = map(keras_internals.optimizer_kind, leaves)
-    if unfit_optimizer(optimizer):
+    if unfit_optimizer(leaves):
         return "subgradient"
-    needed = any(kind.solver == "proximal" for kind in kinds)
+    needed = is_trainer or any(kind.solver == "proximal" for kind in kinds)
     return "proximal" if needed else "subgradient"
 
 
-def may_skip_updates(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether the first step of `optimizer` may have no update.
+def may_skip_updates(model: keras.Model) -> bool:
+    """Whether the first step of an optimizer of `model` may have no update.
 
     Gradients are then accumulated, or overflow with the first loss scale.
     """
-    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or any(
-        leaf.gradient_accumulation_steps
-        for leaf in keras_internals.leaf_optimizers(optimizer)
+    return any(
+        isinstance(x, keras.optimizers.LossScaleOptimizer)
+        for x in optimizers_of(model)
+    ) or any(
+        leaf.gradient_accumulation_steps for leaf in updating_optimizers(model)
     )
 
 
 class LassoSteps:
-    """Lets the lasso act around each update of an optimizer.
+    """Lets the lasso act around each update of some optimizers.
 
     It acts on the kernels that carry a `BesideLasso` which is not in the loss,
     with its factor.
 
     Args:
-        optimizer: A built optimizer.
+        leaves: As of `unfit_optimizer`.
         solver: `"proximal"`: a proximal step follows the update, if
-            `unfit_optimizer` finds the optimizer fit; `"subgradient"`: the
+            `unfit_optimizer` finds the optimizers fit; `"subgradient"`: the
             gradient of the penalty is added to that of the task.
         replicas: Integer, the number of replicas, which add their gradients.
 
@@ -96,7 +110,7 @@ class LassoSteps:
 
     def __init__(
         self,
-        optimizer: keras.optimizers.Optimizer,
+        leaves: Sequence[Optimizer],
         solver: str = "proximal",
         replicas: int = 1,
     ):
@@ -104,7 +118,7 @@ class LassoSteps:
         self.groups = None
         self._solver = solver
         self._replicas = replicas
-        self._leaves = keras_internals.leaf_optimizers(optimizer)
+        self._leaves = leaves
 
     def begin(self) -> None:
         """Lets the lasso act from now on."""
@@ -113,7 +127,7 @@ class LassoSteps:
             keras_internals.add_update_hook(leaf, _NAME, hook)
 
     def end(self) -> None:
-        """Leaves the optimizer as it was."""
+        """Leaves the optimizers as they were."""
         self.groups = None
         for leaf in self._leaves:
             keras_internals.remove_update_hook(leaf, _NAME)

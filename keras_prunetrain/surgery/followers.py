@@ -15,6 +15,7 @@ from keras_prunetrain.surgery.adoption import (
     shares_layers,
 )
 from keras_prunetrain.surgery.copying import Twins
+from keras_prunetrain.trainers import is_network
 
 
 class Follower(NamedTuple):
@@ -68,7 +69,9 @@ def _search(model, twins):
     return [
         x
         for x in models
-        if id(x) not in known and x not in _MADE and shares_layers(x, twins)
+        if id(x) not in known
+        and not (x in _MADE or is_network(x))
+        and shares_layers(x, twins)
     ]
 
 

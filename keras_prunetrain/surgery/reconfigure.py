@@ -17,6 +17,7 @@ from keras_prunetrain.surgery.cut import Cut
 from keras_prunetrain.surgery.rebuild import rebuild
 from keras_prunetrain.surgery.slots import carry_optimizer
 from keras_prunetrain.surgery.takeover import Smaller, check_take_over
+from keras_prunetrain.trainers import optimizers_of, updated_by
 
 
 def reconfigure(
@@ -114,12 +115,16 @@ def reconfigure(
     return smaller.model
 
 
-def prepare_cut(model: keras.Model, plan: Plan) -> Smaller:
+def prepare_cut(
+    model: keras.Model, plan: Plan, trainer: keras.Model | None = None
+) -> Smaller:
     """Returns the smaller model and its optimizers, beside the old ones.
 
     Args:
         model: A functional model; not modified.
         plan: A `Plan` for it that removes something.
+        trainer: The model that trains `model`, its `network_of`. Defaults to
+            `None`, `model` itself.
 
     Returns:
         A `Smaller`, which `take_over` can hand to the caller's objects.
@@ -129,72 +134,93 @@ def prepare_cut(model: keras.Model, plan: Plan) -> Smaller:
     """
     # Else the weights would stay in memory when nothing uses them any more.
     keras_internals.release_gradients(model.variables)
-    return _smaller(model, plan, model.optimizer if model.compiled else None)
+    trainer = trainer or model
+    return _smaller(model, plan, trainer, optimizers_of(trainer))
 
 
-def check_reconfigurable(model: keras.Model, skip: Skip = ()) -> None:
+def check_reconfigurable(
+    model: keras.Model, skip: Skip = (), trainer: keras.Model | None = None
+) -> None:
     """Raises the errors that `reconfigure` would raise for `model`, by a trial.
 
     Without the trial, a layer that cannot be made anew, or an optimizer that
     cannot be cut, would end a training in its middle. The trial removes half of
     the channels that may go, dead or not.
+
+    Args:
+        model: As of `prepare_cut`.
+        skip: As of `reconfigure`.
+        trainer: As of `prepare_cut`.
     """
-    optimizer = model.optimizer
-    if optimizer is None:
+    trainer = trainer or model
+    optimizers = optimizers_of(trainer)
+    if not optimizers or (trainer is model and model.optimizer is None):
         raise ValueError(
             f"'{model.name}' was compiled with `optimizer=None`. Pass the "
             "optimizer that trains it to `compile`; further ones may be "
             "attributes of the model."
         )
-    if not optimizer.built:
-        optimizer = keras_internals.copy_optimizer(optimizer)
-        optimizer.build(model.trainable_variables)
-    _check_known(model, optimizer)
-    smaller = _smaller(model, trial_plan(model, skip), optimizer)
+    optimizers = [_built(x, model) for x in optimizers]
+    _check_known(trainer, optimizers)
+    smaller = _smaller(model, trial_plan(model, skip), trainer, optimizers)
     check_take_over(model, smaller)
     gc.collect()  # The trial's layers and graph refer to each other.
 
 
-def _smaller(model, plan, optimizer):
+def _built(optimizer, model):
+    """Returns `optimizer`, or a built copy of one that has no slots yet."""
+    if not optimizer.built:
+        optimizer = keras_internals.copy_optimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def _smaller(model, plan, trainer, optimizers):
     """Returns the `Smaller` of `model` by `plan`.
 
     Args:
         model: A functional model.
         plan: A `Plan` for it.
-        optimizer: The optimizer to carry over, `None` for a model without one.
-            Those among the attributes of the model are carried over as well.
+        trainer: The model that trains it.
+        optimizers: List of the optimizers to carry over.
     """
     with keras_internals.strategy_scope(model), no_garbage_collection():
         smaller, cuts, twins = rebuild(model, plan)
         names = adopt_class(smaller, model, twins)
-        cuts += _weights_outside(model, plan)
+        cuts += _weights_outside(trainer, optimizers, plan)
         order = smaller.trainable_variables
-        optimizers = []
-        if optimizer is not None:
-            copy = carry_optimizer(optimizer, cuts, order)
-            optimizers.append((optimizer, copy))
+        if trainer is not model:
+            order = _in_order(trainer, twins)
+        pairs = [(x, carry_optimizer(x, cuts, order)) for x in optimizers]
+        copies = {id(old): new for old, new in pairs}
         for name in names:
-            value = vars(model)[name]
-            own = [x for x in tree.flatten(value) if _is_optimizer(x)]
-            optimizers += [(x, carry_optimizer(x, cuts, order)) for x in own]
-            if own:
-                copies = {id(old): new for old, new in optimizers}
+            value = vars(smaller)[name]
+            if any(id(x) in copies for x in tree.flatten(value)):
                 setattr(smaller, name, with_twins(value, copies))
-    return Smaller(smaller, optimizers, cuts, twins)
+    return Smaller(smaller, pairs, cuts, twins)
 
 
-def _is_optimizer(value):
-    return isinstance(value, keras.optimizers.Optimizer)
+def _in_order(trainer, twins):
+    """Returns the variables that `trainer` is to train, in its order.
+
+    A list in which the last place of a variable counts: those that no layer
+    holds stand in front, as in Keras.
+    """
+    layers = [twins.get(id(x), x) for x in trainer.layers]
+    return [
+        *trainer.trainable_variables,
+        *(v for layer in layers for v in layer.trainable_variables),
+    ]
 
 
-def _check_known(model, optimizer):
-    """Raises a `ValueError` if `optimizer` cannot take a step of `model`.
+def _check_known(model, optimizers):
+    """Raises a `ValueError` if the optimizers cannot take a step of `model`.
 
     A `train_step` of the user's own may train some of the weights only.
     """
     if type(model).train_step is not keras.Model.train_step:
         return
-    known = set(map(id, keras_internals.optimizer_variables(optimizer)[0]))
+    known = updated_by(optimizers[:1])  # The compiled one.
     unknown = [v.path for v in model.trainable_variables if id(v) not in known]
     if unknown:
         raise ValueError(
@@ -204,15 +230,17 @@ def _check_known(model, optimizer):
         )
 
 
-def _weights_outside(model, plan):
-    """Returns `Cut`s for weights of a user's subclass that no layer holds.
+def _weights_outside(trainer, optimizers, plan):
+    """Returns `Cut`s for weights that no layer of the plan holds.
 
-    Such a weight, for example a learned temperature, stays the same variable.
+    Such a weight, for example a learned temperature among the attributes of a
+    model, stays the same variable.
     """
-    layers = plan.numbering.layers.values()
     inside = {
-        id(v) for layer in layers for v in getattr(layer, "variables", ())
+        id(v)
+        for layer in plan.numbering.layers.values()
+        for v in getattr(layer, "variables", ())
     }
-    return [
-        Cut(v, v, {}) for v in model.trainable_variables if id(v) not in inside
-    ]
+    weights = {id(v): v for v in trainer.trainable_variables}
+    weights |= updated_by(optimizers)  # Some of these may be frozen by now.
+    return [Cut(v, v, {}) for key, v in weights.items() if key not in inside]

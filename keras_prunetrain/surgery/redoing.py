@@ -74,18 +74,24 @@ def plan_again(model: keras.Model, record: dict[str, Any]) -> Plan:
     )
 
 
-def repeat_cuts(model: keras.Model, records: list[dict[str, Any]]) -> None:
+def repeat_cuts(
+    model: keras.Model,
+    records: list[dict[str, Any]],
+    trainer: keras.Model | None = None,
+) -> None:
     """Makes `model` as small as it was, without the values of its weights.
 
     Args:
         model: The model before its first cut; modified.
         records: As of `record_of_cut`, one for each cut.
+        trainer: As of `prepare_cut`.
 
     Raises:
         ValueError: If the cuts were made in another model.
     """
     for record in records:
-        take_over(model, prepare_cut(model, plan_again(model, record)))
+        plan = plan_again(model, record)
+        take_over(model, prepare_cut(model, plan, trainer))
     gc.collect()  # The layers of all the models in between.
 
 

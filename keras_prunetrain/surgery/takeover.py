@@ -1,5 +1,6 @@
 """Lets the objects that a caller holds go on as parts of a smaller model."""
 
+import gc
 import logging
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from keras_prunetrain.surgery.followers import (
     note_made,
 )
 from keras_prunetrain.surgery.slots import carry_optimizer
+from keras_prunetrain.trainers import optimizers_of
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -63,6 +65,14 @@ def take_over(model: keras.Model, smaller: Smaller) -> None:
             _LOG.warning(_LOST, *_names(follower, model))
 
 
+def free_replaced() -> None:
+    """Frees the memory of the models that others have replaced."""
+    # Layers and graph refer to each other: without this the old weights would
+    # stay in memory until Python happens to look for cycles.
+    gc.collect()
+    keras_internals.release_kernels()
+
+
 def check_take_over(model: keras.Model, smaller: Smaller) -> None:
     """Raises the errors of `take_over`; changes nothing but `smaller`.
 
@@ -110,7 +120,11 @@ def _states(model, smaller, followers):
     pairs = list({id(x): (x, y) for x, y in pairs if x is not y}.values())
     optimizers = [*smaller.optimizers]
     for trainer in [*(old for old, _ in pairs), *(x.old for x in followers)]:
-        optimizers += _other_optimizer(trainer, model, smaller, optimizers)
+        if isinstance(trainer, keras.Model) and trainer is not model:
+            for one in optimizers_of(trainer):
+                optimizers += _other_optimizer(
+                    one, trainer, model, smaller, optimizers
+                )
     states = keras_internals.successors(pairs, optimizers)
     originals = {id(new): old for old, new in pairs}
     for _, new in pairs:
@@ -125,19 +139,13 @@ def _states(model, smaller, followers):
     ]
 
 
-def _other_optimizer(trainer, model, smaller, known):
-    """Returns the pair of another model's optimizer, a list of one or none.
+def _other_optimizer(optimizer, trainer, model, smaller, known):
+    """Returns the pair of another trainer's optimizer, a list of one or none.
 
     A nested model may have an optimizer from its own earlier training; a
     follower may be trained in turns with the model.
     """
-    optimizer = vars(trainer).get("optimizer")
-    if (
-        not isinstance(optimizer, keras.optimizers.Optimizer)
-        or not optimizer.built
-        or trainer is model
-        or any(optimizer is old for old, _ in known)
-    ):
+    if not optimizer.built or any(optimizer is old for old, _ in known):
         return []
     updated = keras_internals.optimizer_variables(optimizer)[0]
     shared = set(map(id, model.variables))

@@ -1,5 +1,6 @@
 """The points of an epoch on each of TensorBoard's curves."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,10 +96,11 @@ def training_points(
         logs: The logs of the epoch, whose values go before.
     """
     meter = training.meter
+    share = training.penalty_share(logs.get("loss", math.nan))
     return {
         **cost_points(run, meter.cost, meter.examples),
         "time/epoch_seconds": meter.seconds,
-        "training/penalty_ratio": training.penalty_share(logs.get("loss", 0.0)),
+        "training/penalty_ratio": share,
         "training/batch_size": meter.batch_size,
         "training/learning_rate": rate,
         **kept_points(training.model),

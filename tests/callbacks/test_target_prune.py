@@ -425,6 +425,16 @@ class OwnStep(keras.Model):
         return self.compute_metrics(x, y, predicted)
 
 
+class _Hidden:
+    """Optimizers that no list or dict holds."""
+
+    def __init__(self, optimizers):
+        self._optimizers = optimizers
+
+    def __iter__(self):
+        return iter(self._optimizers)
+
+
 def refused(message, model=None, epochs=5, **kwargs):
     model = model or network()
     before = model.get_weights()
@@ -454,22 +464,26 @@ def test_a_train_step_without_the_optimizer_is_refused(score):
         fit(model, to_target(0.5, score=score))
 
 
-def test_weights_of_another_optimizer_are_refused():
+def test_weights_of_an_optimizer_that_is_no_attribute_are_refused():
     model = network(OwnStep, compiled={"metrics": []})
-    other = keras.optimizers.SGD(0.01)
-    other.build(model.trainable_variables)
-    model.optimizers = [model.optimizer, other]
+    optimizers = [model.optimizer, keras.optimizers.SGD(0.01)]
+    model.optimizers = _Hidden(optimizers)
     with pytest.raises(ValueError, match="for inner/kernel, last/kernel"):
         fit(model, to_target(0.5))
 
 
-def test_parts_of_the_weights_may_be_trained_in_turns():
+@pytest.mark.parametrize("several", [False, True])
+def test_parts_of_the_weights_may_be_trained_in_turns(several):
     model = network(OwnStep, compiled={"metrics": []})
-    model.optimizer.build(model.trainable_variables)
-    model.optimizers = [model.optimizer, model.optimizer]
+    optimizers = [model.optimizer, keras.optimizers.SGD(0.01, 0.9)]
+    if not several:
+        optimizers[1] = model.optimizer
+        model.optimizer.build(model.trainable_variables)
+    model.optimizers = optimizers
     before = cost(model)
     fit(model, to_target(0.5))
     assert 0.3 < cost(model) / before <= 0.5
+    assert model.optimizers[1] is optimizers[1]
 
 
 def test_steps_that_a_loss_scale_skips_do_not_count(caplog):

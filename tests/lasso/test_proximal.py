@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops, optimizers
 
 from keras_prunetrain import GroupLasso, keras_internals
-from keras_prunetrain.keras_internals import StepSize
+from keras_prunetrain.keras_internals import StepSize, leaf_optimizers
 from keras_prunetrain.lasso.group_lasso import BesideLasso
 from keras_prunetrain.lasso.proximal import shrunk
 from keras_prunetrain.lasso.steps import (
@@ -110,7 +110,7 @@ def regression(optimizer, steps, strength=FACTOR, jit=None):
 
 def begin(optimizer, weight, lasso):
     weight.regularizer = BesideLasso(None, lasso, in_loss=False)
-    steps = LassoSteps(optimizer)
+    steps = LassoSteps(leaf_optimizers(optimizer))
     steps.begin()
     return steps
 
@@ -330,9 +330,10 @@ def test_who_can_be_followed_prefers_it_unless_it_is_gradient_descent(name):
     optimizer.build([keras.Variable(random((2, 2)), name="kernel")])
     unfit = name in ("ftrl", "schedule_free")
     plain = name in ("schedule", "sgd", "ema", "loss_scale", "global_clipnorm")
-    assert bool(unfit_optimizer(optimizer)) == unfit
+    leaves = leaf_optimizers(optimizer)
+    assert bool(unfit_optimizer(leaves)) == unfit
     preferred = "subgradient" if unfit or plain else "proximal"
-    assert preferred_solver(optimizer) == preferred
+    assert preferred_solver(leaves) == preferred
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
