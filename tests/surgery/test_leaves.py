@@ -14,6 +14,7 @@ from keras_prunetrain import (
     reconfigure,
     register_rule,
 )
+from keras_prunetrain.channels import rules
 from keras_prunetrain.channels.liveness import plan_cut
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.surgery.reconfigure import prepare_cut
@@ -267,7 +268,9 @@ class Forgotten(layers.Dense):
         self.times = times
 
 
-def forgotten():
+@pytest.fixture
+def forgotten(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
     register_rule(
         Forgotten,
         LayerRule(
@@ -283,8 +286,8 @@ def forgotten():
     return compiled(keras.Model(inputs, layers.Dense(3)(h)))
 
 
-def test_a_layer_that_is_cut_needs_its_config():
-    model = forgotten()
+def test_a_layer_that_is_cut_needs_its_config(forgotten):
+    model = forgotten
     message = re.escape(
         "Cannot make layer 'a' anew with fewer channels. Check that "
         "`get_config` of Forgotten returns all that its `__init__` takes, or "
@@ -298,8 +301,8 @@ def test_a_layer_that_is_cut_needs_its_config():
     assert model.optimizer.iterations == 0
 
 
-def test_the_advice_helps():
-    model = forgotten()
+def test_the_advice_helps(forgotten):
+    model = forgotten
     pruning = PruneTrainCallback(interval=1, reconfigure={"skip": "a"})
     model.fit(X[:, 0], np.ones((8, 3)), verbose=0, callbacks=[pruning])
     assert model.optimizer.iterations == 1
