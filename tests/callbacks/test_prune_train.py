@@ -330,6 +330,7 @@ def test_fit_without_the_callback_is_free_of_lasso():
     assert "density" not in history.history
 
 
+@pytest.mark.long
 def test_saved_model_loads_where_the_package_is_not_installed(tmp_path):
     model = network(l2=L2)
     fit(model, callback(), Kill(DEATHS))
@@ -344,6 +345,7 @@ model = keras.saving.load_model("{tmp_path}/small.keras")
 assert model.optimizer.iterations == {3 * EPOCHS}
 images = numpy.load("{tmp_path}/images.npy")
 numpy.save("{tmp_path}/outputs.npy", model(images))
+model.train_on_batch(images, numpy.zeros(len(images)))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     np.testing.assert_allclose(
