@@ -81,9 +81,9 @@ def test_a_random_network_can_be_cut_twice_like_once(seed):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("make", networks.ALL, ids=lambda make: make.__name__)
-def test_every_network_can_be_cut_twice_like_once(make):
-    model = make().model
+@pytest.mark.parametrize("build", networks.sampled())
+def test_every_network_can_be_cut_twice_like_once(build):
+    model = build().model
     model.compile("sgd", "mse")
     shake(model)
     assert_cut_twice_like_once(
