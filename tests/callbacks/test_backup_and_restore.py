@@ -409,9 +409,19 @@ def test_the_backup_before_a_damaged_one_is_taken(
     shutil.copytree(broken_off, tmp_path, dirs_exist_ok=True)
     older, newer = sorted((tmp_path / "backups").glob("*.npz"))
     damage(newer)
-    train(tmp_path, data=shuffled).equals(whole("shuffled")[0])
+    epochs = []
+    first = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epochs.append(epoch)
+    )
+    if damage is flip:
+        again = train(tmp_path, behind=[first], data=shuffled)
+        again.equals(whole("shuffled")[0])
+    else:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path, (2, 0), behind=[first], data=shuffled)
     assert f"The backup '{newer}' is damaged" in caplog.text
     assert older.name == "backup-00002-0000000.npz"
+    assert epochs[0] == 2
 
 
 def test_a_folder_without_a_whole_backup_is_refused(tmp_path):

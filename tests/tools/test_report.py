@@ -4,6 +4,7 @@ import base64
 import json
 import re
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -12,6 +13,12 @@ from tests.tools.written import EPOCHS, GONE, WIDTHS, write_run
 import figures  # isort: skip
 import report  # isort: skip
 import run_records  # isort: skip
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """No test looks at pixels, and to draw and to compress them takes long."""
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 20)
 
 
 @pytest.fixture
