@@ -12,6 +12,7 @@ from keras import ops
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.selection import Skip
 from keras_prunetrain.checks import is_number
+from keras_prunetrain.distribution import check_agreement
 from keras_prunetrain.fit.epoch_logs import EpochLogs
 from keras_prunetrain.sdgp.attach import (
     attach,
@@ -112,6 +113,7 @@ class SDGPCallback(keras.callbacks.Callback):
         self._undo.close()
 
     def on_train_begin(self, logs=None):
+        check_agreement(self.model, f"{self.settings()}, seed={self.seed!r}")
         keras_internals.guard_loop(self._leave)
         self._emulation = attach(
             self.model, self.pattern, self._chosen, self.seed

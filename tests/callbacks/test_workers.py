@@ -44,6 +44,7 @@ def test_what_would_hang_is_refused(trained):
         differ = "The workers do not train the same way"
         assert refused["interval"].startswith(differ)
         assert refused["log"].startswith(differ)
+        assert refused["sdgp"].startswith(differ)
         assert "`mixed_float16` does not work" in refused["float16"]
         assert refused["left behind"] == 0
         assert refused["files"] == []  # Nothing is written before.

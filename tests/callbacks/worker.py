@@ -19,6 +19,7 @@ import numpy as np
 from keras_prunetrain import (
     DynamicBatch,
     PruneTrainCallback,
+    SDGPCallback,
     multi_worker_strategy,
 )
 
@@ -75,16 +76,17 @@ def traced(**kwargs):
         return network(compiled={"run_eagerly": False}, dropout=0.0, **kwargs)
 
 
-def refusal(model, **arguments):
+def refusal(model, callback=None, **arguments):
     """Returns the error of a `fit` that must not begin."""
     batch = DynamicBatch(8)
+    pruning = PruneTrainCallback(batch=batch, **arguments)
     try:
         model.fit(
             batch.arrays(*examples(COUNT)),
             epochs=4,
             verbose=0,
             shuffle=False,
-            callbacks=[PruneTrainCallback(batch=batch, **arguments)],
+            callbacks=[callback or pruning],
         )
     except ValueError as error:
         return str(error)
@@ -98,6 +100,7 @@ def refusals(folder):
     found = {
         "interval": refusal(model, interval=1 + INDEX),
         "log": refusal(model, log_dir=log_dir),
+        "sdgp": refusal(model, SDGPCallback(1, 2, seed=INDEX)),
     }
     keras.config.set_dtype_policy("mixed_float16")
     found["float16"] = refusal(traced())
