@@ -64,7 +64,8 @@ def network_of(model: keras.Model, submodels: Submodels = None) -> keras.Model:
             raise ValueError(
                 f"'{model.name}' holds two models of the name '{name}', and "
                 "reports would not tell their layers apart. Give each a name "
-                "of its own: `keras.Model(inputs, outputs, name=...)`."
+                "of its own, `keras.Model(inputs, outputs, name=...)`, or name "
+                "the attribute of one of them in `submodels`."
             )
     with keras_internals.strategy_scope(model):
         network = _side_by_side(parts, model.name)
