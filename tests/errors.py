@@ -56,8 +56,6 @@ CALLS = {
         "kpt.PruneTrainCallback(), kpt.PruneTrainCallback()])",
         "model.fit(x, y, verbose=0, callbacks=[kpt.PruneTrainCallback(), "
         "keras.callbacks.BackupAndRestore('backups')])",
-        "model.fit(x, y, verbose=0, callbacks=[kpt.PruneTrainCallback(), "
-        "keras.callbacks.EarlyStopping(restore_best_weights=True)])",
         "model.fit(x, y, verbose=0, callbacks=["
         "kpt.DensityLog('logs'), kpt.PruneTrainCallback()])",
         "model.fit(x, y, verbose=0, callbacks=["

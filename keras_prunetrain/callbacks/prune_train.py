@@ -142,10 +142,10 @@ class PruneTrainCallback(ReconfiguringCallback):
             the strategy that trains it, if a layer or the optimizer cannot be
             rebuilt, if `skip` matches no layer or `score` fails, if
             `finetune_epochs` leaves no epoch with lasso, if a second callback
-            that makes the model smaller, Keras's `BackupAndRestore` or an
-            `EarlyStopping(restore_best_weights=True)` is among the callbacks,
-            if an outer `fit` makes the model smaller, if `fit` does not read
-            the data set of `batch`, or if the workers are not started alike;
+            that makes the model smaller or Keras's `BackupAndRestore` is among
+            the callbacks, if an outer `fit` makes the model smaller, if `fit`
+            does not read the data set of `batch`, or if the workers are not
+            started alike;
             after it, if the loss is negative, the logs have none, or the
             `train_step` leaves the penalties, or a part, out.
 

@@ -325,6 +325,5 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._cuts.append(record_of_cut(plan))
         report.cost_after = totals(self.meter.current_cost())
         self._progress.size = int(plan.alive.sum())
-        if self._fit.growing is not None:
-            report.batch_size_after = self._fit.growing.grow()
+        self._fit.after_cut(report)
         return report

@@ -13,6 +13,7 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.fit.growing_batch import GrowingBatch
 from keras_prunetrain.fit.meter import EpochMeter
 from keras_prunetrain.fit.parts import PartsCheck
+from keras_prunetrain.fit.record import Reconfiguration
 from keras_prunetrain.trainers import Submodels, network_of
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -91,6 +92,13 @@ class RunningFit:
         for log in self.logs:
             log.note(text)
 
+    def after_cut(self, report: Reconfiguration) -> None:
+        """Lets the batch grow, and callbacks forget weights that do not fit."""
+        if self.growing is not None:
+            report.batch_size_after = self.growing.grow()
+        for sibling in self.siblings:
+            _forget_best(sibling)
+
     def begin_growing(self) -> None:
         """Lets the batch grow until the end of this `fit`, if it may."""
         if self.growing is not None:
@@ -104,3 +112,23 @@ class RunningFit:
     def leave(self) -> None:
         """Calls the functions given to `at_end`, once."""
         self._undo.close()
+
+
+def _forget_best(callback):
+    """Lets an `EarlyStopping` that restores weights begin anew.
+
+    It remembers weights by their shapes. From now on it looks for the best
+    epoch of the smaller model, to which the old best value does not belong.
+    """
+    if (
+        isinstance(callback, keras.callbacks.EarlyStopping)
+        and callback.restore_best_weights
+        and callback.best_weights is not None
+    ):
+        callback.best = callback.best_weights = None
+        callback.wait = 0
+        _LOG.info(
+            "EarlyStopping looks for the best epoch anew: the weights of epoch "
+            "%d do not fit the smaller model.",
+            callback.best_epoch + 1,
+        )

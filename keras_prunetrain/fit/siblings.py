@@ -71,17 +71,6 @@ def check_siblings(
 
 def _check_restoring(sibling):
     """Raises a `ValueError` for a callback that brings weights back."""
-    if (
-        isinstance(sibling, keras.callbacks.EarlyStopping)
-        and sibling.restore_best_weights
-    ):
-        raise ValueError(
-            "EarlyStopping(restore_best_weights=True) remembers weights by "
-            "their shapes and cannot bring them back once the model has "
-            "shrunk. Let `ModelCheckpoint('best.keras', save_best_only=True)` "
-            "keep the best model, in its own shape, and load it with "
-            "`keras.saving.load_model`; EarlyStopping without restoring works."
-        )
     if isinstance(sibling, keras.callbacks.BackupAndRestore):
         raise ValueError(
             f"Keras's {type(sibling).__name__} saves weights without the sizes "

@@ -101,22 +101,36 @@ class OwnEarlyStopping(CALLBACKS.EarlyStopping):
     pass
 
 
-@pytest.mark.parametrize("kind", [PruneTrainCallback, OwnPruneTrain])
 @pytest.mark.parametrize("stop", [CALLBACKS.EarlyStopping, OwnEarlyStopping])
-def test_early_stopping_that_restores_is_refused(kind, stop):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_early_stopping_brings_back_the_best_epoch_of_the_smaller_model(
+    stop, is_first
+):
+    # The larger model of epoch 0 was better than any later one.
+    quality = Lower([1.0, 5.0, 4.0, 2.0, 3.0, 3.0, 1.0])
+    stopping = stop(
+        "quality", mode="min", patience=2, restore_best_weights=True
+    )
+    order = [stopping, pruning()] if is_first else [pruning(), stopping]
+    kept = []
+    keep = CALLBACKS.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: kept.append(model.get_weights())
+    )
     model = network()
-    regularizers = [weight.regularizer for weight in model.weights]
-    weights, optimizer = model.get_weights(), model.optimizer
-    with pytest.raises(
-        ValueError, match="ModelCheckpoint.*best.keras"
-    ) as error:
-        fit(model, kind(), stop("loss", restore_best_weights=True))
-    assert "EarlyStopping without restoring works" in str(error.value)
-    assert model.optimizer is optimizer
-    assert optimizer.iterations == 0
-    assert [weight.regularizer for weight in model.weights] == regularizers
-    for old, new in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    fit(model, quality, *order, keep, epochs=7)
+    assert widths(model) == WIDTHS
+    assert len(kept) == 6 and stopping.best_epoch == 3
+    for one, other in zip(kept[3], model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_of_the_same_shapes_are_not_forgotten():
+    quality = Lower([1.0, 2.0, 3.0])
+    stopping = CALLBACKS.EarlyStopping(
+        "quality", mode="min", restore_best_weights=True
+    )
+    fit(network(), quality, pruning(), stopping, deaths={})
+    assert stopping.best_epoch == 0 and stopping.best == 1.0
 
 
 class OwnBackup(CALLBACKS.BackupAndRestore):
