@@ -124,6 +124,16 @@ def test_early_stopping_brings_back_the_best_epoch_of_the_smaller_model(
         np.testing.assert_array_equal(one, other)
 
 
+def test_patience_begins_anew_with_each_cut():
+    stopping = CALLBACKS.EarlyStopping(
+        *("quality", 0, 3),
+        **{"mode": "min", "baseline": 0.5, "restore_best_weights": True},
+    )
+    # The baseline is never reached; the last cut comes after epoch 1.
+    history = fit(network(), Lower([1.0] * 7), stopping, pruning(), epochs=7)
+    assert history.epoch == [0, 1, 2, 3, 4]
+
+
 def test_weights_of_the_same_shapes_are_not_forgotten():
     quality = Lower([1.0, 2.0, 3.0])
     stopping = CALLBACKS.EarlyStopping(
