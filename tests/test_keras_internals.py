@@ -339,3 +339,15 @@ def test_decoupled_weight_decay_is_scaled_as_well():
     keras_internals.scale_learning_rate(optimizer, 2.0, lambda n: n)
     optimizer.apply([keras.ops.zeros(1)], [weight])
     np.testing.assert_allclose(weight.numpy(), [0.9])
+
+
+def test_calls_that_read_a_tensor_are_found_in_all_models():
+    x = keras.Input((4,))
+    first, other = keras.layers.Dense(3), keras.layers.Add()
+    y = first(x)
+    keras.Model(x, other([y, keras.layers.Dense(3)(x)]))
+    last = keras.layers.ReLU()
+    keras.Model(x, last(y))
+    found = [x.operation for x in keras_internals.calls_reading(y)]
+    assert found == [other, last]
+    assert keras_internals.calls_reading(last.output) == []

@@ -14,6 +14,7 @@ from keras import ops, tree
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
 from keras_prunetrain.channels.numbers import Channels, merge
+from keras_prunetrain.channels.rules import rule_for
 
 # Replaces an unknown image size.
 _ANY_SIZE = 8
@@ -135,7 +136,12 @@ def _moves(numbers, visit, rule, earlier):
             "it does not run on channel numbers in the place of values"
         ) from error
     return [
-        _channels_in(numbers, ops.convert_to_numpy(values), tuple(tensor.shape))
+        _channels_in(
+            numbers,
+            ops.convert_to_numpy(values),
+            tuple(tensor.shape),
+            _axes_read(tensor),
+        )
         for tensor, values in zip(call.outputs, moved, strict=True)
     ]
 
@@ -152,17 +158,36 @@ def _as_values(x):
     return np.broadcast_to(values, sizes)
 
 
-def _channels_in(numbers, moved, shape):
+def _axes_read(tensor):
+    """Returns the axes on which the next layers expect channels, a set."""
+    rank, axes = len(tensor.shape), set()
+    for call in keras_internals.calls_reading(tensor):
+        rule = rule_for(call.operation)
+        axis = rule and rule.ask("channel_axis", call.operation, rank)
+        if axis is not None and -rank <= axis < rank:
+            axes.add(axis % rank)
+    return axes
+
+
+def _channels_in(numbers, moved, shape, wanted):
     """Returns the `Channels` of a tensor that holds numbers from `_as_values`.
 
     If the channels lie on several axes at once (between the reshapings of a
-    channel shuffle), they are tied until they lie on one axis: the axis that
-    leaves the most channels distinct.
+    channel shuffle), they are tied until they lie on one axis: where the next
+    layer reads channels, or else the axis that leaves the most distinct.
+
+    Args:
+        numbers: The `Numbers`.
+        moved: Int array.
+        shape: The shape of the tensor.
+        wanted: Set of the axes on which the next layers expect channels.
     """
     if not moved.size or not _fits(moved.shape, shape):
         raise NotFollowed("its output does not have the size it was built for")
     best, most = None, 0
-    for axis in range(moved.ndim - 1, 0, -1):
+    for axis in sorted(
+        range(1, moved.ndim), key=lambda i: (i not in wanted, -i)
+    ):
         rows = np.moveaxis(moved, axis, -1).reshape(-1, moved.shape[axis])
         vector = rows.max(axis=0, initial=0)
         if shape[axis] is None or not vector.all():
@@ -176,6 +201,8 @@ def _channels_in(numbers, moved, shape):
         left = len(np.unique(merge(numbers.count, [tie])[vector - 1]))
         if left > most:
             best, most = (vector - 1, axis, tie), left
+            if axis in wanted and left > 1:
+                break
     if best is None:
         raise NotFollowed("its channels end up on no axis of its output")
     vector, axis, tie = best

@@ -58,6 +58,14 @@ def calls_of(operation: keras.Operation) -> list[Call]:
     return [_call(x) for x in operation._inbound_nodes if not x.is_input]
 
 
+def calls_reading(tensor: keras.KerasTensor) -> list[Call]:
+    """Returns the `Call`s that read a symbolic tensor, in all models."""
+    nodes = producer(tensor)._outbound_nodes
+    return [
+        _call(x) for x in nodes if any(y is tensor for y in x.input_tensors)
+    ]
+
+
 def _call(node):
     return Call(
         node.operation, node.input_tensors, node.outputs, node.arguments

@@ -499,3 +499,19 @@ def test_heads_stay_if_their_projections_have_weights_of_low_rank():
         "heads (MultiHeadAttention): its projections have other weights "
         "(lora_kernel_a, lora_kernel_b)"
     )
+
+
+@pytest.mark.parametrize("channels", [2, 3, 6])
+def test_reshaped_units_lie_where_the_next_layer_reads_channels(channels):
+    x = keras.Input((4,))
+    units = layers.Dense(16 * channels, name="units")(x)
+    images = layers.Reshape((4, 4, channels))(units)
+    images = layers.Conv2DTranspose(3, 2, name="conv")(images)
+    model = keras.Model(x, layers.Conv2D(1, 2)(images))
+    numbering = number_channels(model)
+    by_layer = {x.layer: x.numbers for x in numbering.kernels("out")}
+    pixels = by_layer["units"].reshape(16, channels)
+    assert (pixels == pixels[0]).all()
+    assert len(np.unique(pixels)) == channels
+    free = {*pixels[0].tolist(), *by_layer["conv"].tolist()}
+    assert not free & set(numbering.frozen)
