@@ -5,7 +5,7 @@ import json
 import pytest
 
 import keras_prunetrain as kpt
-from apps import compare, recipe_flags, train_cifar, training
+from apps import compare, methods, recipe_flags, train_cifar
 from tests.apps.programs import parsed, run
 
 SMALL = ("--network=resnet8", "--width=8", "--image_size=4", "--sdgp=2:4")
@@ -57,12 +57,11 @@ def test_every_method_has_it(words, tmp_path):
 def test_all_arguments_arrive():
     words = ("--sdgp=1:8", "--sdgp_mode=mvue", "--sdgp_dense_last=0.25")
     values = parsed(train_cifar, *words, "--workdir=run", "--seed=7")[1]
-    (found,) = training._sdgp(recipe_flags.recipe(values))
+    (found,) = methods.sdgp(recipe_flags.recipe(values))
     assert isinstance(found, kpt.SDGPCallback)
     assert str(found.pattern) == "1:8 mvue"
     assert (found.dense_last, found.seed) == (0.25, 7)
     words = ("--workdir=run", "--method=dense")
     assert (
-        training._sdgp(recipe_flags.recipe(parsed(train_cifar, *words)[1]))
-        == []
+        methods.sdgp(recipe_flags.recipe(parsed(train_cifar, *words)[1])) == []
     )

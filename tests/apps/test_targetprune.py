@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_prunetrain as kpt
-from apps import data, networks, recipe_flags, train_cifar, training
+from apps import data, methods, networks, recipe_flags, train_cifar
 from tests.apps.programs import parsed, run
 
 SMALL = (
@@ -44,7 +44,7 @@ def recipe(*arguments, method="targetprune"):
 
 def pruning(*arguments, **kwargs):
     digits = data.load("digits")
-    return training._pruning(recipe(*arguments, **kwargs), digits)
+    return methods.pruning(recipe(*arguments, **kwargs), digits)
 
 
 def test_all_arguments_arrive():

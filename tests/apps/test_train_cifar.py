@@ -16,6 +16,7 @@ from absl import flags
 from apps import (
     compare,
     data,
+    methods,
     networks,
     quickstart,
     recipe_flags,
@@ -107,7 +108,7 @@ def test_each_optimizer_has_its_rate_and_its_weight_decay(
 
 def test_the_solver_of_the_flags_is_that_of_the_callback(tmp_path):
     words = *SMALL, "--solver=proximal", "--coupled", f"--workdir={tmp_path}"
-    pruning = training._pruning(recipe_of(words), None)
+    pruning = methods.pruning(recipe_of(words), None)
     assert pruning.solver == "proximal"
     assert pruning.coupled
 
