@@ -22,10 +22,6 @@ from keras_prunetrain.surgery.rebuild import rebuild
 
 _LOG = logging.getLogger("keras_prunetrain")
 
-# A channel goes that has a low score for what it costs. With the exponent 1 the
-# score of an expensive channel would have to be proportional to its cost.
-COST_EXPONENT = 0.5
-
 
 class Choice:
     """Chooses the channels of a model that go, under a target.
@@ -132,7 +128,7 @@ class Choice:
         share = self._costs.shares(np.ones(self._numbering.size, bool))
         values = np.full(self._numbering.size, math.inf)
         costly = share > 0.0
-        values[costly] = scores[costly] / share[costly] ** COST_EXPONENT
+        values[costly] = scores[costly] / share[costly]
         return values
 
     def _removable(self, values):

@@ -50,7 +50,7 @@ def by_brute_force(model, numbering, scores, limit, quantity, cut):
     order = [
         n
         for n in np.argsort(
-            scores / np.sqrt(np.maximum(shares, 1e-12)), kind="stable"
+            scores / np.maximum(shares, 1e-12), kind="stable"
         ).tolist()
         if n not in stays
     ]
@@ -105,14 +105,10 @@ def test_the_target_is_met_with_no_channel_to_spare(build, quantity):
     after = cost_after(model, plan, quantity)
     assert after <= limit
     # With the last channel that went, it was too much.
-    values = scores / np.sqrt(
-        np.maximum(
-            ChannelCosts(model, numbering, quantity).shares(
-                np.ones(numbering.size, bool)
-            ),
-            1e-12,
-        )
+    shares = ChannelCosts(model, numbering, quantity).shares(
+        np.ones(numbering.size, bool)
     )
+    values = scores / np.maximum(shares, 1e-12)
     gone = np.flatnonzero(~plan.alive)
     last = gone[np.argmax(values[gone])]
     alive = plan.alive.copy()

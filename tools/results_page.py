@@ -34,6 +34,9 @@ _SETTING = (
     *("learning_rate", "learning_rate_drops", "momentum", "weight_decay"),
     *("global_clipnorm", "dtype_policy"),
 )
+# Of runs from when the choice under a target divided scores by the cost to this
+# power, and not by the cost.
+_EXPONENT = "cost_exponent"
 _DEFAULTS = {x.name: x.default for x in dataclasses.fields(Recipe)}
 
 _INTRODUCTION = """\
@@ -211,6 +214,8 @@ def label(recipe, is_widest):
         }.get(method, ("EarlyCroPCallback", _early_crop))
         words = [*arguments(recipe), *_batch(recipe)]
         name = f"`{callback}({', '.join(words)})`"
+    if _EXPONENT in recipe:
+        name += f", by score / cost^{recipe[_EXPONENT]}"
     if recipe.get("sdgp"):
         n, m = recipe["sdgp"].split(":")
         words = [n, m, f'"{recipe["sdgp_mode"]}"']
@@ -293,6 +298,8 @@ def _command(run):
     command = re.sub(r" --(seed|workdir|data_dir)=\S+", "", command)
     if run.result["method"] == "targetprune" and _was_exact(run.recipe):
         command += " --channel_multiple=1"
+    if _EXPONENT in run.recipe:
+        command += f"  # at {run.result['commit'][:7]}"
     return command
 
 

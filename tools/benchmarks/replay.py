@@ -13,7 +13,7 @@ architecture's ratio, give the training time relative to dense; reconfigurations
 are listed apart. `saved_per_flop` is the share of the step's time that an
 architecture saves, divided by the share of its FLOPs. `rounded` is the last
 architecture once more, with the channel counts that `channel_multiple="auto"`
-would have left.
+would have left; `narrow`, with `--narrow_width=11`, the network of this width.
 """
 
 import json
@@ -40,6 +40,9 @@ _TURNS = flags.DEFINE_integer("turns", 10, "Turns of each architecture.")
 _DTYPE_POLICY = flags.DEFINE_string(
     "dtype_policy", None, "What layers compute in. Default: as in the run."
 )
+_NARROW_WIDTH = flags.DEFINE_integer(
+    "narrow_width", None, "Width of a network that takes turns as well.", 1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
 
 
@@ -51,14 +54,18 @@ def main(argv):
     first = run.recipe["batch_size"]
     grown = (r.get("batch_size_after") or first for r in run.reports)
     sizes = [first, *grown]
-    rounded = rounded_up(run)
-    dense, *seconds, of_rounded = in_turns(
-        [first_architecture(run.recipe), *stages, rounded],
+    others = {"rounded": rounded_up(run)}
+    if _NARROW_WIDTH.value:
+        width = {"width": _NARROW_WIDTH.value}
+        others["narrow"] = first_architecture(run.recipe | width)
+    dense, *seconds = in_turns(
+        [first_architecture(run.recipe), *stages, *others.values()],
         _TURNS.value,
         SEED,
-        [[], *(callbacks_of(run) for _ in stages), []],
-        [first, *sizes, first],
+        [[], *(callbacks_of(run) for _ in stages), *([] for _ in others)],
+        [first, *sizes, *(first for _ in others)],
     )
+    seconds, of_others = seconds[: len(stages)], seconds[len(stages) :]
     flops = kpt.model_cost(stages[0]).forward_flops
     rows = [
         row(*columns, dense, first, flops)
@@ -72,7 +79,12 @@ def main(argv):
         "dtype_policy": policy,
         "dense_step_seconds": statistics.median(dense),
         "architectures": rows,
-        "rounded": row(0, first, rounded, of_rounded, dense, first, flops),
+        **{
+            name: row(0, first, model, times, dense, first, flops)
+            for (name, model), times in zip(
+                others.items(), of_others, strict=True
+            )
+        },
         "training_time_ratio": trained / run.epochs,
         **times_of_cuts,
     }
