@@ -89,14 +89,19 @@ def page(folder):
 
 def _read(folder):
     """Returns the runs, and the replays by the names of their runs."""
-    runs, replays = [], {}
+    runs, replays, sizes = [], {}, {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         if "metrics" in record:
             runs.append(_checked(run_records.read(path)))
+            sizes[path.stem] = runs[-1].recipe.get("image_size")
         elif "training_time_ratio" in record:
-            replays[record["run"]] = record
-    return runs, replays
+            replays[record["run"], record.get("image_size")] = record
+    own = {
+        name: replays.get((name, size)) or replays.get((name, None))
+        for name, size in sizes.items()
+    }
+    return runs, {name: record for name, record in own.items() if record}
 
 
 def _checked(run):

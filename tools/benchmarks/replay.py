@@ -40,6 +40,9 @@ _TURNS = flags.DEFINE_integer("turns", 10, "Turns of each architecture.")
 _DTYPE_POLICY = flags.DEFINE_string(
     "dtype_policy", None, "What layers compute in. Default: as in the run."
 )
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Pixels of a side. Default: as in the run.", 1
+)
 _NARROW_WIDTH = flags.DEFINE_integer(
     "narrow_width", None, "Width of a network that takes turns as well.", 1
 )
@@ -50,6 +53,10 @@ def main(argv):
     run = recorded_run.read_one(argv[1:])
     policy = _DTYPE_POLICY.value or run.recipe["dtype_policy"]
     keras.config.set_dtype_policy(policy)
+    name = f"replay_{run.path.stem}_{policy}"
+    if _IMAGE_SIZE.value:
+        run.recipe["image_size"] = _IMAGE_SIZE.value
+        name += f"_image{_IMAGE_SIZE.value}"
     stages, times_of_cuts = rebuilt(run)
     first = run.recipe["batch_size"]
     grown = (r.get("batch_size_after") or first for r in run.reports)
@@ -77,6 +84,7 @@ def main(argv):
     record = environment([SEED]) | {
         "run": run.path.stem,
         "dtype_policy": policy,
+        "image_size": run.recipe.get("image_size"),
         "dense_step_seconds": statistics.median(dense),
         "architectures": rows,
         **{
@@ -88,8 +96,8 @@ def main(argv):
         "training_time_ratio": trained / run.epochs,
         **times_of_cuts,
     }
-    name = f"replay_{run.path.stem}_{policy}.json"
-    output = pathlib.Path(_OUTPUT.value or ROOT / "tools" / "results" / name)
+    folder = ROOT / "tools" / "results"
+    output = pathlib.Path(_OUTPUT.value or folder / f"{name}.json")
     output.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
