@@ -181,9 +181,8 @@ def test_a_target_is_met_by_fast_counts():
     choice = Choice(model, numbering, "forward_flops", options, {})
     scores = np.random.default_rng(0).uniform(size=numbering.size)
     plan = choice.plan(scores, 0.4 * model_cost(model).forward_flops)
-    # Of images and logits there are as many as before.
     found = list(counts(plan))
-    assert sum(kept < total for kept, total in found) == len(found) - 1
+    assert sum(kept < total for kept, total in found) > len(found) / 2
     for kept, total in found:
         assert is_fast(kept, total)
     with_image = list(counts(plan, "in"))

@@ -260,7 +260,7 @@ class OwnUpdate(keras.Model):
 
 def test_a_step_that_does_not_use_the_optimizer_is_refused():
     model = network(OwnUpdate, compiled={"optimizer": adam(), "metrics": None})
-    with pytest.raises(ValueError, match="has updated none of the kernels"):
+    with pytest.raises(ValueError, match="has updated a kernel"):
         fit(model, kpt.PruneTrainCallback())
 
 

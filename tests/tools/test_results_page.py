@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 import results_page  # isort: skip
 
 DENSE = "cifar10_16x16_resnet20_dense_seed0"
-PRUNED = "cifar10_16x16_resnet20_target48_taylor_seed1"
+PRUNED = "cifar10_16x16_resnet20_target48_seed1"
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_rows_say_what_was_not_the_default():
         results_page.label(recipe | changes, False)
         for changes in (
             {},
-            {"channel_multiple": None},
+            {"channel_multiple": "8"},
+            {"cost_exponent": 0.5},
             {"score": "magnitude"},
             {"rounds": 1},
             {"granularity": 8},
@@ -72,7 +73,7 @@ def test_rows_say_what_was_not_the_default():
             {"sdgp": "2:4", "sdgp_mode": "mvue", "sdgp_dense_last": 0.0},
         )
     }
-    assert len(labels) == 12
+    assert len(labels) == 13
     assert "`TargetPruneCallback(flops=0.48)`" in labels
     assert "narrow, width 11" in labels
     assert any(x.endswith('`SDGPCallback(2, 4, "mvue")`') for x in labels)
