@@ -163,6 +163,12 @@ def test_modules_are_short(module):
     assert len(MODULES[module].read_text().splitlines()) <= 330
 
 
+def test_the_callback_of_the_paper_is_short():
+    tree = ast.parse(MODULES["callbacks.prune_train"].read_text())
+    (cls,) = (x for x in tree.body if isinstance(x, ast.ClassDef))
+    assert cls.end_lineno - cls.lineno < 250
+
+
 def lines_of_code(function):
     """Returns the lines of a function, those of its docstring left out."""
     lines = function.end_lineno - function.lineno + 1

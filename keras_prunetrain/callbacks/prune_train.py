@@ -28,10 +28,8 @@ class PruneTrainCallback(ReconfiguringCallback):
     (`layer.kernel`) are new objects after a reconfiguration, so read them from
     the layer each time.
 
-    A subclass of `keras.Model` may hold functional models and train them in its
-    own `train_step`, as a GAN does. Then these parts become smaller, with every
-    optimizer among its attributes, and keep what they read and return; see
-    `submodels`.
+    Of a model that holds functional models and trains them in its own
+    `train_step`, as a GAN does, these become smaller (`submodels`).
 
     The lasso's factor is computed from the first batch and never changes
     afterwards: with it, the penalty of the first batch's weights is
@@ -42,15 +40,14 @@ class PruneTrainCallback(ReconfiguringCallback):
     batches instead, and the penalty acts from step n on. Losses that layers add
     themselves (`add_loss`, activity regularizers) count as part of the task.
 
-    Under SGD the lasso is a penalty in the loss, as in the paper. Under Adam
-    and other optimizers whose step does not shrink with the gradient, weights
-    would swing around zero by the learning rate, above the threshold. There a
-    proximal step follows each update: every channel of a kernel becomes shorter
-    by the same length, or exactly zero (`solver`). The length is the lasso's
-    factor times what a gradient of 1 moves the channel, so that the pull of the
-    lasso and that of the task have the same relation as in SGD. The penalty is
-    then in none of the losses, and the share in the reports is the one that it
-    would have.
+    Under SGD the lasso is a penalty in the loss, as in the paper. Under
+    optimizers whose step does not shrink with the gradient, such as Adam,
+    weights would swing around zero by the learning rate, above the threshold.
+    There a proximal step follows each update: every channel of a kernel becomes
+    shorter by the same length, or exactly zero (`solver`). The length is the
+    lasso's factor times what a gradient of 1 moves the channel, so lasso and
+    task pull as in SGD. No loss then contains the penalty, and reports show the
+    share that it would have.
 
     Example:
 
@@ -137,15 +134,10 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
-            first step, if proximal steps cannot follow the optimizer, if the
-            model has no known graph or was not built under
-            the strategy that trains it, if a layer or the optimizer cannot be
-            rebuilt, if `skip` matches no layer or `score` fails, if
-            `finetune_epochs` leaves no epoch with lasso, if a second callback
-            that makes the model smaller or Keras's `BackupAndRestore` is among
-            the callbacks, if an outer `fit` makes the model smaller, if `fit`
-            does not read the data set of `batch`, or if the workers are not
-            started alike;
+            first step, as `ReconfiguringCallback`, if `skip` matches no layer
+            or `score` fails, if proximal steps cannot follow the optimizer, if
+            `finetune_epochs` leaves no epoch with lasso, if `fit` does not read
+            the data set of `batch`, or if the workers are not started alike;
             after it, if the loss is negative, the logs have none, or the
             `train_step` leaves the penalties, or a part, out.
 
