@@ -180,16 +180,17 @@ def test_a_target_is_met_by_fast_counts():
     options = CutOptions(channel_multiple="auto")
     choice = Choice(model, numbering, "forward_flops", options, {})
     scores = np.random.default_rng(0).uniform(size=numbering.size)
-    plan = choice.plan(scores, 0.4 * model_cost(model).forward_flops)
+    plan = choice.plan(scores, 0.25 * model_cost(model).forward_flops)
+    # Of images and logits there are as many as before.
     found = list(counts(plan))
-    assert sum(kept < total for kept, total in found) > len(found) / 2
+    assert sum(kept < total for kept, total in found) == len(found) - 1
     for kept, total in found:
         assert is_fast(kept, total)
     with_image = list(counts(plan, "in"))
     assert all(is_fast(kept, total) for kept, total in with_image)
     smaller = prepare_cut(model, plan).model
     ratio = model_cost(smaller).forward_flops / model_cost(model).forward_flops
-    assert 0.3 < ratio <= 0.4
+    assert 0.2 < ratio <= 0.25
 
 
 @pytest.mark.parametrize("options", [None, {"skip": ()}, "one"])

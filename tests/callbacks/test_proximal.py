@@ -260,7 +260,9 @@ class OwnUpdate(keras.Model):
 
 def test_a_step_that_does_not_use_the_optimizer_is_refused():
     model = network(OwnUpdate, compiled={"optimizer": adam(), "metrics": None})
-    with pytest.raises(ValueError, match="has updated a kernel"):
+    with pytest.raises(
+        ValueError, match="no optimizer .* has updated a kernel"
+    ):
         fit(model, kpt.PruneTrainCallback())
 
 
