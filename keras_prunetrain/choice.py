@@ -90,7 +90,7 @@ class Choice:
         except that layers keep a multiple of `channel_multiple` channels.
 
         Args:
-            scores: Float array, shape `(numbering.size,)`, finite, at least 0.
+            scores: Float array, shape `(numbering.size,)`, finite.
             limit: Number, the cost that may be left, in the unit of the
                 quantity. If it cannot be met, all channels go that may, and a
                 warning says so.

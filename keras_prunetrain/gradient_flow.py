@@ -89,7 +89,8 @@ class Flow(NamedTuple):
             rule: One of `saliency.ON_DATA`.
 
         Returns:
-            Float array, shape `(numbering.size,)`, at least 0.
+            Float array, shape `(numbering.size,)`; at least 0, but for
+            `"grasp"`, whose sign counts.
         """
         reading, size = readers(numbering), numbering.size
         by_products, by_gradients = (
@@ -104,10 +105,9 @@ class Flow(NamedTuple):
         if rule == "gradient_flow":  # sum(w * Hg + g * g)
             gates += gate_gradients(reading, by_gradients, size, by_gradients)
         scores = keras.ops.convert_to_numpy(gates).astype("float64")
-        if rule != "grasp":
-            return np.abs(scores)
-        read = np.unique(np.concatenate([x.numbers for x in reading]))
-        return np.maximum(scores - scores[read].min(), 0.0)
+        # GraSP's sign stays: the scores are divided by shares of the cost, by
+        # which an offset would outweigh them.
+        return scores if rule == "grasp" else np.abs(scores)
 
 
 def measured_flow(
