@@ -189,6 +189,17 @@ def test_a_tensor_that_is_kept_in_two_dtypes_counts_in_the_larger(order):
             (9, 2),
             2 * 9 * (2 * 5 + 5 * 5),
         ),
+        (layers.RNN(layers.GRUCell(5)), (9, 2), 9 * 3 * (2 * 5 + 5 * 5)),
+        (
+            layers.Bidirectional(layers.RNN(layers.LSTMCell(5))),
+            (9, 2),
+            2 * 9 * 4 * (2 * 5 + 5 * 5),
+        ),
+        (
+            layers.RNN([layers.LSTMCell(5), layers.SimpleRNNCell(3)]),
+            (9, 2),
+            9 * (4 * (2 * 5 + 5 * 5) + (5 * 3 + 3 * 3)),
+        ),
         (layers.Embedding(10, 5), (9,), 0),
         (layers.PReLU(), (9, 2), 0),
         (

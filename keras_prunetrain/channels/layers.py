@@ -462,6 +462,7 @@ LAYER_RULES = {
     layers.RNN: dataclasses.replace(
         refused("the package does not know how its cell reads channels"),
         variant=_known_cell,
+        macs=macs.recurrent,
     ),
     **dict.fromkeys(
         _named("GroupQueryAttention"),

@@ -47,9 +47,16 @@ def einsum(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
 
 
 def recurrent(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
-    """Counts the two kernels of a recurrent cell in each of its time steps."""
-    kernels = layer.cell.kernel, layer.cell.recurrent_kernel
-    return read[0][0] * sum(math.prod(kernel.shape) for kernel in kernels)
+    """Counts the matrices of a cell, or of several, in each time step.
+
+    Of a cell of the user's, as of Keras's, all matrices but the biases count.
+    """
+    return read[0][0] * sum(
+        math.prod(weight.shape)
+        for weight in layer.cell.weights
+        # The bias of a `GRU` is a matrix, too.
+        if len(weight.shape) == 2 and weight.name != "bias"
+    )
 
 
 def recurrent_images(
