@@ -20,8 +20,8 @@ def vgg11(
     layer reads the last stage, so its inputs scale with `width`, too.
 
     Args:
-        input_shape: Tuple `(height, width, channels)`, at least 32 pixels
-            high and wide: each of the five pools halves both.
+        input_shape: Tuple `(height, width, channels)`. Each of the five pools
+            halves height and width, as long as they are above one pixel.
         classes: Integer. Number of logits.
         weight_decay: Float, at least 0. Coupled weight decay on every
             trainable weight. Defaults to `0.0`.
@@ -61,6 +61,11 @@ def _vgg(name, depths, input_shape, classes, weight_decay, width):
         for index in range(1, depth + 1):
             conv = f"stage{stage + 1}_conv{index}"
             x = conv_bn(x, channels, 3, conv, weight_decay=weight_decay)
-        x = keras.layers.MaxPooling2D(name=f"stage{stage + 1}_pool")(x)
+        window = [1 if pixels == 1 else 2 for pixels in x.shape[1:3]]
+        if max(window) > 1:
+            pool = keras.layers.MaxPooling2D(
+                window, name=f"stage{stage + 1}_pool"
+            )
+            x = pool(x)
     outputs = classifier(x, classes, weight_decay)
     return keras.Model(inputs, outputs, name=name)

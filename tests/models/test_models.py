@@ -109,6 +109,22 @@ def test_all_stages_of_a_vgg_are_multiples_of_its_width(width):
 
 
 @pytest.mark.parametrize(
+    ("shape", "pixels"),
+    [
+        ((32, 32, 3), [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]),
+        ((16, 16, 3), [(8, 8), (4, 4), (2, 2), (1, 1)]),
+        ((16, 2, 3), [(8, 1), (4, 1), (2, 1), (1, 1)]),
+        ((1, 1, 3), []),
+    ],
+)
+def test_a_vgg_pools_until_one_pixel_is_left(shape, pixels):
+    model = models.vgg11(shape, width=1)
+    pools = [x for x in model.layers if x.name.endswith("_pool")]
+    assert [x.output.shape[1:3] for x in pools] == pixels
+    assert model(np.ones((1, *shape))).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
     ("build", "width"),
     [(models.resnet8, 16), (models.vgg11, 64), (models.vgg13, 64)],
 )
