@@ -1,5 +1,6 @@
-"""Writes docs/results.md: trainings compared, from tools/results/*.json.
+"""Writes docs/results.md from tools/results/*.json and tools/papers.json.
 
+A summary, the papers' numbers beside ours, and all recorded trainings.
 Trainings of one network with one recipe stand in one table. Runs that differ in
 nothing but the seed are one row, the mean over the seeds.
 
@@ -7,7 +8,6 @@ nothing but the seed are one row, the mean over the seeds.
 """
 
 import collections
-import dataclasses
 import json
 import os
 import pathlib
@@ -21,37 +21,42 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
+import papers_section  # noqa: E402
 import run_records  # noqa: E402
-
-from apps.training import Recipe  # noqa: E402
+from recorded_recipes import (  # noqa: E402
+    DEFAULTS,
+    EXPONENT,
+    dense_of,
+    mean,
+    setting,
+    value,
+    was_exact,
+)
 
 FOLDER = ROOT / "tools" / "results"
 PAGE = ROOT / "docs" / "results.md"
 
-# What two trainings have in common that stand in one table.
-_SETTING = (
-    *("dataset", "network", "image_size", "epochs", "batch_size", "optimizer"),
-    *("learning_rate", "learning_rate_drops", "momentum", "weight_decay"),
-    *("global_clipnorm", "dtype_policy"),
-)
-# Of runs from when the choice under a target divided scores by the cost to this
-# power, and not by the cost.
-_EXPONENT = "cost_exponent"
-_DEFAULTS = {x.name: x.default for x in dataclasses.fields(Recipe)}
-
 _INTRODUCTION = """\
-# Trainings compared
+# Results
 
-`python tools/results_page.py` writes this page from the records in
-`tools/results/`, each of which has its date, commit, machine and command.
+`make results` writes this page from the records in `tools/results/`, each of
+which has its date, commit, machine, seeds and command.
+[measurements.md](measurements.md) says what follows from the numbers, and has
+times and memory.
+
+## In short
+"""
+
+_TRAININGS = """\
+## All recorded trainings
+
 Accuracy is that of the last epoch on the validation split, the mean over the
 seeds with the standard deviation. FLOPs are fractions of those of the dense
 network, training FLOPs the sum over all epochs. The step is timed in paired
 replays of the recorded architectures on an idle machine
 (`tools/benchmarks/replay.py`): the steps of the whole run, and those of its
 last architecture, as fractions of the steps of the dense network. A dash says
-that it was not measured. [measurements.md](measurements.md) says what follows
-from the numbers.
+that it was not measured.
 """
 
 
@@ -81,10 +86,20 @@ def page(folder):
         raise ValueError(f"'{folder}' has no record of a training.")
     settings = collections.defaultdict(list)
     for run in runs:
-        key = tuple(_value(run.recipe, name) for name in _SETTING)
-        settings[key].append(run)
-    parts = [_section(x, replays) for _, x in sorted(settings.items(), key=str)]
-    return "\n".join([_INTRODUCTION, *parts])
+        settings[setting(run.recipe)].append(run)
+    tables = [_rows(x) for _, x in sorted(settings.items(), key=str)]
+    papers, made, of_all = papers_section.section(runs, replays, folder)
+    summary = [_short(rows) for rows in tables if "dense" in rows]
+    summary.append(
+        f"{of_all} rows of the papers' tables and figures, and of ours among "
+        f"them, have a command below. {made} of them have been run.\n"
+    )
+    return "\n".join(
+        [
+            *(_INTRODUCTION, *summary, papers, _TRAININGS),
+            *(_section(rows, replays) for rows in tables),
+        ]
+    )
 
 
 def _read(folder):
@@ -125,53 +140,76 @@ def _checked(run):
     return run
 
 
-def _value(recipe, name):
-    value = recipe.get(name, _DEFAULTS[name])
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _section(runs, replays):
-    """Returns the table of the runs that have one recipe."""
-    widest = max(
-        (x.result["forward_flops"] for x in runs if x.is_dense), default=None
-    )
+def _rows(runs):
+    """Returns the runs of one setting by the names of their rows, in order."""
+    dense = dense_of(runs[0].recipe, runs)
     rows = collections.defaultdict(list)
     for run in runs:
-        is_widest = run.is_dense and run.result["forward_flops"] == widest
-        rows[label(run.recipe, is_widest)].append(run)
+        rows[label(run.recipe, run in dense)].append(run)
     for found in rows.values():
         seeds = [run.result["seed"] for run in found]
         if len({*seeds}) != len(seeds):
             names = ", ".join(f"'{run.path.name}'" for run in found)
             raise ValueError(f"Two records of one training and seed: {names}.")
-    dense = rows.get("dense")
-    ordered = sorted(
-        rows.items(),
-        key=lambda row: (row[0] != "dense", -_mean(row[1], "training"), row[0]),
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda row: (
+                row[0] != "dense",
+                -mean(row[1], "training"),
+                row[0],
+            ),
+        )
     )
-    lines = [f"## {_title(runs[0].recipe)}\n"]
+
+
+def _short(rows):
+    """Returns a table of few columns, without what is older than the code."""
+    dense = rows["dense"]
+    first = dense[0].recipe
+    lines = [
+        f"{_name(first)}, {first['epochs']} epochs:\n",
+        "| | accuracy | inference FLOPs | training FLOPs | seeds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, runs in rows.items():
+        if EXPONENT in runs[0].recipe:
+            continue
+        cells = [
+            *(name, _accuracy(runs)),
+            *(
+                f"{mean(runs, kind) / mean(dense, kind):.0%}"
+                for kind in ("inference", "training")
+            ),
+            str(len(runs)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _section(rows, replays):
+    """Returns the table of the runs that have one recipe."""
+    dense = rows.get("dense")
+    (first, *_), *_ = rows.values()
+    lines = [f"### {_title(first.recipe)}\n"]
     lines += [
         "| | validation accuracy | seeds | beside dense | inference FLOPs "
         "| training FLOPs | steps of the run | last step |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
-        *(_row(name, found, dense, replays) for name, found in ordered),
+        *(_row(name, found, dense, replays) for name, found in rows.items()),
     ]
     lines += ["", "Made by, with each `--seed` and a `--workdir`:", "", "```"]
-    lines += dict.fromkeys(_command(found[0]) for _, found in ordered)
+    lines += dict.fromkeys(_command(found[0]) for found in rows.values())
     return "\n".join([*lines, "```", ""])
 
 
 def _row(name, runs, dense, replays):
-    accuracies = [100 * run.result["val_accuracy"] for run in runs]
-    accuracy = f"{statistics.mean(accuracies):.2f}%"
-    if len(runs) > 1:
-        accuracy += f" ± {statistics.stdev(accuracies):.2f}"
     beside = inference = training = "-"
     if dense:
-        difference = _mean(runs, "accuracy") - _mean(dense, "accuracy")
+        difference = mean(runs, "accuracy") - mean(dense, "accuracy")
         beside = "" if runs is dense else f"{100 * difference:+.2f} points"
         inference, training = (
-            f"{_mean(runs, kind) / _mean(dense, kind):.1%}"
+            f"{mean(runs, kind) / mean(dense, kind):.1%}"
             for kind in ("inference", "training")
         )
     timed = [replays[x.path.stem] for x in runs if x.path.stem in replays]
@@ -185,19 +223,25 @@ def _row(name, runs, dense, replays):
             )
         )
     seeds = ", ".join(str(run.result["seed"]) for run in runs)
-    cells = [name, accuracy, seeds, beside, inference, training, whole, last]
+    cells = [
+        name,
+        _accuracy(runs),
+        seeds,
+        beside,
+        inference,
+        training,
+        whole,
+        last,
+    ]
     return f"| {' | '.join(cells)} |"
 
 
-_KEYS = {
-    "accuracy": "val_accuracy",
-    "inference": "forward_flops",
-    "training": "total_training_flops",
-}
-
-
-def _mean(runs, kind):
-    return statistics.mean(run.result[_KEYS[kind]] for run in runs)
+def _accuracy(runs):
+    accuracies = [100 * run.result["val_accuracy"] for run in runs]
+    text = f"{statistics.mean(accuracies):.2f}%"
+    if len(runs) > 1:
+        text += f" ± {statistics.stdev(accuracies):.2f}"
+    return text
 
 
 def label(recipe, is_widest):
@@ -219,8 +263,8 @@ def label(recipe, is_widest):
         }.get(method, ("EarlyCroPCallback", _early_crop))
         words = [*arguments(recipe), *_batch(recipe)]
         name = f"`{callback}({', '.join(words)})`"
-    if _EXPONENT in recipe:
-        name += f", by score / cost^{recipe[_EXPONENT]}"
+    if EXPONENT in recipe:
+        name += f", by score / cost^{recipe[EXPONENT]}"
     if recipe.get("sdgp"):
         n, m = recipe["sdgp"].split(":")
         words = [n, m, f'"{recipe["sdgp_mode"]}"']
@@ -233,10 +277,10 @@ def label(recipe, is_widest):
 def _others(recipe, *names):
     """Yields the arguments that are not the app's defaults, as code."""
     for name in names:
-        value = _value(recipe, name)
-        if value != _DEFAULTS[name]:
-            quoted = isinstance(value, str)
-            yield f'{name}="{value}"' if quoted else f"{name}={value}"
+        found = value(recipe, name)
+        if found != DEFAULTS[name]:
+            quoted = isinstance(found, str)
+            yield f'{name}="{found}"' if quoted else f"{name}={found}"
 
 
 def _lasso(recipe):
@@ -272,7 +316,7 @@ def _early_crop(recipe):
 
 def _multiple(recipe, default):
     multiple = recipe.get("channel_multiple") or str(default)
-    if _was_exact(recipe):
+    if was_exact(recipe):
         multiple = "1"
     if multiple != str(default):
         shown = f'"{multiple}"' if multiple == "auto" else multiple
@@ -286,31 +330,29 @@ def _batch(recipe):
 
 
 def _title(recipe):
-    size = _value(recipe, "image_size")
-    drops = ", ".join(map(str, _value(recipe, "learning_rate_drops")))
-    optimizer = _value(recipe, "optimizer")
+    drops = ", ".join(map(str, value(recipe, "learning_rate_drops")))
+    optimizer = value(recipe, "optimizer")
     return (
-        f"{recipe['network']} on {recipe['dataset']}"
-        + (f" of {size}x{size} pixels" if size else "")
-        + f", {recipe['epochs']} epochs, {optimizer} at "
-        + f"{recipe['learning_rate']:g}, divided by 10 at {drops}, "
-        + recipe["dtype_policy"]
+        f"{_name(recipe)}, {recipe['epochs']} epochs, {optimizer} at "
+        f"{recipe['learning_rate']:g}, divided by 10 at {drops}, "
+        f"{recipe['dtype_policy']}"
     )
+
+
+def _name(recipe):
+    size = value(recipe, "image_size")
+    pixels = f" of {size}x{size} pixels" if size else ""
+    return f"{recipe['network']} on {recipe['dataset']}{pixels}"
 
 
 def _command(run):
     command = run.result["command"]
     command = re.sub(r" --(seed|workdir|data_dir)=\S+", "", command)
-    if run.result["method"] == "targetprune" and _was_exact(run.recipe):
+    if run.result["method"] == "targetprune" and was_exact(run.recipe):
         command += " --channel_multiple=1"
-    if _EXPONENT in run.recipe:
+    if EXPONENT in run.recipe:
         command += f"  # at {run.result['commit'][:7]}"
     return command
-
-
-def _was_exact(recipe):
-    """Whether a run is older than the flag: it has rounded no count."""
-    return "channel_multiple" not in recipe
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 # What `python tools/results_page.py` has on its path.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 
+import papers_section  # isort: skip
 import results_page  # isort: skip
 
 DENSE = "cifar10_16x16_resnet20_dense_seed0"
@@ -17,8 +18,11 @@ PRUNED = "cifar10_16x16_resnet20_target48_seed1"
 
 
 @pytest.fixture
-def records(tmp_path):
-    """Copies records, changed, and returns their folder."""
+def records(tmp_path, monkeypatch):
+    """Copies records, changed, and returns their folder; without papers."""
+    papers = tmp_path / "papers"
+    papers.write_text('{"papers": []}')
+    monkeypatch.setattr(papers_section, "PAPERS", papers)
 
     def copied(*copies):
         for number, (name, changes) in enumerate(copies):
@@ -45,8 +49,10 @@ def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
         ),
     )
     text = results_page.page(folder)
-    (row,) = [x for x in text.splitlines() if x.startswith("| `Target")]
+    short, row = [x for x in text.splitlines() if x.startswith("| `Target")]
     deviation = 100 * statistics.stdev(accuracies)
+    assert f"| 80.00% ± {deviation:.2f} | 50% |" in short
+    assert short.endswith("| 3 |")
     assert f"| 80.00% ± {deviation:.2f} | 0, 1, 2 | -2.00 points | 50.0%" in row
     assert text.count("\n| dense | 82.00% | 0 |  | 100.0% | 100.0% |") == 1
 

@@ -1,0 +1,123 @@
+"""What recorded trainings have in common, by the recipes in their records."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shlex
+import statistics
+import sys
+import tempfile
+
+from absl import flags
+
+# `apps` is not part of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from apps import recipe_flags, train_cifar, train_imagenet  # noqa: E402
+from apps.training import Recipe  # noqa: E402
+
+DEFAULTS = {x.name: x.default for x in dataclasses.fields(Recipe)}
+# What two trainings have in common that stand in one table.
+_SETTING = (
+    *("dataset", "network", "image_size", "epochs", "batch_size", "optimizer"),
+    *("learning_rate", "learning_rate_drops", "momentum", "weight_decay"),
+    *("global_clipnorm", "dtype_policy"),
+)
+_OF_SDGP = ("sdgp", "sdgp_mode", "sdgp_dense_last")
+# Of runs from when the choice under a target divided scores by the cost to this
+# power, and not by the cost.
+EXPONENT = "cost_exponent"
+_PROGRAMS = {
+    "apps/train_cifar.py": train_cifar,
+    "apps/train_imagenet.py": train_imagenet,
+}
+# Folders of the reader. They are no part of a recipe.
+_FOLDERS = ("--workdir=", "--data_dir=", "--dense=")
+_KEYS = {
+    "accuracy": "val_accuracy",
+    "inference": "forward_flops",
+    "training": "total_training_flops",
+}
+
+
+def value(recipe, name):
+    """Returns a setting of a recipe, which may be older than the setting."""
+    found = recipe.get(name, DEFAULTS[name])
+    return tuple(found) if isinstance(found, list) else found
+
+
+def setting(recipe):
+    """Returns what the trainings of one table have in common, hashable."""
+    return tuple(value(recipe, name) for name in _SETTING)
+
+
+def was_exact(recipe):
+    """Whether a run is older than the flag: it has rounded no count."""
+    return "channel_multiple" not in recipe
+
+
+def mean(runs, kind):
+    """Returns the mean over runs of `"accuracy"`, or of FLOPs of a kind."""
+    return statistics.mean(run.result[_KEYS[kind]] for run in runs)
+
+
+def dense_of(recipe, runs):
+    """Returns the dense runs of a recipe's setting, of the widest network."""
+    dense = [
+        run
+        for run in runs
+        if run.is_dense
+        and setting(run.recipe) == setting(recipe)
+        and not run.recipe.get("sdgp")
+    ]
+    widest = max((run.result["forward_flops"] for run in dense), default=None)
+    return [run for run in dense if run.result["forward_flops"] == widest]
+
+
+def made_by(command, runs):
+    """Returns the runs that a command makes, with any seed, and its recipe.
+
+    Raises:
+        ValueError: If its program would refuse the command.
+    """
+    recipe = parsed(command)
+    return [
+        run
+        for run in runs
+        if EXPONENT not in run.recipe and _key(run.recipe) == _key(recipe)
+    ], recipe
+
+
+@functools.cache
+def parsed(command):
+    """Returns the recipe of a command, a dict.
+
+    Raises:
+        ValueError: If its program would refuse the command.
+    """
+    _, program, *words = shlex.split(command)
+    words = [word for word in words if not word.startswith(_FOLDERS)]
+    nowhere = os.path.join(tempfile.gettempdir(), "a_run_that_is_not_made")
+    values = flags.FlagValues()
+    _PROGRAMS[program].define(values)
+    try:
+        beside = values([program, *words, f"--workdir={nowhere}"])[1:]
+    except flags.Error as error:
+        raise ValueError(f"'{command}': {error}") from error
+    if beside:
+        raise ValueError(f"'{command}': {' '.join(beside)} is no flag.")
+    recipe = dataclasses.asdict(recipe_flags.recipe(values))
+    return recipe | {"channel_multiple": values.channel_multiple}
+
+
+def _key(recipe):
+    """Returns all that makes two runs of a recipe the same but for the seed."""
+    if recipe["method"] == "dense":  # It ignores what belongs to pruning.
+        names = (*_SETTING, "method", "width", *_OF_SDGP)
+    else:
+        names = (name for name in DEFAULTS if name != "seed")
+    found = {name: value(recipe, name) for name in names}
+    if recipe["method"] == "targetprune" and was_exact(recipe):
+        found["channel_multiple"] = "1"
+    return tuple(sorted(found.items()))
