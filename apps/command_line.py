@@ -4,7 +4,7 @@ import math
 import os
 import sys
 
-from absl import flags
+from absl import app, flags
 
 
 def refuse_words(argv):
@@ -15,6 +15,19 @@ def refuse_words(argv):
             f"Words beside the flags: {' '.join(words)}. Every setting is a "
             "flag; --helpshort lists them."
         )
+
+
+def run(main, values):
+    """Runs a program whose flags are no global ones; `--help` lists them.
+
+    Args:
+        main: Function of the words of the command line, which parses `values`.
+        values: The `FlagValues` of the program.
+    """
+    for name in values:
+        flags.FLAGS[name] = values[name]
+        flags.FLAGS.register_flag_by_module(sys.argv[0], values[name])
+    app.run(main)
 
 
 def integer(name, default, least, most, text, flag_values):

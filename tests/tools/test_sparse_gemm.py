@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -78,3 +79,15 @@ def test_a_whole_run_with_numpy(tmp_path, capsys):
     kinds = [row["seconds"]["sparse"] is None for row in record["layers"]]
     assert kinds == [row["is_first"] for row in record["layers"]]
     assert "the products of a step" in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sparse_gemm", "export_images"])
+def test_as_a_program_it_lists_its_flags(name):
+    found = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", "--helpshort"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--output" in found.stdout, found.stderr

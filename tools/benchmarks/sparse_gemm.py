@@ -42,7 +42,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 
 from keras_prunetrain import models  # noqa: E402
 
@@ -304,4 +304,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=list)
+    command_line.run(main, _FLAGS)
