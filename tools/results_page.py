@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import papers_section  # noqa: E402
+import peers_section  # noqa: E402
 import run_records  # noqa: E402
 from recorded_recipes import (  # noqa: E402
     DEFAULTS,
@@ -94,12 +95,12 @@ def page(folder):
         f"{of_all} rows of the papers' tables and figures, and of ours among "
         f"them, have a command below. {made} of them have been run.\n"
     )
-    return "\n".join(
-        [
-            *(_INTRODUCTION, *summary, papers, _TRAININGS),
-            *(_section(rows, replays) for rows in tables),
-        ]
-    )
+    parts = [
+        *(_INTRODUCTION, *summary, papers),
+        *(peers_section.section(folder), _TRAININGS),
+        *(_section(rows, replays) for rows in tables),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def _read(folder):

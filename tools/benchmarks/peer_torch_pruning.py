@@ -1,0 +1,346 @@
+"""Trains a ResNet-20 and prunes it with Torch-Pruning, from scratch.
+
+    python -m venv /tmp/peer
+    /tmp/peer/bin/pip install \
+        -r tools/benchmarks/peer_torch_pruning_requirements.txt
+    python tools/benchmarks/export_images.py --dataset=cifar10 --image_size=16 \
+        --output=/tmp/cifar10_16.npz
+    /tmp/peer/bin/python tools/benchmarks/peer_torch_pruning.py \
+        --data=/tmp/cifar10_16.npz --epochs=30 --target_flops=0.48 \
+        --output=tools/results/peer.json
+
+The program needs an environment of its own. Network, images, augmentation,
+batch size, weight decay and the total number of epochs are those of
+`apps/train_cifar.py`. There are two recipes:
+
+* `group_sl`, that of Torch-Pruning's own benchmark of CIFAR-10 (DepGraph, Fang
+  et al., CVPR 2023): half of the epochs dense, at a learning rate of 0.1 that
+  is divided by 10 after 60, 75 and 90% of them; a quarter at 0.01, divided by
+  10 after 60 and 80%, with a penalty on groups in the place of the weight
+  decay; then channels go, by one global ranking in small steps, until the
+  target is met; and a quarter at 0.01 again, with weight decay.
+* `magnitude`: half of the epochs dense, then channels go by the magnitude of
+  their weights, and half of the epochs at 0.01.
+
+Torch-Pruning's benchmark keeps the epoch with the best test accuracy of each
+phase. Nothing is selected here: the last epoch counts.
+
+FLOPs are counted as `model_cost` counts them: 2 x the multiply-accumulates of
+kernels, three times that for a training step.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch_pruning
+from torch import nn
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Phases: share of the epochs, learning rate, shares after which it drops,
+# weight decay, and whether the penalty on groups acts.
+_RECIPES = {
+    "group_sl": (
+        (0.5, 0.1, (0.6, 0.75, 0.9), 5e-4, False),
+        (0.25, 0.01, (0.6, 0.8), 0.0, True),
+        (0.25, 0.01, (0.6, 0.8), 5e-4, False),
+    ),
+    "magnitude": (
+        (0.5, 0.1, (0.6, 0.75, 0.9), 5e-4, False),
+        (0.5, 0.01, (0.6, 0.8), 5e-4, False),
+    ),
+}
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BN beside a shortcut."""
+
+    def __init__(self, read, written, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(read, written, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(written)
+        self.conv2 = nn.Conv2d(written, written, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(written)
+        self.shortcut = nn.Identity()
+        if read != written or stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(read, written, 1, stride, bias=False),
+                nn.BatchNorm2d(written),
+            )
+
+    def forward(self, x):
+        branch = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(branch)) + self.shortcut(x))
+
+
+def resnet20(classes):
+    """Returns the network of `keras_prunetrain.models.resnet20`."""
+    layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)]
+    layers.append(nn.ReLU())
+    read = 16
+    for stage, channels in enumerate((16, 32, 64)):
+        for index in range(3):
+            stride = 2 if stage and not index else 1
+            layers.append(Block(read, channels, stride))
+            read = channels
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)]
+    model = nn.Sequential(*layers)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return model
+
+
+def flops(model, images):
+    """Returns 2 x the multiply-accumulates of the kernels, for one image."""
+    counts = []
+
+    def count(module, read, written):
+        counts.append(module.weight.numel() * written[0, 0].numel())
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    model.eval()
+    with torch.no_grad():
+        model(images[:1])
+    for hook in hooks:
+        hook.remove()
+    return 2 * sum(counts)
+
+
+class Images:
+    """The data set, in the memory of the device.
+
+    Args:
+        path: File of `tools/benchmarks/export_images.py`.
+        generator: Where the order and the augmentation come from.
+    """
+
+    def __init__(self, path, generator):
+        self._generator = generator
+        with np.load(path) as found:
+            self.name, self.classes = str(found["name"]), int(found["classes"])
+            self.padding, self.flips = (
+                int(found["padding"]),
+                bool(found["flips"]),
+            )
+            mean, std = found["mean"], found["std"]
+            self.train = self._tensors(
+                found["images"], found["labels"], mean, std
+            )
+            self.validation = self._tensors(
+                found["validation_images"],
+                found["validation_labels"],
+                mean,
+                std,
+            )
+
+    @staticmethod
+    def _tensors(images, labels, mean, std):
+        normalized = ((images - mean) / std).astype("float32")
+        return (
+            torch.from_numpy(normalized).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(labels.astype("int64")),
+        )
+
+    def batches(self, size):
+        """Yields the batches of an epoch, shifted and flipped."""
+        images, labels = self.train
+        for chosen in self._draw(len(labels)).split(size):
+            yield self._augmented(images[chosen]), labels[chosen]
+
+    def _draw(self, count):
+        return torch.randperm(count, generator=self._generator)
+
+    def _augmented(self, x):
+        count, _, height, width = x.shape
+
+        def drawn(high):
+            return torch.randint(high, (count, 1), generator=self._generator)
+
+        rows = drawn(2 * self.padding + 1) + torch.arange(height)
+        columns = torch.arange(width).expand(count, -1)
+        if self.flips:
+            columns = torch.where(drawn(2) == 1, columns.flip(1), columns)
+        columns = drawn(2 * self.padding + 1) + columns
+        padded = F.pad(x, [self.padding] * 4)
+        each = torch.arange(count)[:, None, None]
+        picked = padded[each, :, rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2).contiguous()
+
+
+def accuracy(model, images):
+    """Returns the part of the validation images that is recognized."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for x, y in zip(
+            *(tensor.split(512) for tensor in images.validation), strict=True
+        ):
+            right += int((model(x).argmax(1) == y).sum())
+    return right / len(images.validation[1])
+
+
+def train(model, images, batch_size, epochs, phase, pruner):
+    """Trains one phase; yields a dict for each epoch."""
+    _, rate, drops, decay, is_penalized = phase
+    optimizer = torch.optim.SGD(
+        model.parameters(), rate, momentum=0.9, weight_decay=decay
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [max(1, round(share * epochs)) for share in drops]
+    )
+    for _ in range(epochs):
+        started = time.perf_counter()
+        model.train()
+        for x, y in images.batches(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if is_penalized:
+                pruner.regularize(model)
+            optimizer.step()
+        schedule.step()
+        seconds = time.perf_counter() - started
+        yield {"val_accuracy": accuracy(model, images), "seconds": seconds}
+
+
+def pruner_of(model, method, images, penalty):
+    """Returns a pruner that ranks all channels but the classes."""
+    arguments = {
+        "global_pruning": True,
+        "pruning_ratio": 1.0,
+        "iterative_steps": 400,
+        "ignored_layers": [model[-1]],
+    }
+    example = images.train[0][:1]
+    if method == "magnitude":
+        return torch_pruning.pruner.BasePruner(
+            model,
+            example,
+            torch_pruning.importance.MagnitudeImportance(p=2),
+            **arguments,
+        )
+    return torch_pruning.pruner.GroupNormPruner(
+        model,
+        example,
+        torch_pruning.importance.GroupMagnitudeImportance(
+            p=2, normalizer="max"
+        ),
+        reg=penalty,
+        **arguments,
+    )
+
+
+def run(options):
+    """Trains and prunes; returns the record."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    images = Images(options.data, torch.Generator().manual_seed(options.seed))
+    model = resnet20(images.classes)
+    example = images.train[0][:1]
+    dense = flops(model, example)
+    recipe = _RECIPES[options.method]
+    ends = np.cumsum([share for share, *_ in recipe]) * options.epochs
+    lengths = np.diff(np.round(ends).astype(int), prepend=0)
+    pruner = pruner_of(model, options.method, images, options.penalty)
+    rows, training_flops, pruning_seconds = [], 0, 0.0
+    for i, (phase, epochs) in enumerate(zip(recipe, lengths, strict=True)):
+        if i == len(recipe) - 1:
+            started = time.perf_counter()
+            model.eval()
+            while flops(model, example) > options.target_flops * dense:
+                pruner.step()
+            pruning_seconds = time.perf_counter() - started
+        cost = flops(model, example)
+        for row in train(
+            model, images, options.batch_size, int(epochs), phase, pruner
+        ):
+            training_flops += 3 * cost * len(images.train[1])
+            rows.append(row | {"forward_flops": cost})
+            print(len(rows), rows[-1], flush=True)
+    return {
+        "peer": f"Torch-Pruning {importlib.metadata.version('torch-pruning')}",
+        "recipe": options.method,
+        "dataset": images.name,
+        "network": "resnet20",
+        "image_size": example.shape[-1],
+        "epochs": len(rows),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "val_accuracy": rows[-1]["val_accuracy"],
+        "dense_forward_flops": dense,
+        "forward_flops": flops(model, example),
+        "total_training_flops": training_flops,
+        "dense_training_flops": 3 * dense * len(images.train[1]) * len(rows),
+        "seconds": sum(row["seconds"] for row in rows) + pruning_seconds,
+        "pruning_seconds": pruning_seconds,
+        "widths": [
+            module.out_channels
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d)
+        ],
+        "by_epoch": rows,
+    }
+
+
+def environment(options):
+    """Returns what the result depends on, besides the options."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    words = ["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]]
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": commit,
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": options.threads,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "seeds": [options.seed],
+        "command": shlex.join(words),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--method", choices=_RECIPES, default="group_sl")
+    parser.add_argument("--target_flops", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--penalty", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    record = environment(options) | run(options)
+    text = json.dumps(record, indent=2) + "\n"
+    pathlib.Path(options.output).write_text(text)
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
