@@ -1,6 +1,6 @@
-"""Writes docs/results.md from tools/results/*.json and tools/papers.json.
+"""Writes docs/results.md, and the README's excerpt, from tools/results/*.json.
 
-A summary, the papers' numbers beside ours, and all recorded trainings.
+A summary, the numbers of tools/papers.json beside ours, and all trainings.
 Trainings of one network with one recipe stand in one table. Runs that differ in
 nothing but the seed are one row, the mean over the seeds.
 
@@ -25,17 +25,34 @@ import papers_section  # noqa: E402
 import peers_section  # noqa: E402
 import run_records  # noqa: E402
 from recorded_recipes import (  # noqa: E402
-    DEFAULTS,
     EXPONENT,
-    dense_of,
     mean,
     setting,
     value,
     was_exact,
 )
+from run_labels import label  # noqa: E402
 
 FOLDER = ROOT / "tools" / "results"
 PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
+
+# The excerpt in the README: a training, and its rows.
+_EXCERPT = {
+    "resnet20 on cifar10 of 16x16 pixels, 30 epochs": (
+        "dense",
+        "narrow, width 11",
+        "`TargetPruneCallback(flops=0.48)`",
+    ),
+    "resnet20 on cifar10, 40 epochs": (
+        "dense",
+        "`PruneTrainCallback(penalty_ratio=0.25, interval=5, "
+        "finetune_epochs=5)`",
+        "`PruneTrainCallback(penalty_ratio=0.35, interval=5, "
+        "finetune_epochs=5)`",
+    ),
+}
+_BEGIN, _END = "<!-- make results -->\n", "<!-- end -->\n"
 
 _INTRODUCTION = """\
 # Results
@@ -65,11 +82,42 @@ def main(words):
     if words:
         sys.exit(f"{__doc__}\nIt takes no arguments.")
     try:
-        text = page(FOLDER)
+        texts = {PAGE: page(FOLDER), README: readme(FOLDER)}
     except (ValueError, OSError) as error:
         sys.exit(f"{error}\nNothing was written.")
-    PAGE.write_text(text)
-    print(f"Wrote {PAGE}.")
+    for path, text in texts.items():
+        path.write_text(text)
+        print(f"Wrote {path}.")
+
+
+def readme(folder):
+    """Returns the README with the rows that it shows, from the records.
+
+    Args:
+        folder: Path of the folder with the records, `*.json`.
+
+    Raises:
+        ValueError: As `page`, or if a row that the README shows has no record.
+    """
+    tables, replays = _tables(folder)
+    lines = []
+    for training, names in _EXCERPT.items():
+        rows = {
+            name: runs
+            for rows in tables
+            for name, runs in rows.items()
+            if _training(runs[0].recipe) == training
+        }
+        missing = [name for name in names if name not in rows]
+        if missing:
+            raise ValueError(
+                f"'{folder}' has no record of the README's {missing[0]}, "
+                f"{training}."
+            )
+        lines.append(_short(training, {x: rows[x] for x in names}, replays))
+    before, rest = README.read_text().split(_BEGIN)
+    _, after = rest.split(_END)
+    return "\n".join([before + _BEGIN, *lines, _END + after])
 
 
 def page(folder):
@@ -82,15 +130,14 @@ def page(folder):
         ValueError: If a record of a training lacks something, if two records
             are of one training, or if there is none.
     """
-    runs, replays = _read(folder)
-    if not runs:
-        raise ValueError(f"'{folder}' has no record of a training.")
-    settings = collections.defaultdict(list)
-    for run in runs:
-        settings[setting(run.recipe)].append(run)
-    tables = [_rows(x) for _, x in sorted(settings.items(), key=str)]
+    tables, replays = _tables(folder)
+    runs = [run for rows in tables for found in rows.values() for run in found]
     papers, made, of_all = papers_section.section(runs, replays, folder)
-    summary = [_short(rows) for rows in tables if "dense" in rows]
+    summary = [
+        _short(_training(rows["dense"][0].recipe), rows, replays)
+        for rows in tables
+        if "dense" in rows
+    ]
     summary.append(
         f"{of_all} rows of the papers' tables and figures, and of ours among "
         f"them, have a command below. {made} of them have been run.\n"
@@ -101,6 +148,18 @@ def page(folder):
         *(_section(rows, replays) for rows in tables),
     ]
     return "\n".join(filter(None, parts))
+
+
+def _tables(folder):
+    """Returns the rows of each table, and the replays by the runs' names."""
+    runs, replays = _read(folder)
+    if not runs:
+        raise ValueError(f"'{folder}' has no record of a training.")
+    settings = collections.defaultdict(list)
+    for run in runs:
+        settings[setting(run.recipe)].append(run)
+    tables = [_rows(x) for _, x in sorted(settings.items(), key=str)]
+    return tables, replays
 
 
 def _read(folder):
@@ -117,7 +176,29 @@ def _read(folder):
         name: replays.get((name, size)) or replays.get((name, None))
         for name, size in sizes.items()
     }
-    return runs, {name: record for name, record in own.items() if record}
+    own = {name: record for name, record in own.items() if record}
+    return runs, own | _of_narrow(runs, own)
+
+
+def _of_narrow(runs, replays):
+    """Returns the times of narrow networks that took turns in a replay."""
+    times = {}
+    for run in runs:
+        record = replays.get(run.path.stem, {})
+        width = re.search(r"--narrow_width=(\d+)", record.get("command", ""))
+        if width and "narrow" in record:
+            row = record["narrow"]
+            times |= {
+                x.path.stem: {
+                    "training_time_ratio": row["time_ratio"],
+                    "architectures": [row],
+                }
+                for x in runs
+                if setting(x.recipe) == setting(run.recipe)
+                and x.is_dense
+                and value(x.recipe, "width") == int(width[1])
+            }
+    return times
 
 
 def _checked(run):
@@ -143,10 +224,14 @@ def _checked(run):
 
 def _rows(runs):
     """Returns the runs of one setting by the names of their rows, in order."""
-    dense = dense_of(runs[0].recipe, runs)
+    widest = max(
+        (run.result["forward_flops"] for run in runs if run.is_dense),
+        default=None,
+    )
     rows = collections.defaultdict(list)
     for run in runs:
-        rows[label(run.recipe, run in dense)].append(run)
+        is_widest = run.is_dense and run.result["forward_flops"] == widest
+        rows[label(run.recipe, is_widest)].append(run)
     for found in rows.values():
         seeds = [run.result["seed"] for run in found]
         if len({*seeds}) != len(seeds):
@@ -164,26 +249,25 @@ def _rows(runs):
     )
 
 
-def _short(rows):
+def _short(training, rows, replays):
     """Returns a table of few columns, without what is older than the code."""
     dense = rows["dense"]
-    first = dense[0].recipe
     lines = [
-        f"{_name(first)}, {first['epochs']} epochs:\n",
-        "| | accuracy | inference FLOPs | training FLOPs | seeds |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"{training}:\n",
+        "| | accuracy | seeds | inference FLOPs | training FLOPs "
+        "| training time |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, runs in rows.items():
         if EXPONENT in runs[0].recipe:
             continue
-        cells = [
-            *(name, _accuracy(runs)),
-            *(
-                f"{mean(runs, kind) / mean(dense, kind):.0%}"
-                for kind in ("inference", "training")
-            ),
-            str(len(runs)),
-        ]
+        inference, trained = (
+            f"{mean(runs, kind) / mean(dense, kind):.0%}"
+            for kind in ("inference", "training")
+        )
+        time = "100%" if runs is dense else _times(runs, replays)[0]
+        cells = [name, _accuracy(runs), str(len(runs))]
+        cells += [inference, trained, time]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -213,16 +297,7 @@ def _row(name, runs, dense, replays):
             f"{mean(runs, kind) / mean(dense, kind):.1%}"
             for kind in ("inference", "training")
         )
-    timed = [replays[x.path.stem] for x in runs if x.path.stem in replays]
-    whole = last = "-"
-    if timed:
-        whole, last = (
-            f"{statistics.mean(values):.0%}"
-            for values in (
-                [x["training_time_ratio"] for x in timed],
-                [x["architectures"][-1]["time_ratio"] for x in timed],
-            )
-        )
+    whole, last = _times(runs, replays)
     seeds = ", ".join(str(run.result["seed"]) for run in runs)
     cells = [
         name,
@@ -237,6 +312,18 @@ def _row(name, runs, dense, replays):
     return f"| {' | '.join(cells)} |"
 
 
+def _times(runs, replays):
+    """Returns the time of all steps of a run, and of a last one, as texts."""
+    timed = [replays[x.path.stem] for x in runs if x.path.stem in replays]
+    if not timed:
+        return "-", "-"
+    columns = (
+        [x["training_time_ratio"] for x in timed],
+        [x["architectures"][-1]["time_ratio"] for x in timed],
+    )
+    return tuple(f"{statistics.mean(values):.0%}" for values in columns)
+
+
 def _accuracy(runs):
     accuracies = [100 * run.result["val_accuracy"] for run in runs]
     text = f"{statistics.mean(accuracies):.2f}%"
@@ -245,99 +332,18 @@ def _accuracy(runs):
     return text
 
 
-def label(recipe, is_widest):
-    """Returns what a row is called: the callback, as it is written in code.
-
-    Args:
-        recipe: Dict, the recipe of a run.
-        is_widest: Whether no dense run beside it has a wider network.
-    """
-    method = recipe["method"]
-    if method == "dense":
-        name = "dense" if is_widest else f"narrow, width {recipe['width']}"
-    elif method == "narrow":
-        name = f"narrow, {recipe['target_flops']:.0%} of the FLOPs"
-    else:
-        callback, arguments = {
-            "prunetrain": ("PruneTrainCallback", _lasso),
-            "targetprune": ("TargetPruneCallback", _target),
-        }.get(method, ("EarlyCroPCallback", _early_crop))
-        words = [*arguments(recipe), *_batch(recipe)]
-        name = f"`{callback}({', '.join(words)})`"
-    if EXPONENT in recipe:
-        name += f", by score / cost^{recipe[EXPONENT]}"
-    if recipe.get("sdgp"):
-        n, m = recipe["sdgp"].split(":")
-        words = [n, m, f'"{recipe["sdgp_mode"]}"']
-        if recipe["sdgp_dense_last"]:
-            words.append(f"dense_last={recipe['sdgp_dense_last']}")
-        name += f", `SDGPCallback({', '.join(words)})`"
-    return name
-
-
-def _others(recipe, *names):
-    """Yields the arguments that are not the app's defaults, as code."""
-    for name in names:
-        found = value(recipe, name)
-        if found != DEFAULTS[name]:
-            quoted = isinstance(found, str)
-            yield f'{name}="{found}"' if quoted else f"{name}={found}"
-
-
-def _lasso(recipe):
-    yield f"penalty_ratio={recipe['penalty_ratio']}"
-    yield f"interval={recipe['interval']}"
-    yield from _others(recipe, "solver", "coupled")
-    if recipe["finetune_epochs"]:
-        yield f"finetune_epochs={recipe['finetune_epochs']}"
-    yield from _multiple(recipe, 1)
-
-
-def _target(recipe):
-    if recipe["target_flops"] is not None:
-        yield f"flops={recipe['target_flops']}"
-    yield from _others(recipe, "training_flops", "warmup", "decay", "rounds")
-    if recipe["score"] not in (None, "taylor"):
-        yield f'score="{recipe["score"]}"'
-    yield from _multiple(recipe, "auto")
-
-
-def _early_crop(recipe):
-    if recipe["target_flops"] is None:
-        yield f"{recipe['sparsity']}, structured=False"
-    else:
-        yield f'{1 - recipe["target_flops"]:.3g}, target="flops"'
-    score = recipe["score"] or "gradient_flow"
-    yield f'score="{score}", when="{recipe["when"]}"'
-    yield from _others(recipe, "iterations")
-    if recipe.get("iteration_interval"):
-        yield f"interval={recipe['iteration_interval']}"
-    yield from _multiple(recipe, 1)
-
-
-def _multiple(recipe, default):
-    multiple = recipe.get("channel_multiple") or str(default)
-    if was_exact(recipe):
-        multiple = "1"
-    if multiple != str(default):
-        shown = f'"{multiple}"' if multiple == "auto" else multiple
-        yield f'reconfigure={{"channel_multiple": {shown}}}'
-
-
-def _batch(recipe):
-    if recipe.get("granularity") is not None:
-        size, granularity = recipe["batch_size"], recipe["granularity"]
-        yield f"batch=DynamicBatch({size}, {granularity})"
-
-
 def _title(recipe):
     drops = ", ".join(map(str, value(recipe, "learning_rate_drops")))
     optimizer = value(recipe, "optimizer")
     return (
-        f"{_name(recipe)}, {recipe['epochs']} epochs, {optimizer} at "
+        f"{_training(recipe)}, {optimizer} at "
         f"{recipe['learning_rate']:g}, divided by 10 at {drops}, "
         f"{recipe['dtype_policy']}"
     )
+
+
+def _training(recipe):
+    return f"{_name(recipe)}, {recipe['epochs']} epochs"
 
 
 def _name(recipe):

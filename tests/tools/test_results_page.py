@@ -39,6 +39,53 @@ def test_the_page_is_that_of_the_records():
     assert written == results_page.page(results_page.FOLDER), "make results"
 
 
+def test_the_readme_is_an_excerpt_of_the_page():
+    written = results_page.README.read_text()
+    assert written == results_page.readme(results_page.FOLDER), "make results"
+    page = results_page.PAGE.read_text()
+    shown = written.split("make results -->")[1].split("<!-- end")[0]
+    rows = [x for x in shown.splitlines() if x.startswith("| ")]
+    assert len(rows) > 6
+    assert [x for x in rows if x not in page] == []
+
+
+def test_what_the_readme_shows_must_be_recorded(records):
+    folder = records((DENSE, {}), (PRUNED, {}))
+    with pytest.raises(ValueError, match="no record of the README's narrow"):
+        results_page.readme(folder)
+
+
+def test_a_dense_network_with_pruned_gradients_is_not_narrow(records):
+    recipe = json.loads((results_page.FOLDER / f"{DENSE}.json").read_text())[
+        "recipe"
+    ]
+    sdgp = {"sdgp": "2:4", "sdgp_mode": "mvue", "sdgp_dense_last": 0.0}
+    text = results_page.page(
+        records((DENSE, {}), (DENSE, {"recipe": recipe | sdgp}))
+    )
+    assert '\n| dense, `SDGPCallback(2, 4, "mvue")` | 8' in text
+    assert "| narrow" not in text
+
+
+def test_a_narrow_network_has_the_time_of_its_turns(records):
+    narrow = "cifar10_16x16_resnet20_width11_seed0"
+    folder = records((DENSE, {}), (PRUNED, {}), (narrow, {}))
+    replay = {
+        "run": "1",
+        "image_size": 16,
+        "command": "python tools/benchmarks/replay.py --narrow_width=11 1.json",
+        "training_time_ratio": 0.7,
+        "architectures": [{"time_ratio": 0.6}],
+        "narrow": {"time_ratio": 0.9},
+    }
+    (folder / "replay.json").write_text(json.dumps(replay))
+    text = results_page.page(folder)
+    ends = [x[-13:] for x in text.splitlines() if x.startswith("| narrow")]
+    assert ends[1] == "| 90% | 90% |"
+    ends = [x[-13:] for x in text.splitlines() if x.startswith("| `Target")]
+    assert ends[1] == "| 70% | 60% |"
+
+
 def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
     accuracies = (0.8, 0.79, 0.81)
     folder = records(
@@ -51,10 +98,10 @@ def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
     text = results_page.page(folder)
     short, row = [x for x in text.splitlines() if x.startswith("| `Target")]
     deviation = 100 * statistics.stdev(accuracies)
-    assert f"| 80.00% ± {deviation:.2f} | 50% |" in short
-    assert short.endswith("| 3 |")
+    assert f"| 80.00% ± {deviation:.2f} | 3 | 50% |" in short
     assert f"| 80.00% ± {deviation:.2f} | 0, 1, 2 | -2.00 points | 50.0%" in row
     assert text.count("\n| dense | 82.00% | 0 |  | 100.0% | 100.0% |") == 1
+    assert text.count("\n| dense | 82.00% | 1 | 100% | 100% | 100% |") == 1
 
 
 def test_rows_say_what_was_not_the_default():

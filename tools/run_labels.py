@@ -1,0 +1,88 @@
+"""What a row of docs/results.md is called: a run's callback, as code."""
+
+from recorded_recipes import DEFAULTS, EXPONENT, value, was_exact
+
+
+def label(recipe, is_widest):
+    """Returns what a row is called: the callback, as it is written in code.
+
+    Args:
+        recipe: Dict, the recipe of a run.
+        is_widest: Whether no dense run beside it has a wider network.
+    """
+    method = recipe["method"]
+    if method == "dense":
+        name = "dense" if is_widest else f"narrow, width {recipe['width']}"
+    elif method == "narrow":
+        name = f"narrow, {recipe['target_flops']:.0%} of the FLOPs"
+    else:
+        callback, arguments = {
+            "prunetrain": ("PruneTrainCallback", _lasso),
+            "targetprune": ("TargetPruneCallback", _target),
+        }.get(method, ("EarlyCroPCallback", _early_crop))
+        words = [*arguments(recipe), *_batch(recipe)]
+        name = f"`{callback}({', '.join(words)})`"
+    if EXPONENT in recipe:
+        name += f", by score / cost^{recipe[EXPONENT]}"
+    if recipe.get("sdgp"):
+        n, m = recipe["sdgp"].split(":")
+        words = [n, m, f'"{recipe["sdgp_mode"]}"']
+        if recipe["sdgp_dense_last"]:
+            words.append(f"dense_last={recipe['sdgp_dense_last']}")
+        name += f", `SDGPCallback({', '.join(words)})`"
+    return name
+
+
+def _others(recipe, *names):
+    """Yields the arguments that are not the app's defaults, as code."""
+    for name in names:
+        found = value(recipe, name)
+        if found != DEFAULTS[name]:
+            quoted = isinstance(found, str)
+            yield f'{name}="{found}"' if quoted else f"{name}={found}"
+
+
+def _lasso(recipe):
+    yield f"penalty_ratio={recipe['penalty_ratio']}"
+    yield f"interval={recipe['interval']}"
+    yield from _others(recipe, "solver", "coupled")
+    if recipe["finetune_epochs"]:
+        yield f"finetune_epochs={recipe['finetune_epochs']}"
+    yield from _multiple(recipe, 1)
+
+
+def _target(recipe):
+    if recipe["target_flops"] is not None:
+        yield f"flops={recipe['target_flops']}"
+    yield from _others(recipe, "training_flops", "warmup", "decay", "rounds")
+    if recipe["score"] not in (None, "taylor"):
+        yield f'score="{recipe["score"]}"'
+    yield from _multiple(recipe, "auto")
+
+
+def _early_crop(recipe):
+    if recipe["target_flops"] is None:
+        yield f"{recipe['sparsity']}, structured=False"
+    else:
+        yield f'{1 - recipe["target_flops"]:.3g}, target="flops"'
+    score = recipe["score"] or "gradient_flow"
+    yield f'score="{score}", when="{recipe["when"]}"'
+    yield from _others(recipe, "iterations")
+    if recipe.get("iteration_interval"):
+        yield f"interval={recipe['iteration_interval']}"
+    yield from _multiple(recipe, 1)
+
+
+def _multiple(recipe, default):
+    multiple = recipe.get("channel_multiple") or str(default)
+    if was_exact(recipe):
+        multiple = "1"
+    if multiple != str(default):
+        shown = f'"{multiple}"' if multiple == "auto" else multiple
+        yield f'reconfigure={{"channel_multiple": {shown}}}'
+
+
+def _batch(recipe):
+    if recipe.get("granularity") is not None:
+        size, granularity = recipe["batch_size"], recipe["granularity"]
+        yield f"batch=DynamicBatch({size}, {granularity})"
