@@ -298,7 +298,10 @@ def _row(name, runs, dense, replays):
             for kind in ("inference", "training")
         )
     whole, last = _times(runs, replays)
-    seeds = ", ".join(str(run.result["seed"]) for run in runs)
+    seeds = ", ".join(
+        f"{run.result['seed']} ({run.result['val_accuracy']:.2%})"
+        for run in runs
+    )
     cells = [
         name,
         _accuracy(runs),
