@@ -19,7 +19,7 @@ help:
 	@echo "make chaos  kill trainings 120 times, and compare how they end"
 	@echo "make fuzz   cut thousands of random networks and compare them"
 	@echo "make docs   build the documentation as a site, in build/site"
-	@echo "make results  write docs/results.md from tools/results/"
+	@echo "make results  write docs/results.md and the numbers of README.md"
 	@echo "make dist   build wheel and source distribution in dist/"
 	@echo "make coverage  cut every model of keras.applications; docs/coverage.md"
 

@@ -9,6 +9,7 @@ they stand.
 import ast
 import doctest
 import importlib
+import inspect
 import pathlib
 import re
 import textwrap
@@ -142,6 +143,40 @@ def test_a_session_prints_what_it_says(name, text, monkeypatch):
     result = doctest.DocTestRunner().run(test, out=printed.append)
     assert result.failed == 0, "".join(printed)
     assert result.attempted > 0
+
+
+def calls(text):
+    """Returns the calls of public names in the inline code of a text."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    found = []
+    for span in re.findall(r"`([^`]+)`", text):
+        try:
+            tree = ast.parse(" ".join(span.split()), mode="eval")
+        except SyntaxError:  # A command, a path, a piece of code.
+            continue
+        found += [x for x in ast.walk(tree) if isinstance(x, ast.Call)]
+    return [x for x in found if ast.unparse(x.func).split(".")[-1] in PUBLIC]
+
+
+PUBLIC = {
+    name: getattr(kpt, name)
+    for name in kpt.__all__
+    if callable(getattr(kpt, name))
+}
+CALLS = [(name, call) for name, text in TEXTS for call in calls(text)]
+
+
+def test_calls_between_words_have_arguments_that_exist():
+    wrong = []
+    for name, call in CALLS:
+        function = PUBLIC[ast.unparse(call.func).split(".")[-1]]
+        parameters = inspect.signature(function).parameters
+        given = [x.arg for x in call.keywords]
+        is_too_long = len(call.args) > len(parameters)
+        if is_too_long or not {*given} <= {*parameters}:
+            wrong.append(f"{name}: {ast.unparse(call)}")
+    assert wrong == []
+    assert len(CALLS) > 60
 
 
 def test_blocks_are_found():
