@@ -94,9 +94,14 @@ def operations_in(model: keras.Operation) -> list[keras.Operation]:
 
 
 def forget_calls(model: keras.Model) -> None:
-    """Removes the calls that make up `model` from the lists of its layers."""
+    """Removes the calls that make up `model` from the lists of its layers.
+
+    An input stays: another model may have it as well.
+    """
     for function in _functions(model):
         for node in itertools.chain(*function._nodes_by_depth.values()):
+            if node.is_input:
+                continue
             _remove(node.operation, "_inbound_nodes", node)
             for tensor in node.input_tensors:
                 reader = tensor._keras_history.operation

@@ -230,6 +230,20 @@ def test_a_trial_leaves_no_trace_in_layers_of_others():
     assert prediction.output_shape == (None, 3)
 
 
+def test_a_model_with_an_input_of_its_own_survives_the_trial(caplog):
+    network = networks.plain()
+    model = network.model
+    image = keras.Input(model.input_shape[1:])
+    around = keras.Model(image, layers.Softmax()(model(image)), name="around")
+    make_untraced(around)
+    trained(network)
+    expected = results(around)
+    check_reconfigurable(model)
+    shrink(model)
+    np.testing.assert_allclose(results(around), expected, atol=1e-5)
+    assert caplog.text == ""
+
+
 def test_tracing_after_each_reconfiguration_is_no_reason_for_a_warning(caplog):
     """TensorFlow warns of the fifth tracing of a step; here it is wanted."""
     line = keras.Input((4,))
