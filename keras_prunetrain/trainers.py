@@ -78,6 +78,40 @@ def is_network(model: keras.Model) -> bool:
     return model in _MADE
 
 
+def unbuilt_in(model: keras.Model) -> list[str]:
+    """Returns the names of the `Sequential`s in a trainer without a graph.
+
+    They have none before they see their first input.
+    """
+    if keras_internals.is_graph(model):
+        return []
+    held = _members(keras_internals.own_attributes(model).values())
+    unbuilt = [
+        x.name
+        for x in held
+        if isinstance(x, keras.Sequential)
+        and x.layers
+        and not keras_internals.is_graph(x)
+    ]
+    return list(dict.fromkeys(unbuilt))
+
+
+def check_built(model: keras.Model) -> None:
+    """Raises a `ValueError` if a trainer has nothing but `unbuilt_in` models.
+
+    Args:
+        model: A model that is its own `network_of`.
+    """
+    unbuilt = unbuilt_in(model)
+    if unbuilt:
+        raise ValueError(
+            f"Cannot follow the channels of '{model.name}': of the models that "
+            f"it holds, {', '.join(map(repr, unbuilt))} have not been built, "
+            "so nothing is known of their layers. Let each begin with "
+            "`keras.Input(shape)`, or call it with some examples before `fit`."
+        )
+
+
 def names_of(submodels: Submodels | str) -> tuple[str, ...] | None:
     """Returns the names of `submodels`, a tuple, or `None`.
 
@@ -97,11 +131,21 @@ def names_of(submodels: Submodels | str) -> tuple[str, ...] | None:
 
 
 def optimizers_of(model: keras.Model) -> list[Optimizer]:
-    """Returns the optimizer of a model, and those among its attributes."""
+    """Returns the optimizer of a model, and those among its attributes.
+
+    Those of a trainer are followed by the optimizers of the models that it
+    holds, whose own `optimizer` its `train_step` may use.
+    """
     attributes = keras_internals.own_attributes(model).values()
+    held = list(_members(list(attributes)))
+    models = [model]
+    if not keras_internals.is_graph(model):
+        models += [x for x in held if isinstance(x, keras.Model)]
     # Before `compile`, a model has no optimizer.
-    found = [getattr(model, "optimizer", None), *_members(list(attributes))]
-    optimizers = [x for x in found if isinstance(x, Optimizer)]
+    first, *others = [getattr(x, "optimizer", None) for x in models]
+    optimizers = [
+        x for x in (first, *held, *others) if isinstance(x, Optimizer)
+    ]
     return list({id(x): x for x in optimizers}.values())
 
 
@@ -191,15 +235,30 @@ def _reason_against(model):
     return ""
 
 
-def _members(values: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    """Yields `values`, and what lists, tuples and dicts among them hold."""
+def _members(
+    values: Iterable[Any], known: frozenset[int] = frozenset()
+) -> Iterator[Any]:
+    """Yields `values`, and all that is held by those among them.
+
+    Lists, tuples and dicts hold something, and so do layers and models of
+    which no graph is known: a trainer may be a part of another one.
+
+    Args:
+        values: Any objects.
+        known: The `id`s of the layers that hold `values`.
+    """
     for value in values:
         if isinstance(value, dict):
-            yield from _members(list(value.values()))
+            yield from _members(value.values(), known)
         elif isinstance(value, list | tuple):
-            yield from _members(value)
+            yield from _members(value, known)
         else:
             yield value
+            is_layer = isinstance(value, keras.layers.Layer)
+            is_open = is_layer and not keras_internals.is_graph(value)
+            if is_open and id(value) not in known:
+                inner = keras_internals.own_attributes(value).values()
+                yield from _members(inner, known | {id(value)})
 
 
 def _side_by_side(parts, name):

@@ -48,6 +48,7 @@ CALLS = {
         "kpt.PruneTrainCallback(submodels=['encoder'])])",
         "trainer.fit(x, y, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(submodels=['teacher'])])",
+        "unbuilt.fit(x, y, verbose=0, callbacks=[kpt.PruneTrainCallback()])",
         "trainer.fit(x, y, verbose=0, callbacks=["
         "kpt.PruneTrainCallback(batch=kpt.DynamicBatch(4))])",
         "model.fit(x, y, verbose=0, callbacks=["
@@ -233,11 +234,14 @@ def namespace():
     model.compile("sgd", "mse", run_eagerly=True)
     trainer = Trainer(model)
     trainer.compile("sgd", "mse", run_eagerly=True)
+    unbuilt = Trainer(keras.Sequential([keras.layers.Dense(2)], name="student"))
+    unbuilt.compile("sgd", "mse", run_eagerly=True)
     return {
         "kpt": kpt,
         "keras": keras,
         "model": model,
         "trainer": trainer,
+        "unbuilt": unbuilt,
         "x": np.zeros((8, 4), "float32"),
         "y": np.zeros((8, 2), "float32"),
         "file": "file",

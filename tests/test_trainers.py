@@ -12,9 +12,11 @@ from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.surgery.reconfigure import prepare_cut
 from keras_prunetrain.surgery.takeover import take_over
 from keras_prunetrain.trainers import (
+    check_built,
     network_of,
     optimizer_of,
     optimizers_of,
+    unbuilt_in,
     updating_optimizers,
 )
 from tests.masked import silence, some_alive
@@ -165,3 +167,35 @@ def test_the_optimizers_are_those_of_the_attributes():
     model.compile("sgd")
     model.other = own
     assert optimizer_of(model) is model.optimizer
+
+
+def test_parts_in_layers_and_in_other_trainers_are_found():
+    inside = Holder(part=mlp("inside"))
+    inside.compile(keras.optimizers.SGD(0.1))
+    layer = layers.TimeDistributed(mlp("each"))
+    frozen = layers.TimeDistributed(mlp("frozen"))
+    frozen.trainable = False
+    outer = Holder(inner=inside, several=[layer, frozen], own=mlp("own"))
+    inside.around = outer  # Each holds the other.
+    assert parts_of(network_of(outer)) == ["each", "inside", "own"]
+    assert parts_of(network_of(outer, ["inner"])) == ["each", "inside", "own"]
+    assert parts_of(network_of(outer, ["several"])) == ["each"]
+    outer.own.compile(keras.optimizers.Adam())
+    outer.compile("rmsprop")
+    assert optimizers_of(outer) == [
+        *(outer.optimizer, inside.optimizer, outer.own.optimizer)
+    ]
+
+
+def test_models_that_were_not_built_are_named():
+    def dense(name):
+        return keras.Sequential([layers.Dense(3)], name=name)
+
+    holder = Holder(one=dense("one"), more=[dense("two"), mlp("built")])
+    assert unbuilt_in(holder) == ["one", "two"]
+    holder.one.build((None, 2))
+    assert unbuilt_in(holder) == ["two"]
+    assert parts_of(network_of(holder)) == ["built", "one"]
+    with pytest.raises(ValueError, match="'holder.*, 'two' have not been"):
+        check_built(holder)
+    check_built(Holder(one=keras.Sequential(), two=layers.Dense(1)))

@@ -15,7 +15,7 @@ from keras_prunetrain.channels.selection import matching_layers
 from keras_prunetrain.devices import AUTO, device_kind
 from keras_prunetrain.distribution import check_agreement, prepare_strategy
 from keras_prunetrain.surgery.reconfigure import check_reconfigurable
-from keras_prunetrain.trainers import optimizer_of
+from keras_prunetrain.trainers import check_built, optimizer_of
 
 
 def admit(
@@ -40,11 +40,14 @@ def admit(
 
     Raises:
         ValueError: If the model was not built under the strategy that trains
-            it, if it has no known graph, if `skip` matches no layer, if `score`
-            fails, if a layer or the optimizer cannot be made anew, or if the
-            workers are not started alike.
+            it, if it has no known graph or holds only models that were not
+            built, if `skip` matches no layer, if `score` fails, if a layer or
+            the optimizer cannot be made anew, or if the workers are not started
+            alike.
     """
     prepare_strategy(model)
+    if network is model:
+        check_built(model)
     numbering = number_channels(network)
     skip = tuple(matching_layers(numbering, options.skip))
     options = dataclasses.replace(options, skip=skip)

@@ -6,7 +6,7 @@ import logging
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.trainers import optimizers_of, updated_by
+from keras_prunetrain.trainers import optimizers_of, unbuilt_in, updated_by
 
 _LOG = logging.getLogger("keras_prunetrain")
 
@@ -28,15 +28,22 @@ class PartsCheck(keras.callbacks.Callback):
         self._batch_grows = batch_grows
         self._warned = False
         self._awaits_step = True
+        self._steps = {}  # Of the optimizers of the parts, by their `id`s.
 
     def on_train_begin(self, logs=None):
         self._awaits_step = True
+        self._steps = {
+            id(x): _steps_of(x)
+            for x in (getattr(part, "optimizer", None) for part in self._parts)
+            if x is not None
+        }
         if self._batch_grows:
             raise ValueError(
                 f"'{self.model.name}' trains functional models that it holds. "
                 "How often a step calls each of them is not known, and so the "
                 "memory that an example takes is not. Leave `batch` out."
             )
+        self._warn_of_unbuilt()
         self._warn_of_copies()
         self._warn_of_several()
 
@@ -45,6 +52,16 @@ class PartsCheck(keras.callbacks.Callback):
             self._awaits_step = False
             self._check_trained()
             self._warn_of_several()
+
+    def _warn_of_unbuilt(self):
+        unbuilt = unbuilt_in(self.model)
+        if unbuilt:
+            _LOG.warning(
+                "%s of '%s' keep their channels, because they have not been "
+                "built: let each begin with `keras.Input(shape)`, or call it "
+                "with some examples before `fit`.",
+                *(", ".join(map(repr, unbuilt)), self.model.name),
+            )
 
     def _warn_of_copies(self):
         """Warns of a model whose weights may be assigned from those of a part.
@@ -68,7 +85,7 @@ class PartsCheck(keras.callbacks.Callback):
 
     def _check_trained(self):
         """Raises a `ValueError` for a part that no optimizer updates."""
-        known = updated_by(optimizers_of(self.model))
+        known = updated_by(self._optimizers())
         for part in self._parts:
             if not any(id(v) in known for v in part.trainable_variables):
                 raise ValueError(
@@ -82,8 +99,7 @@ class PartsCheck(keras.callbacks.Callback):
     def _warn_of_several(self):
         """Warns, once, of a weight that two optimizers update."""
         holders = collections.defaultdict(list)
-        optimizers = optimizers_of(self.model)
-        for optimizer in optimizers:
+        for optimizer in self._optimizers():
             for v in updated_by([optimizer]).values():
                 holders[id(v)].append((optimizer.name, v.path))
         several = [x for x in holders.values() if len(x) > 1]
@@ -96,6 +112,22 @@ class PartsCheck(keras.callbacks.Callback):
                 "shrink, act in each step of both.",
                 *(one, other, self.model.name, path),
             )
+
+    def _optimizers(self):
+        """Returns those of the model, a list.
+
+        The optimizer of a part may be a rest of the part's own training, and
+        counts once it has taken a step.
+        """
+        return [
+            x
+            for x in optimizers_of(self.model)
+            if self._steps.get(id(x)) != _steps_of(x)
+        ]
+
+
+def _steps_of(optimizer):
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
 
 def _shapes(model):

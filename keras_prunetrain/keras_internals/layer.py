@@ -126,6 +126,14 @@ def is_part(value: Any) -> bool:
     return isinstance(value, Part)
 
 
+def inner_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the layers that `layer` itself holds, in Keras's order.
+
+    Only of a model does a public attribute list them.
+    """
+    return list(layer._layers)
+
+
 def _tracked(layer):
     """Returns the parts of `layer` that Keras tracks, in Keras's order."""
     return [

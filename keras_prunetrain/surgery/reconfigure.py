@@ -160,7 +160,7 @@ def check_reconfigurable(
             "optimizer that trains it to `compile`; further ones may be "
             "attributes of the model."
         )
-    optimizers = [_built(x, model) for x in optimizers]
+    optimizers = [_built(x, trainer) for x in optimizers]
     _check_known(trainer, optimizers)
     smaller = _smaller(model, trial_plan(model, skip), trainer, optimizers)
     check_take_over(model, smaller)
@@ -206,10 +206,12 @@ def _in_order(trainer, twins):
     A list in which the last place of a variable counts: those that no layer
     holds stand in front, as in Keras.
     """
-    layers = [twins.get(id(x), x) for x in trainer.layers]
+    if id(trainer) in twins:
+        return twins[id(trainer)].trainable_variables
+    inner = keras_internals.inner_layers(trainer)
     return [
         *trainer.trainable_variables,
-        *(v for layer in layers for v in layer.trainable_variables),
+        *(v for layer in inner for v in _in_order(layer, twins)),
     ]
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_prunetrain as kpt
+from keras_prunetrain import keras_internals
 from keras_prunetrain.keras_internals import own_attributes
 from tests.programs.watched import descend
 
@@ -167,3 +168,94 @@ def test_a_part_that_is_not_compiled_shrinks_and_a_new_trainer_takes_it():
     again.compile("adam", "mse")
     again.fit(DATA, DATA, verbose=0)
     assert smaller.count_params() == 5 * 5 + 6 * 4
+
+
+class Around(keras.Model):
+    """Calls a trainer, a weight and a layer of its own, by Keras's step."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.last = layers.TimeDistributed(part("last"))
+        self.between = layers.Dense(4)
+        self.temperature = self.add_weight(initializer="ones")
+
+    def call(self, x):
+        x = self.between(self.inner(x)) * self.temperature
+        return self.last(x[:, None])[:, 0]
+
+
+def test_parts_in_a_trainer_and_in_a_layer_shrink_beside_other_weights():
+    inner = Both(part("first"), part("second"))
+    model = Around(inner)
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse", run_eagerly=True)
+    parts = [inner.first, inner.second, model.last.layer]
+    before = [x.count_params() for x in parts]
+    swap = keras.callbacks.SwapEMAWeights()
+    model.fit(
+        *(DATA, DATA, 8, 4),
+        callbacks=[target(score="random"), swap],
+        validation_data=(DATA, DATA),
+        verbose=0,
+    )
+    after = [x.count_params() for x in parts]
+    assert sum(after) <= 0.7 * sum(before)
+    updated = keras_internals.optimizer_variables(model.optimizer)[0]
+    pairs = zip(updated, model.trainable_variables, strict=True)
+    assert all(one is other for one, other in pairs)
+
+
+class Own(Trainer):
+    """Trains each part with the part's own optimizer."""
+
+    def train_step(self, x):
+        parts = [self.first, self.second][: self.steps]
+        self.optimizers = [part.optimizer for part in parts]
+        self.steps = [[part.name] for part in parts]
+        logs = super().train_step(x)
+        self.optimizers, self.steps = [], len(parts)
+        return logs
+
+
+def with_own_optimizers(count):
+    model = Own(count)
+    model.compile([])
+    for one in (model.first, model.second):
+        one.compile(keras.optimizers.Adam(0.01), "mse")
+        one.train_on_batch(DATA, DATA)
+    return model
+
+
+@pytest.mark.parametrize("score", ["taylor", "magnitude"])
+def test_parts_that_are_compiled_train_with_their_own_optimizers(score):
+    model = with_own_optimizers(2)
+    fit(model, target(score), epochs=4)
+    assert model.first.count_params() + model.second.count_params() <= 106
+    for one in (model.first, model.second):
+        assert int(one.optimizer.iterations) == 9
+        one.train_on_batch(DATA, DATA)
+
+
+def test_an_optimizer_of_earlier_times_trains_nothing(caplog):
+    model = with_own_optimizers(1)
+    with pytest.raises(ValueError, match="has updated 'second' in the first"):
+        fit(model, kpt.PruneTrainCallback(factor=1e-3))
+    model = compiled([["first", "second"]])
+    model.first.compile("adam", "mse")
+    model.first.train_on_batch(DATA, DATA)
+    with caplog.at_level(logging.WARNING):
+        fit(model, kpt.PruneTrainCallback(factor=1e-3), epochs=1)
+    assert "both update" not in caplog.text
+
+
+def test_a_part_that_was_not_built_is_said(caplog):
+    unbuilt = keras.Sequential([layers.Dense(4)], name="unbuilt")
+    model = Both(unbuilt, keras.Sequential([layers.Dense(4)], name="second"))
+    model.compile("sgd", "mse", run_eagerly=True)
+    with pytest.raises(ValueError, match="'unbuilt', 'second' have not been"):
+        fit(model, kpt.PruneTrainCallback())
+    model = Both(unbuilt, part("built"))
+    model.compile("sgd", "mse", run_eagerly=True)
+    with caplog.at_level(logging.WARNING):
+        model.fit(DATA, DATA, verbose=0, callbacks=[kpt.PruneTrainCallback()])
+    assert "'unbuilt' of 'both" in caplog.text
