@@ -107,8 +107,7 @@ class PruneTrainCallback(ReconfiguringCallback):
             Defaults to `None`, computed.
         finetune_epochs: Integer. So many epochs at the end run without lasso
             (paper, table 1). Defaults to `0`.
-        log_dir: Path of a folder for TensorBoard; see `DensityLog`. Defaults to
-            `None`, no logs.
+        log_dir: Path of a folder for TensorBoard (`DensityLog`), or `None`.
         solver: `"subgradient"`: the lasso is a penalty in the loss.
             `"proximal"`: a proximal step follows each update, for every
             optimizer but `Ftrl`, `ScheduleFreeAdamW` and those that Keras does
@@ -178,7 +177,8 @@ class PruneTrainCallback(ReconfiguringCallback):
     def is_due(self, epoch: int) -> bool:
         done, epochs = epoch + 1, self.params["epochs"]
         at_an_end = done in (epochs, epochs - self.finetune_epochs)
-        return at_an_end or (self._lasso.acts and done % self.interval == 0)
+        is_due = at_an_end or (self._lasso.acts and done % self.interval == 0)
+        return is_due and not self._fit.awaits_best(done)
 
     def settings(self) -> dict[str, Any]:
         names = "penalty_ratio", "interval", "finetune_epochs"
@@ -259,6 +259,7 @@ class PruneTrainCallback(ReconfiguringCallback):
 
     def on_train_end(self, logs=None):
         if self.epoch is not None and not self.is_due(self.epoch):
+            self._fit.restore_best()
             self.reconfigure(logs)  # It was stopped early.
         super().on_train_end(logs)
         found_nothing = self.factor is not None and not self.reports

@@ -99,6 +99,28 @@ class RunningFit:
         for sibling in self.siblings:
             _forget_best(sibling)
 
+    def awaits_best(self, epochs: int) -> bool:
+        """Whether `fit` ends with this epoch, and brings the best one back.
+
+        A cut before that would make the best weights unfit.
+
+        Args:
+            epochs: Integer, how many are done.
+        """
+        is_last = epochs == self._meter.params["epochs"]
+        is_over = is_last or self._meter.model.stop_training
+        return bool(is_over) and any(map(_restores, self.siblings))
+
+    def restore_best(self) -> None:
+        """Brings the best weights back, where a callback would do it later.
+
+        Of several callbacks the last one has its way, as without this.
+        """
+        for callback in filter(_restores, self.siblings):
+            if callback.best_weights is not None:
+                self._meter.model.set_weights(callback.best_weights)
+                callback.best_weights = None
+
     def begin_growing(self) -> None:
         """Lets the batch grow until the end of this `fit`, if it may."""
         if self.growing is not None:
@@ -114,17 +136,19 @@ class RunningFit:
         self._undo.close()
 
 
+def _restores(callback):
+    """Whether a callback brings weights back when `fit` ends."""
+    is_stopping = isinstance(callback, keras.callbacks.EarlyStopping)
+    return is_stopping and callback.restore_best_weights
+
+
 def _forget_best(callback):
     """Lets an `EarlyStopping` that restores weights begin anew.
 
     It remembers weights by their shapes. From now on it looks for the best
     epoch of the smaller model, to which the old best value does not belong.
     """
-    if (
-        isinstance(callback, keras.callbacks.EarlyStopping)
-        and callback.restore_best_weights
-        and callback.best_weights is not None
-    ):
+    if _restores(callback) and callback.best_weights is not None:
         callback.best = callback.best_weights = None
         callback.wait = 0
         _LOG.info(

@@ -134,6 +134,37 @@ def test_patience_begins_anew_with_each_cut():
     assert history.epoch == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("patience", [0, 9])
+def test_the_last_cut_is_that_of_the_best_epoch(is_first, patience):
+    stopping, again = (
+        CALLBACKS.EarlyStopping(
+            "quality", 0, n, mode="min", restore_best_weights=True
+        )
+        for n in (patience, 9)
+    )
+    prune = PruneTrainCallback(0.5, interval=3)
+    order = [stopping, again, prune] if is_first else [prune, stopping, again]
+    found = []
+    model = network()
+    watch = CALLBACKS.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: found.append(model(IMAGES).numpy())
+    )
+    # The last cut finds those of epoch 3, and nothing of the epochs after it.
+    deaths = {2: DEATHS[0], 3: DEATHS[1], 4: {"stage": [0, 1]}}
+    quality = Lower([1.0, 0.5, 0.4, 0.2, 0.3, 0.3])
+    history = fit(
+        *(model, quality, watch, *order),
+        epochs=6 if patience == 0 else 5,
+        deaths=deaths,
+    )
+    assert len(found) == 5
+    np.testing.assert_allclose(model(IMAGES), found[3], atol=1e-5)
+    assert widths(model) == WIDTHS
+    assert history.history["density"][-1] == pytest.approx(14 / 18)
+    assert [x.epoch for x in prune.reports] == [2, 4]
+
+
 def test_weights_of_the_same_shapes_are_not_forgotten():
     quality = Lower([1.0, 2.0, 3.0])
     stopping = CALLBACKS.EarlyStopping(
