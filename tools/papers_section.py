@@ -186,11 +186,21 @@ def _computed(row, folder):
                 f"computed. Make it again: {row['command']}"
             )
         if not missing:
-            of = _COMPUTED[here["of"]]
-            found = [text for path in paths for text in of(_read(path))]
+            found = [text for path in paths for text in _found(here, path)]
             names = ", ".join(f"`{name}`" for name in here["records"])
             ours = f"{'; '.join(found)} ({names})"
     return ours
+
+
+def _found(here, path):
+    """Returns the texts that are computed from one record, a list."""
+    try:
+        return list(_COMPUTED[here["of"]](_read(path)))
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"'{path}' does not hold that from which '{here['of']}' is "
+            f"computed: {type(error).__name__}, {error}."
+        ) from error
 
 
 def _read(path):

@@ -29,18 +29,18 @@ def section(folder):
     Raises:
         ValueError: If a record of another package is not complete.
     """
-    records = []
+    rows = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         if "peer" in record:
-            records.append(_checked(record, path))
-    if not records:
+            rows.append(_shown(_checked(record, path), path))
+    if not rows:
         return ""
     lines = [
         _INTRODUCTION,
         f"| | {' | '.join(_COLUMNS)} |",
         f"| --- |{' ---: |' * 4} --- |",
-        *map(_row, records),
+        *rows,
         "",
     ]
     return "\n".join(lines)
@@ -53,12 +53,23 @@ def _checked(record, path):
             f"'{path}' has no {', '.join(missing)}: measure it anew with the "
             "program in tools/benchmarks that wrote it."
         )
+    if not isinstance(record["by_epoch"], list):
+        raise ValueError(f"'{path}': 'by_epoch' is no list of epochs.")
     if len(record["by_epoch"]) != record["epochs"]:
         raise ValueError(
             f"'{path}' has {len(record['by_epoch'])} of its "
             f"{record['epochs']} epochs: the run was not finished."
         )
     return record
+
+
+def _shown(record, path):
+    try:
+        return _row(record)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"'{path}' holds what cannot be shown: {error}."
+        ) from error
 
 
 def _row(record):

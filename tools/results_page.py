@@ -8,7 +8,7 @@ nothing but the seed are one row, the mean over the seeds.
 """
 
 import collections
-import json
+import dataclasses
 import os
 import pathlib
 import re
@@ -25,6 +25,7 @@ import papers_section  # noqa: E402
 import peers_section  # noqa: E402
 import run_records  # noqa: E402
 from recorded_recipes import (  # noqa: E402
+    DEFAULTS,
     EXPONENT,
     mean,
     setting,
@@ -32,6 +33,8 @@ from recorded_recipes import (  # noqa: E402
     was_exact,
 )
 from run_labels import label  # noqa: E402
+
+from apps import records  # noqa: E402
 
 FOLDER = ROOT / "tools" / "results"
 PAGE = ROOT / "docs" / "results.md"
@@ -83,11 +86,24 @@ def main(words):
         sys.exit(f"{__doc__}\nIt takes no arguments.")
     try:
         texts = {PAGE: page(FOLDER), README: readme(FOLDER)}
+        _write(texts)
     except (ValueError, OSError) as error:
         sys.exit(f"{error}\nNothing was written.")
-    for path, text in texts.items():
-        path.write_text(text)
+    for path in texts:
         print(f"Wrote {path}.")
+
+
+def _write(texts):
+    """Writes files that are whole, or leaves the old ones."""
+    scratch = {path.with_suffix(".new"): path for path in texts}
+    try:
+        for new, path in scratch.items():
+            new.write_text(texts[path])
+        for new, path in scratch.items():
+            new.replace(path)
+    finally:
+        for new in scratch:
+            new.unlink(missing_ok=True)
 
 
 def readme(folder):
@@ -127,8 +143,8 @@ def page(folder):
         folder: Path of the folder with the records, `*.json`.
 
     Raises:
-        ValueError: If a record of a training lacks something, if two records
-            are of one training, or if there is none.
+        ValueError: If a record lacks something or holds what cannot be shown,
+            if two records are of one training, or if there is none.
     """
     tables, replays = _tables(folder)
     runs = [run for rows in tables for found in rows.values() for run in found]
@@ -163,21 +179,79 @@ def _tables(folder):
 
 
 def _read(folder):
-    """Returns the runs, and the replays by the names of their runs."""
+    """Returns the runs, and the replays by the names of their runs.
+
+    Records of other measurements lie in the folder as well.
+    """
     runs, replays, sizes = [], {}, {}
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if "metrics" in record:
+        record = records.parsed(records.text_of(path), path)
+        records.checked(record, _ANY, path)
+        if record.keys() & _OF_RUNS and "peer" not in record:
             runs.append(_checked(run_records.read(path)))
             sizes[path.stem] = runs[-1].recipe.get("image_size")
-        elif "training_time_ratio" in record:
-            replays[record["run"], record.get("image_size")] = record
+        elif record.keys() & _OF_REPLAYS:
+            records.checked(record, _REPLAY, path)
+            replays[record["run"], record.get("image_size")] = record, path
+    for (name, _), (_, path) in replays.items():
+        if name not in sizes:
+            raise ValueError(
+                f"'{path}' times a run of which there is no record: expected "
+                f"'{folder / name}.json', of tools/record_run.py."
+            )
     own = {
         name: replays.get((name, size)) or replays.get((name, None))
         for name, size in sizes.items()
     }
-    own = {name: record for name, record in own.items() if record}
+    own = {name: found[0] for name, found in own.items() if found}
     return runs, own | _of_narrow(runs, own)
+
+
+def _is_timed(value):
+    return isinstance(value, dict) and records.NUMBER.fits(
+        value.get("time_ratio")
+    )
+
+
+def _are_timed(value):
+    return isinstance(value, list) and value and all(map(_is_timed, value))
+
+
+def _is_machine(value):
+    return isinstance(value, dict) and (
+        records.COUNT.fits(value.get("cores"))
+        and records.TEXT.fits(value.get("cpu"))
+    )
+
+
+# No other measurement has one of these keys.
+_OF_RUNS = {"metrics", "recipe", "val_accuracy"}
+_OF_REPLAYS = {"training_time_ratio", "architectures"}
+_ANY = records.Record({}, ())
+_KINDS_OF_RUNS = {
+    **dict.fromkeys(("command", "commit", "date"), records.TEXT),
+    **dict.fromkeys(("seed", "epochs"), records.COUNT),
+    **dict.fromkeys(
+        ("val_accuracy", "forward_flops", "total_training_flops"),
+        records.NUMBER,
+    ),
+    "machine": records.Kind("an object with 'cores' and 'cpu'", _is_machine),
+}
+_RUN = records.Record(_KINDS_OF_RUNS, (*_KINDS_OF_RUNS, "recipe"))
+_REPLAY = records.Record(
+    {
+        "run": records.TEXT,
+        "command": records.TEXT,
+        "training_time_ratio": records.NUMBER,
+        "architectures": records.Kind(
+            "a list of objects with a number 'time_ratio'", _are_timed
+        ),
+        "narrow": records.Kind(
+            "an object with a number 'time_ratio'", _is_timed
+        ),
+    },
+    ("run", "training_time_ratio", "architectures"),
+)
 
 
 def _of_narrow(runs, replays):
@@ -203,22 +277,33 @@ def _of_narrow(runs, replays):
 
 def _checked(run):
     """Returns `run`; raises a `ValueError` if it is not all there."""
-    found = {
-        "val_accuracy": "val_accuracy" in run.result,
-        "command": isinstance(run.result.get("command"), str),
-        "recipe": bool(run.recipe),
-    }
-    missing = [name for name, is_there in found.items() if not is_there]
-    if missing:
-        raise ValueError(
-            f"'{run.path}' has no {', '.join(missing)}: record the run anew "
-            "with tools/record_run.py."
-        )
+    records.checked(run.result, _RUN, run.path)
     if len(run.metrics) != run.result["epochs"]:
         raise ValueError(
             f"'{run.path}' has {len(run.metrics)} of its "
             f"{run.result['epochs']} epochs: the run was not finished."
         )
+    missing = [
+        name
+        for name, default in DEFAULTS.items()
+        if default is dataclasses.MISSING and name not in run.recipe
+    ]
+    try:
+        if missing:
+            raise KeyError(missing[0])
+        _title(run.recipe)
+        label(run.recipe, False)
+        hash(setting(run.recipe))
+    except KeyError as error:
+        raise ValueError(
+            f"The recipe in '{run.path}' has no {error}: record the run anew "
+            "with tools/record_run.py."
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"The recipe in '{run.path}' holds what no run writes ({error}): "
+            "record the run anew with tools/record_run.py."
+        ) from error
     return run
 
 

@@ -145,6 +145,23 @@ def test_a_missing_record_is_named_with_its_command(page):
     assert "| 2c | 25% | not run |" in text
 
 
+@pytest.mark.parametrize(
+    ("of", "changes"),
+    [
+        ("bytes_saved", {}),
+        ("batches", {}),
+        ("normalization", {"reconfigurations": []}),
+    ],
+)
+def test_a_record_without_what_a_figure_needs_is_named(page, of, changes):
+    text = (results_page.FOLDER / f"{DENSE}.json").read_text()
+    metrics = json.loads(text)["metrics"]
+    del metrics[0]["batch_size"]
+    changes = {"metrics": metrics} | changes
+    with pytest.raises(ValueError, match=rf"0\.json' does not hold .*'{of}'"):
+        page(figure(of=of), (DENSE, changes))
+
+
 def test_a_figure_is_computed_from_its_records(page):
     epochs = [8, 8, 4, 4, 2]  # With the cut after 2 epochs only: 28.
     text = (results_page.FOLDER / f"{DENSE}.json").read_text()

@@ -53,6 +53,9 @@ def test_without_a_record_there_is_no_section(tmp_path):
     [
         ({"val_accuracy": None}, "other.json' has no val_accuracy"),
         ({"seed": None, "command": None}, "other.json' has no seed, command"),
+        ({"val_accuracy": "high"}, "other.json' holds what cannot be shown"),
+        ({"by_epoch": 2}, "other.json': 'by_epoch' is no list"),
+        ({"dense_forward_flops": 0}, "other.json' holds .* division by zero"),
         ({"epochs": 3}, "other.json' has 2 of its 3 epochs"),
     ],
 )

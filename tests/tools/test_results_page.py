@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.disks import full_disk
+
 # What `python tools/results_page.py` has on its path.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 
@@ -139,14 +141,77 @@ def test_rows_say_what_was_not_the_default():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": {}}, r"0\.json' has no recipe: record the run anew"),
+        ({"recipe": {}}, r"0\.json' has no '\w+': record the run anew"),
+        ({"recipe": 3}, r"0\.json: 'recipe' is 3, expected an object"),
+        ({"recipe": {"method": "narrow"}}, r"0\.json' has no '\w+': record"),
         ({"epochs": 31}, r"0\.json' has 30 of its 31 epochs"),
-        ({"command": 3}, "has no command"),
+        ({"epochs": None}, r"0\.json: 'epochs' is null, expected a whole"),
+        ({"command": 3}, r"0\.json: 'command' is 3, expected a text"),
+        ({"seed": "0"}, r"0\.json: 'seed' is '0', expected a whole number"),
+        ({"val_accuracy": [1]}, r"0\.json: 'val_accuracy' is \[1\]"),
+        ({"metrics": []}, r"0\.json' is no record of tools/record_run"),
+        ({"machine": {"cores": 2}}, r"0\.json: 'machine' is .* 'cpu'"),
+        ({"metrics": None}, r"0\.json' is no record of tools/record_run"),
     ],
 )
 def test_a_record_that_lacks_something_is_named(records, changes, message):
     with pytest.raises(ValueError, match=message):
         results_page.page(records((DENSE, changes)))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("seed", "epochs", "commit", "command", "forward_flops"),
+        *("total_training_flops", "metrics", "recipe", "val_accuracy"),
+        *("recipe learning_rate", "recipe dtype_policy", "recipe width"),
+    ],
+)
+def test_what_is_missing_is_named(records, key):
+    path = records((DENSE, {})) / "0.json"
+    record = json.loads(path.read_text())
+    inside, _, name = key.rpartition(" ")
+    del (record[inside] if inside else record)[name]
+    if name == "width":  # Only of these methods is it shown.
+        record["recipe"]["method"] = "dense"
+    path.write_text(json.dumps(record))
+    expected = "no record of tools" if name == "metrics" else f"no '{name}'"
+    with pytest.raises(ValueError, match=rf"0\.json'? (has|is) {expected}"):
+        results_page.page(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"metrics": [', "breaks off"),
+        ("[]", r"holds \[\], expected an object"),
+        ("\udcff", "is no text"),
+        ('{"training_time_ratio": 1.0}', "has no 'run'"),
+        ('{"architectures": []}', "has no 'run'"),
+        (
+            '{"run": "0", "training_time_ratio": 1, "architectures": []}',
+            r"'architectures' is \[\], expected a list of objects",
+        ),
+        (
+            '{"run": "gone", "training_time_ratio": 1, "architectures": '
+            '[{"time_ratio": 1}]}',
+            r"times a run of which there is no record: expected .*gone\.json",
+        ),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(records, text, message):
+    folder = records((DENSE, {}))
+    path = folder / "other.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"other\.json'? ?.*{message}"):
+        results_page.page(folder)
+
+
+def test_other_measurements_are_no_trainings(records):
+    folder = records((DENSE, {}))
+    text = results_page.page(folder)
+    (folder / "memory.json").write_text('{"seeds": [0], "run": "0"}')
+    assert results_page.page(folder) == text
 
 
 def test_two_records_of_one_training_are_named(records):
@@ -168,3 +233,18 @@ def test_nothing_is_written_if_a_record_is_refused(
     with pytest.raises(SystemExit, match="Nothing was written"):
         results_page.main([])
     assert not (tmp_path / "page.md").exists()
+
+
+def test_the_old_pages_stay_where_the_new_ones_find_no_space(
+    records, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(results_page, "FOLDER", records((DENSE, {})))
+    monkeypatch.setattr(results_page, "readme", lambda folder: "new")
+    pages = [tmp_path / "README.md", tmp_path / "page.md"]
+    for name, path in zip(("README", "PAGE"), pages, strict=True):
+        path.write_text("old")
+        monkeypatch.setattr(results_page, name, path)
+    with full_disk(), pytest.raises(SystemExit, match="Nothing was written"):
+        results_page.main([])
+    assert [path.read_text() for path in pages] == ["old", "old"]
+    assert not list(tmp_path.glob("*.new"))
