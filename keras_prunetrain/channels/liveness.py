@@ -262,6 +262,8 @@ class _Draft:
         """
         alive = self._alive
         living = int(alive[numbers].sum())
+        if living >= min_channels and living % multiple_of(living) == 0:
+            return False
         reason = "min_channels" if living < min_channels else "channel_multiple"
         dead = np.unique(numbers[~alive[numbers]])
         order = np.argsort(-self._score[dead], kind="stable")
@@ -303,7 +305,7 @@ def _written(numbering, removed=()):
 def _passed_on(numbering, removed=()):
     """Returns the numbers of each output of the remaining layers."""
     return [
-        np.unique(channels.numbers)
+        channels.numbers
         for key, outputs in numbering.outputs.items()
         for channels in outputs
         if key not in removed and len(channels.numbers)

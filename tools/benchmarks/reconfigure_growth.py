@@ -1,11 +1,14 @@
-"""Measures how the time of `reconfigure` grows with the number of layers.
+"""Measures how the time of a cut grows with the size of the network.
 
     python tools/benchmarks/reconfigure_growth.py
 
-The ResNets of `keras.applications`, and basic ones with up to 1,000 weighted
-layers, with the slots of SGD with momentum; half of their removable channels
-are dead. Beside it, the time that Keras takes to clone the model: it makes as
-many layers and variables, and looks at no weight.
+The ResNets of `keras.applications`, basic ones with up to 1,000 weighted
+layers, and networks of few layers with up to a million channels in each, with
+the slots of SGD with momentum. Measured are the numbering of the channels, the
+choice of those that go under a target of half of the inference FLOPs, and
+`reconfigure` with half of the removable channels dead. Beside it, the time that
+Keras takes to clone the model: it makes as many layers and variables, and looks
+at no weight.
 """
 
 import gc
@@ -21,6 +24,8 @@ from absl import app, flags
 
 import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
+from keras_prunetrain.channels.options import CutOptions
+from keras_prunetrain.choice import Choice, least_channels
 from keras_prunetrain.models.parts import classifier, conv_bn
 
 # `apps` and `tests` are not part of the installed package.
@@ -61,6 +66,7 @@ def measured(model):
     silence(numbering, some_alive(numbering, np.random.default_rng(SEED)))
     functions = {
         "number_seconds": lambda: number_channels(model),
+        "choose_seconds": lambda: choose(model),
         "reconfigure_seconds": lambda: kpt.reconfigure(model),
         "clone_seconds": lambda: keras.models.clone_model(model),
     }
@@ -74,11 +80,32 @@ def measured(model):
             seconds[name].append(time.perf_counter() - started)
     return {
         "operations": len(model.operations),
+        "channels": numbering.size,
         "variables": len(model.variables),
         "parameters": model.count_params(),
         # The first ones warm up.
         **{k: statistics.median(times[1:]) for k, times in seconds.items()},
     }
+
+
+def choose(model):
+    """Chooses channels, by scores drawn at random, under a target."""
+    numbering = number_channels(model)
+    least = least_channels(numbering, max_layer_cut=0.9)
+    choice = Choice(model, numbering, "forward_flops", CutOptions(), least)
+    scores = np.random.default_rng(SEED).random(numbering.size)
+    return choice.plan(scores, 0.5 * choice.total)
+
+
+def wide(channels):
+    """Builds a network in which few layers share many channels."""
+    image = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(channels, 1, use_bias=False)(image)
+    for _ in range(2):
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU()(x)
+        x = keras.layers.DepthwiseConv2D(3, padding="same")(x)
+    return keras.Model(image, classifier(x, 10, 0.0))
 
 
 def basic_resnet(blocks):
@@ -101,6 +128,10 @@ MODELS = {
     **{
         f"basic ResNet-{2 * blocks + 2}": lambda n=blocks: basic_resnet(n)
         for blocks in (31, 62, 125, 250, 499)
+    },
+    **{
+        f"wide, {channels:,} channels": lambda n=channels: wide(n)
+        for channels in (10_000, 100_000, 1_000_000)
     },
 }
 
