@@ -67,8 +67,10 @@ def test_the_wheel_alone_trains(built, tmp_path):
     assert (tmp_path / "small.keras").exists()
 
 
-def test_the_citation_is_of_this_version():
+def test_citation_and_changelog_are_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {project['version']}\n" in citation
     assert f"\nlicense: {project['license']}\n" in citation
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert changelog.startswith(f"# Changelog\n\n## {project['version']}")
