@@ -266,6 +266,16 @@ def _emulated_step(record):
     yield f"in emulation on a CPU, times dense: {', '.join(times)}"
 
 
+def _revived(record):
+    found = record["channels"]
+    height = f", up to {found['highest']:.1e}" if found["rose"] else ""
+    yield f"{found['rose']} of {found['fell']} that fell below it{height}"
+
+
+def _near_zero(record):
+    yield f"{record['weights']['share']:.0%}"
+
+
 def _inference(record):
     for row in record["batches"]:
         yield (
@@ -282,4 +292,6 @@ _COMPUTED = {
     "bytes_saved": _bytes_saved,
     "emulated_step": _emulated_step,
     "inference": _inference,
+    "revived": _revived,
+    "near_zero": _near_zero,
 }

@@ -198,6 +198,34 @@ def test_growth_of_a_batch_says_after_how_many_epochs(page):
     assert "| 128, then 136 after 2 (`0`) |" in found
 
 
+@pytest.mark.parametrize(
+    ("of", "record", "said"),
+    [
+        (
+            "revived",
+            {"channels": {"fell": 9, "rose": 2, "highest": 3e-4}},
+            "2 of 9 that fell below it, up to 3.0e-04",
+        ),
+        (
+            "revived",
+            {"channels": {"fell": 9, "rose": 0, "highest": None}},
+            "0 of 9 that fell below it",
+        ),
+        ("near_zero", {"weights": {"share": 0.456}}, "46%"),
+        (
+            "inference",
+            {"batches": [{"batch_size": 10, "speedup_median": 1.5}]},
+            "1.50 times in batches of 10",
+        ),
+    ],
+)
+def test_counts_and_rates_are_said_in_words(page, of, record, said):
+    folder = papers_section.PAPERS.parent
+    (folder / "found.json").write_text(json.dumps(record))
+    text = page(figure(of=of, records=["found"]), (DENSE, {}))
+    assert f"| 2c | 25% | {said} (`found`) |" in text
+
+
 def test_each_number_of_a_paper_is_said_once():
     for paper in json.loads(papers_section.PAPERS.read_text())["papers"]:
         for table in paper["tables"]:
