@@ -99,7 +99,8 @@ class PartsCheck(keras.callbacks.Callback):
     def _warn_of_several(self):
         """Warns, once, of a weight that two optimizers update."""
         holders = collections.defaultdict(list)
-        for optimizer in self._optimizers():
+        # That of `compile` may be built, and idle in a trainer with others.
+        for optimizer in filter(_steps_of, self._optimizers()):
             for v in updated_by([optimizer]).values():
                 holders[id(v)].append((optimizer.name, v.path))
         several = [x for x in holders.values() if len(x) > 1]
