@@ -103,7 +103,16 @@ def _joins(numbers, visit, rule, earlier):
         if len(x.numbers) != size:
             numbers.freeze(x.numbers, f"{visit.key} spreads it over all others")
     shape = tuple(visit.call.outputs[0].shape)
-    return [Channels(whole[0], from_end.pop() + len(shape), shape)]
+    axis = from_end.pop() + len(shape)
+    return [Channels(whole[0], axis, shape, _all_unknown(visit.inputs))]
+
+
+def _all_unknown(inputs):
+    """Whether the channel axis of each input is unknown, and its numbers stay.
+
+    What is computed of these alone may be read along any axis as well.
+    """
+    return all(x.any_axis for x in inputs)
 
 
 def _concatenates(numbers, visit, rule, earlier):
@@ -116,7 +125,7 @@ def _concatenates(numbers, visit, rule, earlier):
     if getattr(visit.call.operation, "axis", axis) % len(shape) != axis:
         return _joins(numbers, visit, rule, earlier)
     all_numbers = np.concatenate([x.numbers for x in visit.inputs])
-    return [Channels(all_numbers, axis, shape)]
+    return [Channels(all_numbers, axis, shape, _all_unknown(visit.inputs))]
 
 
 def _moves(numbers, visit, rule, earlier):
@@ -141,7 +150,7 @@ def _moves(numbers, visit, rule, earlier):
             ops.convert_to_numpy(values),
             tuple(tensor.shape),
             _axes_read(tensor),
-        )
+        )._replace(any_axis=x.any_axis)
         for tensor, values in zip(call.outputs, moved, strict=True)
     ]
 

@@ -105,6 +105,7 @@ class _Numberer:
 
     def _visit(self, visit):
         """Returns the `Channels` that a call writes, `None` for a model."""
+        visit = _with_sizes(visit)
         layer, key = visit.call.operation, visit.key
         self._layers[key] = layer
         self._inputs.setdefault(key, visit.inputs)
@@ -255,6 +256,21 @@ class _Numberer:
         if reason is not None:
             for x in channels:
                 self._numbers.freeze(x.numbers, visit.because(reason))
+
+
+def _with_sizes(visit):
+    """Returns the visit with the sizes that its call knows of its inputs.
+
+    In a nested model of any size, the sizes of its own tensors are unknown.
+    """
+
+    def sized(channels, tensor):
+        sizes = zip(channels.shape, tensor.shape, strict=True)
+        shape = tuple(y if x is None else x for x, y in sizes)
+        return channels._replace(shape=shape)
+
+    pairs = zip(visit.inputs, visit.call.inputs, strict=True)
+    return visit._replace(inputs=[sized(*pair) for pair in pairs])
 
 
 def _parts(layer, rule):

@@ -81,6 +81,7 @@ def _moving_rules():
         **_of("flip transpose", move),
         **_of("expand_dims", move, 1),
         **_of("moveaxis swapaxes", move, 1, 2),
+        **_of("depth_to_space space_to_depth", move, 2),
         **_of("pad", dataclasses.replace(move, constants="zeros"), 1),
         **_of("tile", move, 1),
         **_of("repeat", dataclasses.replace(move, refuses=_by_array), 1, 1),

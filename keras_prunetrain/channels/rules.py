@@ -13,6 +13,7 @@ from keras import layers
 
 from keras_prunetrain.channels.layer_rule import (
     CARRIES,
+    MOVES,
     PRODUCES,
     READS,
     LayerRule,
@@ -34,6 +35,8 @@ def _inner(wrapper, extra_axes):
     """
     layer = wrapper.layer
     rule = rule_for(layer)
+    if rule is not None and rule.flow == MOVES and rule.resize is None:
+        return LayerRule(MOVES)  # It is run on numbers, in the wrapper.
     if (
         rule is None
         or rule.flow not in (PRODUCES, CARRIES)

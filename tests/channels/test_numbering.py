@@ -515,3 +515,53 @@ def test_reshaped_units_lie_where_the_next_layer_reads_channels(channels):
     assert len(np.unique(pixels)) == channels
     free = {*pixels[0].tolist(), *by_layer["conv"].tolist()}
     assert not free & set(numbering.frozen)
+
+
+@pytest.mark.parametrize(
+    ("shape", "move"),
+    [
+        ((6, 7), layers.Reshape((6, 7, 1))),
+        ((42,), layers.Reshape((6, 7, 1))),
+        ((2, 6, 7), layers.Permute((2, 3, 1))),
+        ((6, 7), lambda x: keras.ops.expand_dims(x, -1)),
+    ],
+    ids=["image", "vector", "channels_first", "expand_dims"],
+)
+def test_inputs_may_be_moved_to_any_axis(shape, move):
+    x = keras.Input(shape)
+    model = keras.Model(x, networks.head(conv(move(x * 2.0), 4, "a")))
+    numbering = number_channels(model)
+    free = set(range(numbering.size)) - set(numbering.frozen)
+    assert free == {*numbering.outputs["a"][0].numbers.tolist()}
+    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == "a"]
+    assert {numbering.frozen[n] for n in read.tolist()} <= {
+        "model input",
+        "unknown layout",
+    }
+
+
+def test_the_size_of_a_nested_model_is_that_of_its_call():
+    image = keras.Input((None, None, 2))
+    nested = keras.Model(image, conv(image, 4, "a"), name="nested")
+    image = keras.Input((3, 3, 2))
+    x = layers.Flatten()(nested(image))
+    model = keras.Model(image, layers.Dense(2, name="b")(x))
+    numbering = number_channels(model)
+    written = numbering.outputs["nested/a"][0].numbers
+    assert not {*written.tolist()} & set(numbering.frozen)
+    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == "b"]
+    np.testing.assert_array_equal(read, np.tile(written, 9))
+
+
+def test_steps_of_a_sequence_are_flattened_each_by_itself():
+    frames = keras.Input((5, 3, 3, 2))
+    each = layers.TimeDistributed
+    x = each(layers.Conv2D(4, 2, name="kernel"), name="a")(frames)
+    x = each(layers.Permute((2, 1, 3)))(x)
+    x = each(layers.Flatten(data_format="channels_last"))(x)
+    model = keras.Model(frames, layers.GRU(3, name="gru")(x))
+    numbering = number_channels(model)
+    written = numbering.outputs["a"][0].numbers
+    assert not {*written.tolist()} & set(numbering.frozen)
+    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == "gru"]
+    np.testing.assert_array_equal(read, np.tile(written, 4))

@@ -104,6 +104,15 @@ MOVING = {
         [1],
     ),
     "take pixels": (lambda x: ops.take(x, [3, 0], axis=1), [1, 4]),
+    # Four channels become the pixels of one: those that are 3 apart.
+    "depth_to_space": (
+        lambda x: ops.depth_to_space(ops.concatenate([x, x], -1), 2),
+        [1],
+    ),
+    "space_to_depth": (
+        lambda x: ops.space_to_depth(x, 2),
+        [1, 4, 7, 10, 13, 16, 19, 22],
+    ),
     "index a new axis": (
         lambda x: ops.max(x[:, None, :, :, :5], axis=(1, 2)),
         [1, 4],
