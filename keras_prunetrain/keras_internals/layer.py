@@ -209,6 +209,18 @@ def _unlocked(layer):
             layer._tracker.lock()
 
 
+def carry_names(part: object, counterpart: object) -> None:
+    """Gives a layer or a variable of a clone the name and the path it had.
+
+    Keras numbers layers without a name anew in each clone, and the path of a
+    variable says in which layers it was made.
+    """
+    if isinstance(part, keras.Variable):
+        counterpart._path = part.path
+    elif isinstance(part, keras.layers.Layer):
+        vars(counterpart).update(name=part.name, _path=part._path)
+
+
 def variable_like(
     variable: keras.Variable, shape: Sequence[int] | None = None
 ) -> keras.Variable:

@@ -82,12 +82,14 @@ class Pairing:
     def _pair(self, part, counterpart):
         """Notes a pair of parts: a variable's `Cut`, and all in a layer."""
         self.twins[id(part)] = counterpart
+        keras_internals.carry_names(part, counterpart)
         if isinstance(part, keras.layers.Layer):
             self.add(part, counterpart)
             return
         if isinstance(part, keras.random.SeedGenerator):
             part, counterpart = part.state, counterpart.state
             self.twins[id(part)] = counterpart
+            keras_internals.carry_names(part, counterpart)
         keep = self._keep.get(id(part), {})
         self._cuts.setdefault(id(part), Cut(part, counterpart, keep))
 

@@ -221,6 +221,39 @@ def test_a_layer_that_is_not_cut_needs_no_config(unusual):
     assert not {id(v) for v in new.variables} & {id(v) for v in layer.variables}
 
 
+class Unnamed(layers.Layer):
+    """Holds layers without names, which Keras numbers anew in each clone."""
+
+    def build(self, shape):
+        self.first, self.second = layers.Dense(4), layers.Dense(4)
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x):
+        return self.first(x) * self.second(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Unnamed(name="u"),
+        lambda: layers.Bidirectional(layers.GRU(2), name="u"),
+    ],
+    ids=["composite", "bidirectional"],
+)
+def test_parts_of_a_layer_keep_their_names_and_paths(layer):
+    model = around(layer(), X)
+    old = model.layers[1]
+
+    new = cut(model, X, steps=1).layers[1]
+
+    names = [[x.name for x in y._flatten_layers()] for y in (old, new)]
+    paths = [[v.path for v in x.variables] for x in (old, new)]
+    assert names[0] == names[1]
+    assert paths[0] == paths[1]
+    assert paths[0][0].startswith("u/")
+
+
 def test_the_old_model_is_left_as_it_was(unusual):
     before = outputs(unusual, X)
     variables = [v.numpy() for v in unusual.variables]
