@@ -76,6 +76,7 @@ fuzz: setup
 
 coverage: setup
 	$(BIN)/python tools/coverage.py
+	$(BIN)/python tools/program_table.py
 
 results: setup
 	$(BIN)/python tools/results_page.py

@@ -138,10 +138,10 @@ class EpochMeter(keras.callbacks.Callback):
         self.batch_size = None
         self._counted = _CountedCost()
         self.network = self.network or network_of(self.model)
-        if self.network is self.model:
-            # What a trainer gives to its parts is not known.
+        # What a trainer gives to each of several inputs is not known.
+        if self.network is self.model or _reads_one_tensor(self.network):
             data = keras_internals.fit_argument("x")
-            self.input_shapes = shapes_in(data, self.model)
+            self.input_shapes = shapes_in(data, self.network)
         self.cost = self.current_cost()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -235,6 +235,10 @@ class _Clock:
     def go_on(self):
         if self._since is None:
             self._since = time.perf_counter()
+
+
+def _reads_one_tensor(network):
+    return keras_internals.is_graph(network) and len(network.inputs) == 1
 
 
 class _CountedCost:

@@ -7,6 +7,7 @@ from keras import layers, ops
 from tests.programs.watched import descend, images, kinds, trained
 
 
+@keras.saving.register_keras_serializable("programs")
 class Distances(layers.Layer):
     """The squared distances of an anchor from a like and an unlike example."""
 

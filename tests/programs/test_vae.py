@@ -8,6 +8,7 @@ from keras_prunetrain import keras_internals
 from tests.programs.watched import descend, images, kinds, trained
 
 
+@keras.saving.register_keras_serializable("programs")
 class Sampling(layers.Layer):
     """Draws a code from its mean and the logarithm of its variance."""
 
