@@ -33,7 +33,7 @@ PAGES = [
 # What a test process cannot do, and why: a word of the block, and the reason.
 CANNOT_RUN = {
     "multi_worker_strategy()": "it must come before anything else of "
-    "TensorFlow; tests/test_distribution.py starts processes for it",
+    "TensorFlow; tests/test_guides.py starts processes for a program with it",
 }
 
 
