@@ -134,8 +134,16 @@ def test_patience_begins_anew_with_each_cut():
     assert history.epoch == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-@pytest.mark.parametrize("patience", [0, 9])
+@pytest.mark.parametrize(
+    ("is_first", "patience"),
+    [
+        (False, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in ((True, 0), (True, 9), (False, 9))
+        ),
+    ],
+)
 def test_the_last_cut_is_that_of_the_best_epoch(is_first, patience):
     stopping, again = (
         CALLBACKS.EarlyStopping(

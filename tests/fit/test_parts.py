@@ -226,7 +226,9 @@ def with_own_optimizers(count):
     return model
 
 
-@pytest.mark.parametrize("score", ["taylor", "magnitude"])
+@pytest.mark.parametrize(
+    "score", ["taylor", pytest.param("magnitude", marks=pytest.mark.long)]
+)
 def test_parts_that_are_compiled_train_with_their_own_optimizers(score):
     model = with_own_optimizers(2)
     fit(model, target(score), epochs=4)
