@@ -733,6 +733,28 @@ def attending():
     )
 
 
+def sharing_heads():
+    """Heads of queries, in pairs that read one head of keys and values."""
+    image = keras.Input((6, 6, 2))
+    x = layers.Reshape((12, 12))(conv(image, 4, "stem"))
+    x = layers.Dense(6, name="steps")(x)
+    y = layers.GroupQueryAttention(2, 6, 3, name="shared")(x, x)
+    x = layers.Dense(6, activation="relu", name="up")(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling1D()(x)
+    gone = {"query": [0, 1, 4, 5], "key": [0, 2], "value": [0, 2]}
+    return Network(
+        keras.Model(image, layers.Dense(3, name="logits")(x)),
+        writes={"up": [1, 4]},
+        reads={"logits": [1, 4]},
+        carries={},
+        dies={
+            **{f"shared/{x}/kernel": {1: heads} for x, heads in gone.items()},
+            "shared/attention_output/kernel": {0: [0, 1, 4, 5]},
+        },
+        goes={f"shared/{x}/bias": {0: heads} for x, heads in gone.items()},
+    )
+
+
 ALL = [
     recurrent,
     attending,
@@ -763,6 +785,7 @@ ALL = [
     sequential,
     flattening,
     squeezing,
+    sharing_heads,
 ]
 
 # Of each kind one: these are enough to say once more, in another way, what

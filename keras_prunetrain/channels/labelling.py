@@ -87,8 +87,11 @@ def inner_labels(
                 continue
             axis = _checked_axis(weight, axis)
             size = weight.shape[axis]
+            made = numbers(size)
+            if len(made) != size:
+                made = np.repeat(made, repeats(rule, visit.call.operation))
             label = Label(
-                *(visit.key, weight, axis, numbers(size), side),
+                *(visit.key, weight, axis, made, side),
                 is_kernel=keras_internals.weight_name(weight) == "kernel",
             )
             if len(label.numbers) != size:

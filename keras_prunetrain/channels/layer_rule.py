@@ -66,7 +66,8 @@ class LayerRule:
             attention: they have numbers as channels have, and go like channels.
             Weights named `"kernel"` decide which are alive.
         inner_in_axis: The same for the weights that read them.
-        inner_argument: Constructor argument that counts them (`"num_heads"`).
+        inner_argument: Constructor argument that counts them (`"num_heads"`);
+            or a tuple of it and of others in proportion to it.
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
             the channels. `None`, or a result of `None`: any axis will do.
@@ -79,7 +80,8 @@ class LayerRule:
             that are left; see `channels/indexing.py`.
         repeats: Function of the layer that returns how many adjacent output
             channels it makes of each input channel, such as the multiplier of
-            a depthwise convolution. `None`: 1.
+            a depthwise convolution; or how many adjacent indices of later
+            inner axes belong to one index of the first. `None`: 1.
         groups: Function of the layer that returns its number of channel
             groups. The groups stay equally large, so the channels at the same
             position in all groups are removed together. `None`: 1.
@@ -132,7 +134,7 @@ class LayerRule:
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     inner_out_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     inner_in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    inner_argument: str | None = None
+    inner_argument: str | tuple[str, ...] | None = None
     channel_axis: Callable[[Any, int], int | None] | None = None
     resize: Resize | None = None
     reindex: Callable[..., tuple[Any, ...]] | None = None
@@ -279,7 +281,10 @@ _FIELDS = {
             "a dict from paths of weights to integers",
         ),
     ),
-    "inner_argument": (_is_text, "the name of an argument, or `None`"),
+    "inner_argument": (
+        lambda x: _is_text(x) or (isinstance(x, tuple) and _are_names(x)),
+        "the name of an argument, a tuple of names, or `None`",
+    ),
     "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
     "subtracts": (_is_text, "the name of a weight, or `None`"),
     "saved": (

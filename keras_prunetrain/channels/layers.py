@@ -244,6 +244,20 @@ _RECURRENT = LayerRule(
     freezes=lambda layer: "it reads what it computes, in all its gates",
 )
 _ATTENTION = refused("attention mixes all channels")
+_HEADS = LayerRule(
+    MIXES,
+    # (channels, heads, channels of a head), and back.
+    inner_out_axis={
+        f"{part}/{name}": -2
+        for part in ("key", "value", "query", "gate")
+        for name in ("kernel", "bias")
+    },
+    inner_in_axis={"attention_output/kernel": 0},
+    inner_argument="num_heads",
+    freezes=lambda layer: "attention mixes all channels",
+    refuses=_beside_its_kernels,
+    macs=macs.attention,
+)
 
 LAYER_RULES = {
     **dict.fromkeys(
@@ -464,23 +478,15 @@ LAYER_RULES = {
         variant=_known_cell,
         macs=macs.recurrent,
     ),
+    layers.MultiHeadAttention: _HEADS,
     **dict.fromkeys(
         _named("GroupQueryAttention"),
-        dataclasses.replace(_ATTENTION, macs=macs.attention),
-    ),
-    layers.MultiHeadAttention: LayerRule(
-        MIXES,
-        # (channels, heads, channels of a head), and back.
-        inner_out_axis={
-            f"{part}/{name}": -2
-            for part in ("query", "key", "value", "gate")
-            for name in ("kernel", "bias")
-        },
-        inner_in_axis={"attention_output/kernel": 0},
-        inner_argument="num_heads",
-        freezes=lambda layer: "attention mixes all channels",
-        refuses=_beside_its_kernels,
-        macs=macs.attention,
+        dataclasses.replace(
+            _HEADS,
+            # A head of keys and values, with all heads of queries that read it.
+            inner_argument=("num_key_value_heads", "num_query_heads"),
+            repeats=lambda layer: layer.num_repeats,
+        ),
     ),
     **dict.fromkeys(
         _named("AdditiveAttention Attention"),

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import FLOWS, NotFollowed
+from keras_prunetrain.channels.flows import FLOWS, NotFollowed, repeats
 from keras_prunetrain.channels.labelling import inner_labels, weight_labels
 from keras_prunetrain.channels.labels import CallChannels, Numbering
 from keras_prunetrain.channels.layer_rule import (
@@ -220,13 +220,14 @@ class _Numberer:
                 self._inner[visit.key] = self._numbers.new(size)
             return self._inner[visit.key]
 
+        layer = visit.call.operation
         labels = inner_labels(visit, rule, numbers)
         if labels:
             inner = self._inner[visit.key]
             if len(visit.call.outputs) > 1:
                 reason = visit.because("it returns the scores of each of them")
                 self._numbers.freeze(inner, reason)
-            if _names_each(visit, len(inner)):
+            if _names_each(visit, len(inner), repeats(rule, layer)):
                 reason = visit.because("its mask has an entry for each of them")
                 self._numbers.freeze(inner, reason)
         return labels
@@ -291,16 +292,18 @@ def _check_followed(visit, rule):
         raise NotFollowed(refusal)
 
 
-def _names_each(visit, count):
+def _names_each(visit, count, readers):
     """Whether an input, such as a mask, may have an entry for each head.
 
     The axis of the heads is then one that other inputs lack, and the last two
-    axes are the steps that attend and those that they attend to.
+    axes are the steps that attend and those that they attend to. So many
+    `readers`, heads of queries, read each of `count` heads of keys.
     """
     shapes = [x.shape for x in visit.inputs]
     rank = min(map(len, shapes))
     return any(
-        len(shape) > rank and {count, None} & {*shape[1:-2]} for shape in shapes
+        len(shape) > rank and {count, count * readers, None} & {*shape[1:-2]}
+        for shape in shapes
     )
 
 

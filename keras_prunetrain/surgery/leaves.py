@@ -247,7 +247,11 @@ class Leaves:
         changes = new_arguments(rule, layer, config, outputs, keeps)
         inner = self._plan.numbering.inner.get(key, np.arange(0))
         if not self._plan.alive[inner].all():
-            changes[rule.inner_argument] = len(self._plan.keep(inner))
+            names, left = rule.inner_argument, len(self._plan.keep(inner))
+            for name in (names,) if isinstance(names, str) else names:
+                changes[name] = (
+                    config.get(name, len(inner)) * left // len(inner)
+                )
         return changes
 
 

@@ -29,6 +29,7 @@ from tests.networks import conv, head
         *(("constants", x) for x in ("kept", True, ("pass",))),
         *(("saved", x) for x in ("input", 1)),
         *(("subtracts", x) for x in (("mean",), 0, "")),
+        *(("inner_argument", x) for x in (3, "", ("heads", 3))),
     ],
 )
 def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):

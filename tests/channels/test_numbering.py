@@ -487,6 +487,19 @@ def test_heads_stay_where_a_mask_has_an_entry_for_each(places, shape, stays):
     }
 
 
+@pytest.mark.parametrize(("entries", "stays"), [(6, True), (1, False)])
+def test_heads_that_others_read_stay_where_a_mask_names_the_readers(
+    entries, stays
+):
+    steps, mask = keras.Input((4, 5)), keras.Input((entries, 4, 4))
+    attention = layers.GroupQueryAttention(2, 6, 3, name="heads")
+    x = attention(steps, steps, attention_mask=mask)
+    numbering = number_channels(keras.Model([steps, mask], x))
+    assert len(numbering.inner["heads"]) == 3
+    frozen = set(numbering.frozen) & {*numbering.inner["heads"].tolist()}
+    assert len(frozen) == (3 if stays else 0)
+
+
 def test_heads_stay_if_their_projections_have_weights_of_low_rank():
     steps = keras.Input((6, 4))
     attention = layers.MultiHeadAttention(3, 2, name="heads")
