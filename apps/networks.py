@@ -1,7 +1,6 @@
 """The network of a run, built and compiled, at full width or narrower."""
 
 import bisect
-import contextlib
 import functools
 import inspect
 import math
@@ -78,7 +77,7 @@ def narrowed(recipe, data):
         A `Narrow`; no wider than the full network.
 
     Raises:
-        RefusedError: As `compiled`; if even a width of one channel costs more.
+        RefusedError: If even a width of one channel costs more.
     """
 
     @functools.cache
@@ -86,8 +85,7 @@ def narrowed(recipe, data):
         return kpt.model_cost(_built(recipe, data, width)).forward_flops
 
     full_width = recipe.width or _own_width(recipe.network)
-    with _refusing(recipe, data):
-        full_flops = flops(full_width)
+    full_flops = flops(full_width)
     most = recipe.target_flops * full_flops * (1 + _ROUNDING)
     # Each of them costs more than the one before.
     width = bisect.bisect_right(range(1, full_width + 1), most, key=flops)
@@ -114,8 +112,15 @@ def compiled(recipe, data, narrow=None):
         RefusedError: If there is no such network for images of this size.
     """
     width = narrow.width if narrow else recipe.width
-    with _refusing(recipe, data):
+    try:
         model = _built(recipe, data, width)
+    except ValueError as error:  # The images are too small.
+        height, width, _ = data.image_shape
+        raise RefusedError(
+            f"--network={recipe.network} cannot be built for images of "
+            f"{height}x{width} pixels: {_in_a_line(error)} Choose another "
+            "network, or other images."
+        ) from error
     model.compile(
         _optimizer(recipe),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -128,20 +133,6 @@ def compiled(recipe, data, narrow=None):
         ],
     )
     return model
-
-
-@contextlib.contextmanager
-def _refusing(recipe, data):
-    """Turns what Keras says about images that are too small into a refusal."""
-    try:
-        yield
-    except ValueError as error:
-        height, width, _ = data.image_shape
-        raise RefusedError(
-            f"--network={recipe.network} cannot be built for images of "
-            f"{height}x{width} pixels: {_in_a_line(error)} Choose another "
-            "network, or other images."
-        ) from error
 
 
 def _optimizer(recipe):

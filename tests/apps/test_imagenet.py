@@ -175,6 +175,21 @@ def test_a_broken_image_ends_a_run_with_a_message(folder, tmp_path_factory):
     assert not (workdir / ".prunetrain.lock").exists()
 
 
+def test_images_that_are_too_small_for_the_network_are_refused(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        run(
+            *(train_imagenet, "--dataset=fake", "--network=InceptionV3"),
+            *("--method=dense", "--image_size=32", "--batch_size=4"),
+            f"--workdir={tmp_path}",
+        )
+    message = str(caught.value)
+    assert message.startswith(
+        "--network=InceptionV3 cannot be built for images of 32x32 pixels: "
+    )
+    assert message.endswith(" Choose another network, or other images.")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_fault_of_an_image_is_not_taken_for_one(folder):
     assert imagenet.broken_image(imagenet.load("folder", 32, folder)) is None
     assert imagenet.broken_image(imagenet.load("fake", 32)) is None

@@ -325,30 +325,15 @@ def test_a_typo_costs_no_run(runs):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--batch_size=1438"],
-            "--batch_size=1438 is more than the 1437 training images of "
-            "digits. Choose a smaller one.",
-        ),
-        (
-            ["--network=vgg11"],
-            "--network=vgg11 cannot be built for images of 8x8 pixels: "
-            "Exception encountered when calling MaxPooling2D.call(). Computed "
-            "output size would be zero or negative. Received: "
-            "`inputs.shape=[None 1 1 512]`, `pool_size=[2 2]`, `strides=(2, "
-            "2)`, `padding=valid`. Choose another network, or other images.",
-        ),
-    ],
-)
-def test_what_does_not_fit_the_data_costs_no_run(runs, arguments, message):
+def test_a_batch_that_exceeds_the_data_costs_no_run(runs):
     folder, _ = runs["dense"]
     before = files(folder)
     with pytest.raises(SystemExit) as caught:
-        run(train_cifar, *SMALL, *arguments, f"--workdir={folder}")
-    assert caught.value.code == message
+        run(train_cifar, *SMALL, "--batch_size=1438", f"--workdir={folder}")
+    assert caught.value.code == (
+        "--batch_size=1438 is more than the 1437 training images of digits. "
+        "Choose a smaller one."
+    )
     assert files(folder) == before
 
 
