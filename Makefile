@@ -34,10 +34,12 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python -m apps.quickstart
 
-# A file at a time in each of two processes: most of a test is done on one core.
+# A file at a time in each of two processes: most of a test is done on one core,
+# and a second thread of TensorFlow's would only wait for it.
 # The browser has a target of its own.
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER)
+	TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) \
+	    -m "not long" $(NO_BROWSER)
 
 # What must take long: the same claims on more networks, and whole trainings.
 test-long: setup
