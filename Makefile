@@ -34,12 +34,10 @@ $(STAMP): pyproject.toml
 train: setup
 	$(BIN)/python -m apps.quickstart
 
-# A file at a time in each of two processes: most of a test is done on one core,
-# and a second thread of TensorFlow's would only wait for it.
+# A file at a time in each of two processes: most of a test is done on one core.
 # The browser has a target of its own.
 test: setup
-	TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) \
-	    -m "not long" $(NO_BROWSER)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER)
 
 # What must take long: the same claims on more networks, and whole trainings.
 test-long: setup
