@@ -153,6 +153,7 @@ def test_an_image_that_cannot_be_decoded_is_named(folder, split, how):
     assert "{{" not in sentence and "[Op" not in sentence
 
 
+@pytest.mark.long
 def test_a_broken_image_ends_a_run_with_a_message(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     # A random part of it may be whole; its middle is not.

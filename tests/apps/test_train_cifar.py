@@ -204,6 +204,7 @@ def test_a_run_that_is_stopped_leaves_what_it_has_seen(tmp_path):
         pytest.param(20_000, 2, id="model", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
     folder = tmp_path / "run"
     with (
@@ -237,6 +238,7 @@ def test_a_full_disk_ends_a_run_with_a_message(tmp_path, size, epochs):
     workdir.check(folder)
 
 
+@pytest.mark.long
 def test_a_run_whose_model_cannot_be_saved_is_not_trained_twice(
     tmp_path, monkeypatch
 ):

@@ -517,6 +517,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
     assert second.refused
 
 
+@pytest.mark.long
 def test_a_backup_that_cannot_be_written_ends_no_training(tmp_path, caplog):
     class Replace(keras.callbacks.Callback):
         """Puts a file in the place of the folder."""
@@ -560,6 +561,7 @@ class Memory(keras.callbacks.Callback):
         assert state["pair"][1] is None
 
 
+@pytest.mark.long
 def test_callbacks_and_random_generators_go_on(tmp_path):
     def others():
         return [

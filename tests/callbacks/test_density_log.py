@@ -465,6 +465,7 @@ def test_a_second_fit_goes_on_counting(tmp_path):
     assert sorted(found["final/density"]) == [1, 2, 4]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_in_another_process(tmp_path):
     model = network()
     pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path / "logs")

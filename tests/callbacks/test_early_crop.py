@@ -204,6 +204,7 @@ def test_iterations_score_anew_at_one_moment():
     assert 0.4 < size(model, "channels") / before <= 0.6
 
 
+@pytest.mark.long
 def test_iterations_with_epochs_between_them():
     model = network()
     before = size(model, "flops")
@@ -251,6 +252,7 @@ def test_a_second_fit_does_the_cuts_that_are_left(caplog):
     assert 0.5 < size(model, "channels") / before <= 0.6
 
 
+@pytest.mark.long
 def test_the_last_epoch_leaves_room_for_all_iterations():
     pruning = pruning_of(when="paper_code", iterations=3, interval=1)
     fit(network(), pruning, 4)  # Half of the epochs would be one too late.

@@ -109,6 +109,7 @@ def test_old_weights_and_slots_are_freed_by_each_reconfiguration(optimizer):
     assert len(set(watch.registered[1:])) == 1
 
 
+@pytest.mark.long
 def test_old_weights_of_pruned_data_gradients_are_freed_as_well():
     sdgp = kpt.SDGPCallback(1, 2, "mvue", layers=["first", "second"])
     watch, in_use = train(network("sgd"), [sdgp])

@@ -301,6 +301,7 @@ def test_mixed_precision_shrinks_with_exact_zeros():
 
 
 @pytest.mark.parametrize("strategy", ["mirrored"], indirect=True)
+@pytest.mark.long
 def test_replicas_shrink_alike(strategy):
     with strategy.scope():
         model = network(

@@ -182,6 +182,7 @@ def test_other_data_and_a_traced_step_make_no_difference(kind):
     assert_same_as_by_hand(model, pruning, history)
 
 
+@pytest.mark.long
 def test_weights_of_examples_count():
     # Keras turns the weights of classes into such.
     option = "sample_weight"
@@ -437,6 +438,7 @@ def test_last_epochs_are_fine_tuned_without_lasso():
     assert widths(model)["inner"] == 3
 
 
+@pytest.mark.long
 def test_fine_tuning_equals_a_fit_without_callback():
     def run(finetune_epochs, epochs):
         model = network(compiled=TRACED)

@@ -124,6 +124,7 @@ def test_early_stopping_brings_back_the_best_epoch_of_the_smaller_model(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_patience_begins_anew_with_each_cut():
     stopping = CALLBACKS.EarlyStopping(
         *("quality", 0, 3),
@@ -366,6 +367,7 @@ def test_losses_and_metrics_are_carried_as_objects(loss, traced):
     )
 
 
+@pytest.mark.long
 def test_two_outputs_with_loss_weights():
     inputs, logits = graph(dropout=0.0)
     other = keras.layers.Dense(1, name="other")(

@@ -75,6 +75,7 @@ def mirrored(strategy):
     return train(strategy)
 
 
+@pytest.mark.long
 def test_a_growing_batch_and_its_losses_are_those_of_one_device(mirrored):
     one = train()
     assert len(mirrored.pruning.reports) == 2

@@ -207,6 +207,7 @@ def test_a_training_that_was_killed_at_its_end_ends_as_it_would_have(tmp_path):
     assert found.logs["loss"] == expected.logs["loss"]
 
 
+@pytest.mark.long
 def test_averaged_weights_that_are_in_the_model_leave_it_again(tmp_path):
     def averaged():
         return {
@@ -260,6 +261,7 @@ def test_a_training_that_diverges_keeps_its_last_good_backups(
     assert kept == ["backup-00001-0000000.npz", "backup-00002-0000000.npz"]
 
 
+@pytest.mark.long
 def test_a_training_goes_on_from_before_it_diverged(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         program(tmp_path / "pieces", (3, 1), behind=[Diverge()])
@@ -285,6 +287,7 @@ def test_a_metric_that_is_a_vector_is_no_reason_to_write_no_backup(
     assert np.shape(pieces.history.history["both"]) == (EPOCHS, 2)
 
 
+@pytest.mark.long
 def test_a_signal_in_the_last_moment_is_heard(tmp_path):
     class Late(keras.callbacks.Callback):
         def on_train_end(self, logs=None):

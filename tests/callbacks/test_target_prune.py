@@ -188,6 +188,7 @@ def test_before_the_first_round_it_is_dense_training():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_nothing_more_happens_after_the_last_round_nor_in_another_fit():
     model = network(compiled=TRACED)
     pruning = to_target(0.5)
@@ -200,6 +201,7 @@ def test_nothing_more_happens_after_the_last_round_nor_in_another_fit():
         assert one is other
 
 
+@pytest.mark.long
 def test_the_target_can_be_of_another_model():
     model = network()
     first = kpt.model_cost(model)

@@ -71,6 +71,7 @@ def features():
     return model
 
 
+@pytest.mark.long
 def test_parts_in_lists_and_dicts_shrink(float64):
     model = Cycle(
         [generator("there"), generator("back")],

@@ -112,6 +112,7 @@ def test_a_run_that_cannot_be_built_again_is_refused(kept, change, message):
     assert refusal([kept]) == f"{kept}{message}"
 
 
+@pytest.mark.long
 def test_networks_of_runs_on_smaller_images_cost_what_the_run_says():
     path = TOOLS / "results/cifar10_16x16_resnet20_target48_taylor_seed0.json"
     run = recorded_run.read_one([str(path)])
