@@ -1,6 +1,7 @@
 """Image-to-image translation: parts and optimizers in lists and dicts."""
 
 import keras
+import pytest
 import tensorflow as tf
 from keras import layers, ops
 
