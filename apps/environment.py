@@ -12,11 +12,12 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def environment(seeds):
+def environment(seeds, packages=("tensorflow", "keras")):
     """Returns what a result needs beside it, to be believed and repeated.
 
     Args:
         seeds: List of the seeds that the measured runs used.
+        packages: Names of the packages whose versions count.
 
     Returns:
         Dict for JSON: `date` (UTC, ISO 8601), `commit`, `machine`, `seeds`,
@@ -34,8 +35,7 @@ def environment(seeds):
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
             "python": platform.python_version(),
-            "tensorflow": importlib.metadata.version("tensorflow"),
-            "keras": importlib.metadata.version("keras"),
+            **{x: importlib.metadata.version(x) for x in packages},
         },
         "seeds": list(seeds),
         "command": shlex.join(["python", *map(_from_root, sys.argv)]),

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from apps import imagenet, train_imagenet
 from tests import workers
-from tests.apps.programs import run
+from tests.apps.programs import files, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -176,7 +176,10 @@ def test_a_broken_image_ends_a_run_with_a_message(folder, tmp_path_factory):
     assert not (workdir / ".prunetrain.lock").exists()
 
 
-def test_images_that_are_too_small_for_the_network_are_refused(tmp_path):
+def test_images_that_are_too_small_for_the_network_cost_no_run(tmp_path):
+    for name in ("recipe.json", "result.json"):  # Of an earlier run.
+        (tmp_path / name).write_text("{}")
+    before = files(tmp_path)
     with pytest.raises(SystemExit) as caught:
         run(
             *(train_imagenet, "--dataset=fake", "--network=InceptionV3"),
@@ -188,7 +191,7 @@ def test_images_that_are_too_small_for_the_network_are_refused(tmp_path):
         "--network=InceptionV3 cannot be built for images of 32x32 pixels: "
     )
     assert message.endswith(" Choose another network, or other images.")
-    assert not list(tmp_path.iterdir())
+    assert files(tmp_path) == before
 
 
 def test_what_is_no_fault_of_an_image_is_not_taken_for_one(folder):

@@ -553,17 +553,22 @@ def test_inputs_may_be_moved_to_any_axis(shape, move):
     }
 
 
+def assert_free_and_read(model, writer, reader, times):
+    """All channels of `writer` may go, and `reader` reads them."""
+    numbering = number_channels(model)
+    written = numbering.outputs[writer][0].numbers
+    assert not {*written.tolist()} & set(numbering.frozen)
+    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == reader]
+    np.testing.assert_array_equal(read, np.tile(written, times))
+
+
 def test_the_size_of_a_nested_model_is_that_of_its_call():
     image = keras.Input((None, None, 2))
     nested = keras.Model(image, conv(image, 4, "a"), name="nested")
     image = keras.Input((3, 3, 2))
     x = layers.Flatten()(nested(image))
     model = keras.Model(image, layers.Dense(2, name="b")(x))
-    numbering = number_channels(model)
-    written = numbering.outputs["nested/a"][0].numbers
-    assert not {*written.tolist()} & set(numbering.frozen)
-    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == "b"]
-    np.testing.assert_array_equal(read, np.tile(written, 9))
+    assert_free_and_read(model, "nested/a", "b", times=9)
 
 
 def test_steps_of_a_sequence_are_flattened_each_by_itself():
@@ -573,8 +578,4 @@ def test_steps_of_a_sequence_are_flattened_each_by_itself():
     x = each(layers.Permute((2, 1, 3)))(x)
     x = each(layers.Flatten(data_format="channels_last"))(x)
     model = keras.Model(frames, layers.GRU(3, name="gru")(x))
-    numbering = number_channels(model)
-    written = numbering.outputs["a"][0].numbers
-    assert not {*written.tolist()} & set(numbering.frozen)
-    (read,) = [x.numbers for x in numbering.kernels("in") if x.layer == "gru"]
-    np.testing.assert_array_equal(read, np.tile(written, 4))
+    assert_free_and_read(model, "a", "gru", times=4)

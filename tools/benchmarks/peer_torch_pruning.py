@@ -30,14 +30,10 @@ kernels, three times that for a training step.
 """
 
 import argparse
-import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import shlex
-import subprocess
 import sys
 import time
 
@@ -47,7 +43,11 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import nn
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+# `apps` is not part of the installed package, and this module of it needs none.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import environment  # noqa: E402
+
 # Phases: share of the epochs, learning rate, shares after which it drops,
 # weight decay, and whether the penalty on groups acts.
 _RECIPES = {
@@ -281,6 +281,7 @@ def run(options):
         "epochs": len(rows),
         "batch_size": options.batch_size,
         "seed": options.seed,
+        "threads": options.threads,
         "val_accuracy": rows[-1]["val_accuracy"],
         "dense_forward_flops": dense,
         "forward_flops": flops(model, example),
@@ -294,31 +295,6 @@ def run(options):
             if isinstance(module, nn.Conv2d)
         ],
         "by_epoch": rows,
-    }
-
-
-def environment(options):
-    """Returns what the result depends on, besides the options."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    words = ["python", os.path.relpath(__file__, ROOT), *sys.argv[1:]]
-    now = datetime.datetime.now(datetime.UTC)
-    return {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": {
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "seeds": [options.seed],
-        "command": shlex.join(words),
     }
 
 
@@ -336,7 +312,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    record = environment(options) | run(options)
+    record = environment([options.seed], ["torch"]) | run(options)
     text = json.dumps(record, indent=2) + "\n"
     pathlib.Path(options.output).write_text(text)
     print(f"Wrote {options.output}.")
