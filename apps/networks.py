@@ -4,6 +4,7 @@ import bisect
 import functools
 import inspect
 import math
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -133,6 +134,29 @@ def compiled(recipe, data, narrow=None):
         ],
     )
     return model
+
+
+def take_weights(model, folder):
+    """Gives `model` the last weights of a finished run.
+
+    Args:
+        model: The model, as `compiled` returns it.
+        folder: The run's folder.
+
+    Raises:
+        RefusedError: If the run's model cannot be read, or has other layers
+            or other widths.
+    """
+    path = pathlib.Path(folder, "model.keras")
+    try:
+        trained = keras.saving.load_model(path, compile=False)
+        model.set_weights(trained.get_weights())
+    except ValueError as error:
+        raise RefusedError(
+            f"--initial_run={folder} has no weights for this network: "
+            f"{_in_a_line(error)} Choose a finished run of the same network, "
+            "as wide as this one."
+        ) from error
 
 
 def _optimizer(recipe):

@@ -212,6 +212,11 @@ def _define_folders(values):
         ("data_dir", "Where the data lies."),
         ("workdir", "Where the run's files go."),
         ("dense", "Folder of a finished dense run, to compare with."),
+        (
+            "initial_run",
+            "Folder of a finished run of the same network, whose weights this "
+            "training begins with.",
+        ),
     ):
         flags.DEFINE_string(
             *(name, None, text),
@@ -221,19 +226,23 @@ def _define_folders(values):
     for name, check in (
         ("data_dir", _check_data_dir),
         ("workdir", _check_workdir),
-        ("dense", _check_dense),
+        ("dense", _check_finished),
+        ("initial_run", _check_finished),
     ):
         flags.register_validator(name, check, flag_values=values)
     flags.DEFINE_bool(
         *("restart", False, "Train anew, though --workdir holds a run of it."),
         flag_values=values,
     )
-    flags.register_multi_flags_validator(
-        ["dense", "workdir"],
-        lambda found: not _same_folder(found["dense"], found["workdir"]),
-        "the dense run's folder cannot be that of the new run.",
-        flag_values=values,
-    )
+    for name, run in (("dense", "dense"), ("initial_run", "initial")):
+        flags.register_multi_flags_validator(
+            [name, "workdir"],
+            lambda found, name=name: (
+                not _same_folder(found[name], found["workdir"])
+            ),
+            f"the {run} run's folder cannot be that of the new run.",
+            flag_values=values,
+        )
 
 
 def recipe(values):
@@ -290,7 +299,7 @@ def _check_workdir(path):
     return True
 
 
-def _check_dense(path):
+def _check_finished(path):
     if path is None:
         return True
     if not path:

@@ -63,6 +63,8 @@ class Recipe:
             `"auto"`; `None` for the callback's own default.
         sdgp: n and m of an `SDGPCallback`, `"2:4"`; `None` for none.
         sdgp_mode, sdgp_dense_last: Its `mode` and `dense_last`.
+        initial_run: Folder of a finished run of the same network, whose last
+            weights this training begins with; `None` for random ones.
     """
 
     method: str
@@ -101,6 +103,7 @@ class Recipe:
     sdgp: str | None = None
     sdgp_mode: str = "rescaled"
     sdgp_dense_last: float = 0.0
+    initial_run: str | None = None
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):
@@ -152,6 +155,8 @@ def train(recipe, data, workdir, strategy=None, restart=False):
         if narrow:
             print(narrow)
         try:
+            if recipe.initial_run is not None:
+                networks.take_weights(model, recipe.initial_run)
             recorder = _fit(model, recipe, data, files, strategy)
             with files.replacing("model.keras") as path:
                 model.save(path)

@@ -36,7 +36,7 @@ CLUSTER = {
     "task": {"type": "worker", "index": 0},
 }
 # Folders of the reader, which are looked at when the flags are parsed.
-_FOLDERS = ("--workdir=", "--data_dir=", "--dense=")
+_FOLDERS = ("--workdir=", "--data_dir=", "--dense=", "--initial_run=")
 
 
 def text_of(path):

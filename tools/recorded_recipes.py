@@ -32,8 +32,9 @@ _PROGRAMS = {
     "apps/train_cifar.py": train_cifar,
     "apps/train_imagenet.py": train_imagenet,
 }
-# Folders of the reader. They are no part of a recipe.
-_FOLDERS = ("--workdir=", "--data_dir=", "--dense=")
+_INITIAL = "--initial_run="
+# Folders of the reader. A recipe knows no more of them than that there is one.
+_FOLDERS = ("--workdir=", "--data_dir=", "--dense=", _INITIAL)
 _KEYS = {
     "accuracy": "val_accuracy",
     "inference": "forward_flops",
@@ -70,6 +71,7 @@ def dense_of(recipe, runs):
         if run.is_dense
         and setting(run.recipe) == setting(recipe)
         and not run.recipe.get("sdgp")
+        and not run.recipe.get("initial_run")
     ]
     widest = max((run.result["forward_flops"] for run in dense), default=None)
     return [run for run in dense if run.result["forward_flops"] == widest]
@@ -97,6 +99,7 @@ def parsed(command):
         ValueError: If its program would refuse the command.
     """
     _, program, *words = shlex.split(command)
+    has_initial = any(word.startswith(_INITIAL) for word in words)
     words = [word for word in words if not word.startswith(_FOLDERS)]
     nowhere = os.path.join(tempfile.gettempdir(), "a_run_that_is_not_made")
     values = flags.FlagValues()
@@ -108,16 +111,20 @@ def parsed(command):
     if beside:
         raise ValueError(f"'{command}': {' '.join(beside)} is no flag.")
     recipe = dataclasses.asdict(recipe_flags.recipe(values))
-    return recipe | {"channel_multiple": values.channel_multiple}
+    return recipe | {
+        "channel_multiple": values.channel_multiple,
+        "initial_run": "of the reader" if has_initial else None,
+    }
 
 
 def _key(recipe):
     """Returns all that makes two runs of a recipe the same but for the seed."""
     if recipe["method"] == "dense":  # It ignores what belongs to pruning.
-        names = (*_SETTING, "method", "width", *_OF_SDGP)
+        names = (*_SETTING, "method", "width", "initial_run", *_OF_SDGP)
     else:
         names = (name for name in DEFAULTS if name != "seed")
     found = {name: value(recipe, name) for name in names}
+    found["initial_run"] = bool(found["initial_run"])
     if recipe["method"] == "targetprune" and was_exact(recipe):
         found["channel_multiple"] = "1"
     return tuple(sorted(found.items()))

@@ -30,6 +30,8 @@ def label(recipe, is_widest):
         if recipe["sdgp_dense_last"]:
             words.append(f"dense_last={recipe['sdgp_dense_last']}")
         name += f", `SDGPCallback({', '.join(words)})`"
+    if recipe.get("initial_run"):
+        name += ", from trained weights"
     return name
 
 

@@ -256,6 +256,10 @@ def test_the_ends_of_the_ranges_are_taken(program, tmp_path):
             "finished run in /none: expected /none/result.json (No such file "
             "or directory).",
         ),
+        (
+            ["--initial_run="],
+            "flag --initial_run=: must be the folder of a finished run.",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(program, arguments, message, tmp_path):

@@ -291,6 +291,36 @@ def test_a_run_is_not_compared_with_what_it_replaces(runs):
     )
 
 
+def test_a_run_begins_with_the_weights_of_another(runs, tmp_path):
+    trained, _ = runs["dense"]
+    run(
+        *(train_cifar, *SMALL, "--method=dense", "--epochs=1", "--seed=2"),
+        *("--learning_rate=1e-9", "--weight_decay=0"),  # They hardly move.
+        *(f"--initial_run={trained}", f"--workdir={tmp_path}"),
+    )
+    before, after = (
+        keras.saving.load_model(folder / "model.keras")
+        for folder in (trained, tmp_path)
+    )
+    for one, other in zip(
+        before.trainable_variables, after.trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_weights_of_another_width_are_refused(runs, tmp_path):
+    trained, _ = runs["dense"]
+    with pytest.raises(
+        SystemExit,
+        match=rf"--initial_run={trained} has no weights for this network: .* "
+        "Choose a finished run of the same network, as wide as this one.",
+    ):
+        run(
+            *(train_cifar, *SMALL, "--width=5", "--epochs=1"),
+            *(f"--initial_run={trained}", f"--workdir={tmp_path / 'run'}"),
+        )
+
+
 def test_a_run_is_logged_for_tensorboard(finished):
     method, folder, _ = finished
     logs = folder / "tensorboard"

@@ -76,6 +76,18 @@ def test_runs_of_the_command_stand_beside_the_paper(page):
     assert "have a command below. 1 of them have been run." in text
 
 
+def test_a_run_from_trained_weights_is_another_one(page):
+    recipe = json.loads((results_page.FOLDER / f"{PRUNED}.json").read_text())
+    behind = recipe["recipe"] | {"initial_run": "runs/dense"}
+    copies = [(DENSE, {}), (PRUNED, {"recipe": behind})]
+    assert row_of(page(trainings(COMMAND), *copies)).endswith("| not run |")
+    command = f"{COMMAND} --initial_run=elsewhere/dense"
+    text = page(trainings(command), *copies)
+    assert row_of(text).endswith(" points, 54%, -, 47% (seed 1) |")
+    name = "`TargetPruneCallback(flops=0.48)`, from trained weights"
+    assert f"| {name} |" in text
+
+
 @pytest.mark.parametrize(
     "change",
     [
