@@ -175,7 +175,7 @@ _METRICS = {
 
 def _computed(row, folder):
     """Returns what the records say of a row."""
-    ours = row.get("instead", NOT_RUN)
+    ours = NOT_RUN
     here = row["here"]
     if here:
         paths = [folder / f"{name}.json" for name in here["records"]]
@@ -284,6 +284,15 @@ def _inference(record):
         )
 
 
+def _union(record):
+    more = record["union_flops_ratio"] - record["gated_flops_ratio"]
+    yield f"{more:.1%}"
+
+
+def _gating_time(record):
+    yield f"{record['step_time_ratio_median']:.2f} times"
+
+
 _COMPUTED = {
     "early_share": _early_share,
     "one_time": _one_time,
@@ -294,4 +303,6 @@ _COMPUTED = {
     "inference": _inference,
     "revived": _revived,
     "near_zero": _near_zero,
+    "union": _union,
+    "gating_time": _gating_time,
 }
