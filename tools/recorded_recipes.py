@@ -24,6 +24,7 @@ _SETTING = (
     *("learning_rate", "learning_rate_drops", "momentum", "weight_decay"),
     *("global_clipnorm", "dtype_policy"),
 )
+_SCHEDULE = ("epochs", "learning_rate_drops")
 _OF_SDGP = ("sdgp", "sdgp_mode", "sdgp_dense_last")
 # Of runs from when the choice under a target divided scores by the cost to this
 # power, and not by the cost.
@@ -51,6 +52,23 @@ def value(recipe, name):
 def setting(recipe):
     """Returns what the trainings of one table have in common, hashable."""
     return tuple(value(recipe, name) for name in _SETTING)
+
+
+def shortens(recipe, longer):
+    """Whether a dense recipe is another one with its schedule compressed."""
+    scale = recipe["epochs"] / longer["epochs"]
+    drops, others = (value(x, "learning_rate_drops") for x in (recipe, longer))
+    same = [name for name in _SETTING if name not in _SCHEDULE]
+    return (
+        recipe["method"] == "dense"
+        and scale < 1
+        and [value(recipe, x) for x in same] == [value(longer, x) for x in same]
+        and len(drops) == len(others)
+        and all(
+            abs(drop - scale * other) <= 1
+            for drop, other in zip(drops, others, strict=True)
+        )
+    )
 
 
 def was_exact(recipe):

@@ -23,12 +23,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import papers_section  # noqa: E402
 import peers_section  # noqa: E402
+import results_picture  # noqa: E402
 import run_records  # noqa: E402
 from recorded_recipes import (  # noqa: E402
     DEFAULTS,
     EXPONENT,
     mean,
     setting,
+    shortens,
     value,
     was_exact,
 )
@@ -38,6 +40,7 @@ from apps import records  # noqa: E402
 
 FOLDER = ROOT / "tools" / "results"
 PAGE = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "accuracy.svg"
 README = ROOT / "README.md"
 
 # The excerpt in the README: a training, and its rows.
@@ -67,6 +70,8 @@ which has its date, commit, machine, seeds and command.
 times and memory.
 
 ## In short
+
+![Accuracy against training FLOPs and against time](accuracy.svg)
 """
 
 _TRAININGS = """\
@@ -86,7 +91,11 @@ def main(words):
     if words:
         sys.exit(f"{__doc__}\nIt takes no arguments.")
     try:
-        texts = {PAGE: page(FOLDER), README: readme(FOLDER)}
+        texts = {
+            PAGE: page(FOLDER),
+            PICTURE: results_picture.picture(pictured(FOLDER)),
+            README: readme(FOLDER),
+        }
         _write(texts)
     except (ValueError, OSError) as error:
         sys.exit(f"{error}\nNothing was written.")
@@ -137,6 +146,27 @@ def readme(folder):
     return "\n".join([before + _BEGIN, *lines, _END + after])
 
 
+def pictured(folder):
+    """Returns what the picture shows of the README's trainings.
+
+    Args:
+        folder: Path of the folder with the records, `*.json`.
+
+    Returns:
+        Dict from what was trained to its `results_picture.points`.
+
+    Raises:
+        ValueError: As `page`.
+    """
+    tables, replays = _tables(folder)
+    shown = {}
+    for rows in tables:
+        training = _training(rows["dense"][0].recipe) if "dense" in rows else ""
+        if training in _EXCERPT:
+            shown[training] = results_picture.points(_current(rows), replays)
+    return shown
+
+
 def page(folder):
     """Returns the text of the page.
 
@@ -175,8 +205,21 @@ def _tables(folder):
     settings = collections.defaultdict(list)
     for run in runs:
         settings[setting(run.recipe)].append(run)
+    _move_shortened(settings)
     tables = [_rows(x) for _, x in sorted(settings.items(), key=str)]
     return tables, replays
+
+
+def _move_shortened(settings):
+    """Lays dense runs with a compressed schedule to the runs with the whole."""
+    for own, runs in list(settings.items()):
+        longer = [
+            found
+            for found in settings.values()
+            if all(shortens(run.recipe, found[0].recipe) for run in runs)
+        ]
+        if len(longer) == 1:
+            longer[0].extend(settings.pop(own))
 
 
 def _read(folder):
@@ -295,6 +338,7 @@ def _checked(run):
         _title(run.recipe)
         label(run.recipe, False)
         hash(setting(run.recipe))
+        shortens(run.recipe, run.recipe)
     except KeyError as error:
         raise ValueError(
             f"The recipe in '{run.path}' has no {error}: record the run anew "
@@ -315,9 +359,13 @@ def _rows(runs):
         default=None,
     )
     rows = collections.defaultdict(list)
+    epochs = max(run.recipe["epochs"] for run in runs)
     for run in runs:
         is_widest = run.is_dense and run.result["forward_flops"] == widest
-        rows[label(run.recipe, is_widest)].append(run)
+        name = label(run.recipe, is_widest)
+        if run.recipe["epochs"] < epochs:
+            name += f", {run.recipe['epochs']} epochs"
+        rows[name].append(run)
     for found in rows.values():
         seeds = [run.result["seed"] for run in found]
         if len({*seeds}) != len(seeds):
@@ -335,8 +383,13 @@ def _rows(runs):
     )
 
 
+def _current(rows):
+    """Returns the rows without those that are older than the code."""
+    return {k: v for k, v in rows.items() if EXPONENT not in v[0].recipe}
+
+
 def _short(training, rows, replays):
-    """Returns a table of few columns, without what is older than the code."""
+    """Returns a table of few columns."""
     dense = rows["dense"]
     lines = [
         f"{training}:\n",
@@ -344,9 +397,7 @@ def _short(training, rows, replays):
         "| training time |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, runs in rows.items():
-        if EXPONENT in runs[0].recipe:
-            continue
+    for name, runs in _current(rows).items():
         inference, trained = (
             f"{mean(runs, kind) / mean(dense, kind):.0%}"
             for kind in ("inference", "training")

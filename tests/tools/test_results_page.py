@@ -4,6 +4,7 @@ import json
 import pathlib
 import statistics
 import sys
+import xml.etree.ElementTree
 
 import pytest
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 
 import papers_section  # isort: skip
 import results_page  # isort: skip
+import results_picture  # isort: skip
 
 DENSE = "cifar10_16x16_resnet20_dense_seed0"
 PRUNED = "cifar10_16x16_resnet20_target48_seed1"
@@ -49,6 +51,53 @@ def test_the_readme_is_an_excerpt_of_the_page():
     rows = [x for x in shown.splitlines() if x.startswith("| ")]
     assert len(rows) > 6
     assert [x for x in rows if x not in page] == []
+
+
+def test_the_picture_is_that_of_the_records():
+    svg = xml.etree.ElementTree.parse(results_page.PICTURE)
+    (text,) = svg.findall(".//{http://purl.org/dc/elements/1.1/}description")
+    shown = results_page.pictured(results_page.FOLDER)
+    assert text.text == results_picture.described(shown), "make results"
+    label = ">TargetPruneCallback(flops=0.48)</text>"
+    assert label in results_picture.picture(shown)
+
+
+def test_a_point_is_the_mean_over_the_seeds(records):
+    folder = records(
+        (DENSE, {"val_accuracy": 0.82, "total_training_flops": 200}),
+        *(
+            (
+                PRUNED,
+                {"val_accuracy": x, "seed": seed, "total_training_flops": y},
+            )
+            for seed, (x, y) in enumerate(((0.8, 100), (0.79, 130)))
+        ),
+    )
+    (shown,) = results_page.pictured(folder).values()
+    assert shown == {
+        "dense": (100.0, 100.0, 82.0),
+        "`TargetPruneCallback(flops=0.48)`": (57.5, None, 79.5),
+    }
+
+
+def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
+    text = (results_page.FOLDER / f"{DENSE}.json").read_text()
+    record = json.loads(text)
+    recipe = record["recipe"]
+
+    def short(drops):
+        recipes = recipe | {"epochs": 15, "learning_rate_drops": drops}
+        return DENSE, {
+            "recipe": recipes,
+            "epochs": 15,
+            "metrics": record["metrics"][:15],
+            "total_training_flops": record["total_training_flops"] / 2,
+        }
+
+    page = results_page.page(records((DENSE, {}), short([8, 11])))
+    assert "| dense, 15 epochs | 81.95% | 1 | 100% | 50% | - |" in page
+    page = results_page.page(records((DENSE, {}), short([5, 11])))
+    assert "| dense, 15 epochs |" not in page
 
 
 def test_what_the_readme_shows_must_be_recorded(records):
