@@ -38,6 +38,7 @@ def pruning(recipe, data):
             interval=recipe.interval,
             threshold=recipe.threshold,
             finetune_epochs=recipe.finetune_epochs,
+            factor=recipe.factor,
             solver=recipe.solver,
             coupled=recipe.coupled,
             **common,

@@ -141,6 +141,16 @@ def _define_pruning(values, defaults):
         lambda ratio: 0 < ratio < 1,
         values,
     )
+    command_line.real(
+        "factor",
+        None,
+        "Of the group lasso, instead of the one that --penalty_ratio gives for "
+        "the first batch. Trained weights have a small loss, and would get a "
+        "small one; result.json of another run has its own.",
+        "a number from 1e-12 to 100",
+        lambda factor: factor is None or 1e-12 <= factor <= 100,
+        values,
+    )
     command_line.integer(
         *("interval", defaults["interval"], 1, _MOST_EPOCHS),
         "Epochs between reconfigurations.",

@@ -181,17 +181,19 @@ class Recorder(keras.callbacks.Callback):
                 report.seconds + report.first_step_seconds for report in reports
             ),
             "reconfigurations": len(reports),
-            **self._moment(),
+            **self._of_method(),
             "recipe": dataclasses.asdict(self._recipe),
             **environment([self._recipe.seed]),
         }
 
-    def _moment(self):
-        """Returns when a network was pruned whose training says when."""
-        if not isinstance(self._pruning, kpt.EarlyCroPCallback):
-            return {}
-        # `None` where the training has ended before.
-        return {"pruned_after_epochs": self._pruning.moment.chosen}
+    def _of_method(self):
+        """Returns what only some callbacks find out, a dict."""
+        if isinstance(self._pruning, kpt.PruneTrainCallback):
+            return {"factor": self._pruning.factor}
+        if isinstance(self._pruning, kpt.EarlyCroPCallback):
+            # `None` where the training has ended before.
+            return {"pruned_after_epochs": self._pruning.moment.chosen}
+        return {}
 
 
 def _line(row):

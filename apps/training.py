@@ -37,8 +37,8 @@ class Recipe:
         weight_decay: On all trainable weights: coupled (an L2 penalty of half
             this factor in the loss), or AdamW's own.
         dtype_policy: Keras's, `"float32"` or `"mixed_bfloat16"`.
-        penalty_ratio, interval, threshold, finetune_epochs: Arguments of
-            `PruneTrainCallback`; other methods ignore them.
+        penalty_ratio, interval, threshold, finetune_epochs, factor: Arguments
+            of `PruneTrainCallback`; other methods ignore them.
         granularity: That of a `DynamicBatch`, with the memory of the first
             architecture as its budget; `None` for a fixed batch size.
         width: Channels of the first stage of a network of
@@ -104,6 +104,7 @@ class Recipe:
     sdgp_mode: str = "rescaled"
     sdgp_dense_last: float = 0.0
     initial_run: str | None = None
+    factor: float | None = None
 
 
 def train(recipe, data, workdir, strategy=None, restart=False):

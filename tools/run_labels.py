@@ -45,7 +45,10 @@ def _others(recipe, *names):
 
 
 def _lasso(recipe):
-    yield f"penalty_ratio={recipe['penalty_ratio']}"
+    if recipe.get("factor") is None:
+        yield f"penalty_ratio={recipe['penalty_ratio']}"
+    else:
+        yield f"factor={recipe['factor']:g}"
     yield f"interval={recipe['interval']}"
     yield from _others(recipe, "solver", "coupled")
     if recipe["finetune_epochs"]:

@@ -35,6 +35,7 @@ SHARED = [
     ("weight_decay", ["nan", "-1e-4", "inf", "2"], "a number from 0 to 1"),
     ("penalty_ratio", ["nan", "0", "1", "-0.2", "inf"],
      "a number above 0 and below 1"),
+    ("factor", ["nan", "-1", "0", "inf", "101"], "a number from 1e-12 to 100"),
     ("global_clipnorm", ["nan", "-1", "0", "inf"],
      "a number above 0 and at most 1e6"),
     ("iterations", ["0", "1.5", "101"], "a whole number from 1 to 100"),

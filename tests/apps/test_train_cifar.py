@@ -81,6 +81,16 @@ def test_result_has_the_keys_that_others_read(finished):
     assert 0 <= result["reconfiguration_seconds"] < result["seconds"]
 
 
+def test_the_factor_of_a_lasso_is_kept_and_can_be_passed_on(runs, tmp_path):
+    folder, _ = runs["prunetrain"]
+    factor = json.loads((folder / "result.json").read_text())["factor"]
+    assert factor > 0
+    again = recipe_of([f"--workdir={tmp_path}", f"--factor={factor}"])
+    assert methods.pruning(again, None).settings()["factor"] == factor
+    dense, _ = runs["dense"]
+    assert "factor" not in json.loads((dense / "result.json").read_text())
+
+
 def recipe_of(words):
     return recipe_flags.recipe(parsed(train_cifar, *words)[1])
 
