@@ -33,7 +33,9 @@ class NothingDead:
         self.said = True
         _LOG.warning(
             "No channel of '%s' fell below threshold=%g. A longer training at "
-            "a high learning rate, or a larger `penalty_ratio`, removes more; "
+            "a high learning rate, or a larger `penalty_ratio`, removes more. "
+            "Trained weights, whose loss is small from the first batch on, "
+            "need the `factor` of a training from random weights. "
             "keras_prunetrain.channel_report(model) tells.",
             model.name,
             threshold,

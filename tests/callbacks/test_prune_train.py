@@ -691,7 +691,9 @@ def test_nothing_dead_is_said_once(caplog):
     fit(model, pruning, epochs=1)
     (record,) = said(caplog)
     assert record.levelno == logging.WARNING
-    assert f"No channel of '{model.name}' fell below" in record.getMessage()
+    message = record.getMessage()
+    assert f"No channel of '{model.name}' fell below" in message
+    assert "Trained weights" in message and "need the `factor`" in message
     assert "threshold=0.0001" in record.getMessage()
     assert history.history["density"] == [1.0] * 3
     assert pruning.reports == []
