@@ -47,8 +47,12 @@ README = ROOT / "README.md"
 _EXCERPT = {
     "resnet20 on cifar10 of 16x16 pixels, 30 epochs": (
         "dense",
+        "dense, 16 epochs",
+        "narrow, width 12",
         "narrow, width 11",
         "`TargetPruneCallback(flops=0.48)`",
+        '`EarlyCroPCallback(0.5, target="flops", score="gradient_flow", '
+        'when="lazy")`',
     ),
     "resnet20 on cifar10, 40 epochs": (
         "dense",
@@ -128,12 +132,7 @@ def readme(folder):
     tables, replays = _tables(folder)
     lines = []
     for training, names in _EXCERPT.items():
-        rows = {
-            name: runs
-            for rows in tables
-            for name, runs in rows.items()
-            if _training(runs[0].recipe) == training
-        }
+        rows = next((x for x in tables if _trained(x) == training), {})
         missing = [name for name in names if name not in rows]
         if missing:
             raise ValueError(
@@ -159,12 +158,11 @@ def pictured(folder):
         ValueError: As `page`.
     """
     tables, replays = _tables(folder)
-    shown = {}
-    for rows in tables:
-        training = _training(rows["dense"][0].recipe) if "dense" in rows else ""
-        if training in _EXCERPT:
-            shown[training] = results_picture.points(_current(rows), replays)
-    return shown
+    return {
+        _trained(rows): results_picture.points(_current(rows), replays)
+        for rows in tables
+        if _trained(rows) in _EXCERPT
+    }
 
 
 def page(folder):
@@ -181,7 +179,7 @@ def page(folder):
     runs = [run for rows in tables for found in rows.values() for run in found]
     papers, made, of_all = papers_section.section(runs, replays, folder)
     summary = [
-        _short(_training(rows["dense"][0].recipe), rows, replays)
+        _short(_trained(rows), rows, replays)
         for rows in tables
         if "dense" in rows
     ]
@@ -482,6 +480,11 @@ def _title(recipe):
     )
 
 
+def _trained(rows):
+    """Returns what the dense rows of a table train; `None` without any."""
+    return _training(rows["dense"][0].recipe) if "dense" in rows else None
+
+
 def _training(recipe):
     return f"{_name(recipe)}, {recipe['epochs']} epochs"
 
@@ -495,6 +498,8 @@ def _name(recipe):
 def _command(run):
     command = run.result["command"]
     command = re.sub(r" --(seed|workdir|data_dir)=\S+", "", command)
+    # Of a flag that was given twice, the last one counted.
+    command = re.sub(r" --(\w+)=\S+(?=.* --\1=)", "", command)
     if run.result["method"] == "targetprune" and was_exact(run.recipe):
         command += " --channel_multiple=1"
     if EXPONENT in run.recipe:

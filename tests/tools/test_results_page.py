@@ -92,17 +92,20 @@ def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
             "epochs": 15,
             "metrics": record["metrics"][:15],
             "total_training_flops": record["total_training_flops"] / 2,
+            "command": record["command"] + " --epochs=15",
         }
 
     page = results_page.page(records((DENSE, {}), short([8, 11])))
     assert "| dense, 15 epochs | 81.95% | 1 | 100% | 50% | - |" in page
+    (command,) = [x for x in page.splitlines() if x.endswith("--epochs=15")]
+    assert command.count("--epochs") == 1
     page = results_page.page(records((DENSE, {}), short([5, 11])))
     assert "| dense, 15 epochs |" not in page
 
 
 def test_what_the_readme_shows_must_be_recorded(records):
     folder = records((DENSE, {}), (PRUNED, {}))
-    with pytest.raises(ValueError, match="no record of the README's narrow"):
+    with pytest.raises(ValueError, match="no record of the README's dense, 16"):
         results_page.readme(folder)
 
 
