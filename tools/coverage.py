@@ -435,14 +435,26 @@ def main(tasks, chosen):
 _INTRODUCTION = """\
 # What `reconfigure` was checked on
 
-Every function of `keras.applications`, by `make coverage`: random weights that
-carry a signal, a random half of the removable channels dead on both sides, all
-in float64. The columns compare the reconfigured model with the one whose dead
-weights are zero, in standard deviations of its outputs (gradients: of the norm
-of each weight's own), and say how far the output moves when one living channel
-is cut as well (the most of five). "folding": the parameters that `fold=True`
-leaves if the same channels are dead only where they are computed (without it,
-all stay). Raw numbers: `tools/results/coverage.json`.
+`make coverage` checks every function of `keras.applications` in float64. A
+model gets random weights that carry a signal. A random half of its removable
+channels is set to zero, both where these channels are computed and where they
+are read. The smaller model that `reconfigure` returns is compared with this
+model:
+
+* "after": the share of the parameters that is left;
+* "outputs", "next step", "loaded": the largest difference of the outputs, in
+  standard deviations of the outputs, at once, after one more step of SGD with
+  momentum, and after saving and loading;
+* "gradients": the largest difference of the gradients, relative to the norm of
+  each weight's gradient;
+* "a living channel": how far the output moves if one channel that is not zero
+  is cut as well (the most of five), which shows that the comparison can fail;
+* "folding": the share of the parameters that `fold=True` leaves if the same
+  channels are zero only where they are computed (without `fold`, all stay);
+* "seconds": the time of `reconfigure` in float32, with the slots of SGD with
+  momentum.
+
+The raw numbers are in `tools/results/coverage.json`.
 
 """
 

@@ -19,9 +19,9 @@ _INTRODUCTION = """\
 
 The papers' numbers are those of `tools/papers.json`. Accuracy and FLOPs are
 relative to the dense training of the same recipe; a dense row has the accuracy
-itself. Where the paper has no number, there is a dash, or no column. What was
-not run here says so, and the commands below a table would run it. Once a record
-of it lies in `tools/results/` (`tools/record_run.py`), `make results` writes
+itself. Where the paper has no number, there is a dash, or no column. The
+commands below a table make its rows; a row that says "not run" has no record
+yet. `tools/record_run.py` makes a record of a run, and `make results` writes
 its numbers here.
 """
 

@@ -73,6 +73,15 @@ which has its date, commit, machine, seeds and command.
 [measurements.md](measurements.md) says what follows from the numbers, and has
 times and memory.
 
+Accuracy is that of the last epoch on the validation split, the mean over the
+seeds with the standard deviation. The validation split of CIFAR-10 is its test
+images. FLOPs are fractions of those of the dense network, training FLOPs the
+sum over all epochs. The training time is that of all steps, beside the steps
+of the dense network, timed in turns on an idle CPU
+(`tools/benchmarks/replay.py`). A narrow network is the same network with fewer
+channels in every layer, trained without pruning. A dash says that a number was
+not measured.
+
 ## In short
 
 ![Accuracy against training FLOPs and against time](accuracy.svg)
@@ -81,13 +90,9 @@ times and memory.
 _TRAININGS = """\
 ## All recorded trainings
 
-Accuracy is that of the last epoch on the validation split, the mean over the
-seeds with the standard deviation. FLOPs are fractions of those of the dense
-network, training FLOPs the sum over all epochs. The step is timed in paired
-replays of the recorded architectures on an idle machine
-(`tools/benchmarks/replay.py`): the steps of the whole run, and those of its
-last architecture, as fractions of the steps of the dense network. A dash says
-that it was not measured.
+"Steps of the run" is the time of all steps of the run, "last step" that of a
+step of its last architecture, both as fractions of the steps of the dense
+network.
 """
 
 
@@ -184,8 +189,8 @@ def page(folder):
         if "dense" in rows
     ]
     summary.append(
-        f"{of_all} rows of the papers' tables and figures, and of ours among "
-        f"them, have a command below. {made} of them have been run.\n"
+        f"The next section has {of_all} rows with a command. {made} of them "
+        "have been run.\n"
     )
     parts = [
         *(_INTRODUCTION, *summary, papers),

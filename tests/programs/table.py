@@ -91,12 +91,13 @@ def section():
 _INTRODUCTION = """
 ## Programs
 
-What users train, in small: each of these is a program of `tests/programs/`,
-which trains with one line added, becomes smaller, computes to 1e-12 in float64
-what it did with its dead weights zero, and is saved and loaded. The table shows
-what is left of the parameters if a random half of the removable channels is
-dead on both sides, and what holds the others, with their number in
-`channel_report`. It is written by `tools/program_table.py`.
+Each row is a small program of `tests/programs/`, of a kind that users write.
+With one line added, the program trains and its model becomes smaller. The
+smaller model computes to 1e-12 in float64 what the larger one computes with
+its dead weights zero, and is saved and loaded. "after" is the share of the
+parameters that is left if a random half of the removable channels is dead on
+both sides. The last column says what holds the other channels, with their
+number in `channel_report`. `tools/program_table.py` writes the table.
 
 | program | parameters | after | what holds channels |
 | --- | ---: | ---: | --- |

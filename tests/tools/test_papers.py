@@ -73,7 +73,7 @@ def test_runs_of_the_command_stand_beside_the_paper(page):
     )
     assert "Records: `1` (2026-11-30, 2 cores, " in text
     assert f"```\n{COMMAND}\n```" in text
-    assert "have a command below. 1 of them have been run." in text
+    assert "rows with a command. 1 of them have been run." in text
 
 
 def test_a_run_from_trained_weights_is_another_one(page):
@@ -101,7 +101,7 @@ def test_a_run_from_trained_weights_is_another_one(page):
 def test_what_another_recipe_makes_was_not_run(page, change):
     text = page(trainings(f"{COMMAND} {change}"), (DENSE, {}), (PRUNED, {}))
     assert row_of(text).endswith("| 34% | not run |")
-    assert "have a command below. 0 of them have been run." in text
+    assert "rows with a command. 0 of them have been run." in text
     assert f"{COMMAND} {change}" in text
 
 
