@@ -89,6 +89,9 @@ def is_first_worker(strategy_or_model: Any) -> bool:
         strategy_or_model: A `tf.distribute.Strategy`, a model that trains under
             one, or `None` for no strategy.
 
+    Returns:
+        Boolean.
+
     Raises:
         ValueError: If `strategy_or_model` is none of these.
     """

@@ -32,6 +32,9 @@ def training_bytes(
         input_shapes: Shape of one example, as of `model_cost`. Defaults to
             `None`, the shapes of the model's inputs.
 
+    Returns:
+        Integer.
+
     Raises:
         ValueError: If `model` is no model or not compiled, if `batch_size` is
             out of its range, and as `model_cost`.

@@ -16,6 +16,9 @@ def gradient_bytes(model: keras.Model) -> int:
     Args:
         model: A `keras.Model` that is built.
 
+    Returns:
+        Integer.
+
     Raises:
         ValueError: If `model` is no model, or has no weights yet.
     """

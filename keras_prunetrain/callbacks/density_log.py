@@ -76,8 +76,8 @@ class DensityLog(keras.callbacks.Callback):
     Raises:
         ValueError: If `threshold` is no number above 0, or `log_dir` no path;
             in `fit`, before the first step, if `log_dir` cannot be written or
-            holds another run, if no graph is known, if a `PruneTrainCallback`
-            stands behind this callback, or if tensorboard is not installed.
+            holds another run, if no graph is known, if a callback that prunes
+            stands behind this one, or if tensorboard is not installed.
 
     Reference:
         - [Lym et al., 2019](https://arxiv.org/abs/1901.09290), figure 12.

@@ -35,11 +35,12 @@ _QUANTITIES = {
 
 
 class EarlyCroPCallback(ReconfiguringCallback):
-    """Makes the model smaller early, at the moment that the training gives.
+    """Makes the model smaller once, early, when its weights move little.
 
-    The channels go that matter least to the gradient flow (`gradient_flow`),
-    once the weights have entered the regime in which they hardly turn. From
-    then on the small model trains at full speed: no regularizer, no threshold.
+    After each epoch the callback measures how far the weights are from their
+    first values. Once this distance hardly changes (`when`), the callback
+    removes the channels that matter least to the gradient flow, the squared
+    norm of the loss's gradient. The small model then trains on as usual.
 
     Example:
 
@@ -48,9 +49,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
     model.fit(train, epochs=80, callbacks=[pruning])
     ```
 
-    The history gains `weight_distance`: the distance of the weights from those
-    at first, over the norm of these, per epoch up to the first cut, and NaN
-    after it.
+    The history gains `weight_distance`: the norm of the weights minus the first
+    weights, over the norm of the first weights, per epoch up to the first cut,
+    and NaN after it.
     What `PruneTrainCallback` says of the model's objects, of `batch`, of the
     history and of the state after `fit` holds for this callback, too.
 
@@ -60,9 +61,12 @@ class EarlyCroPCallback(ReconfiguringCallback):
             `tf.data.Dataset` of batches, or a tuple of arrays, `(x, y)`.
         target: What `sparsity` is a part of: `"channels"` (those that are not
             frozen), `"parameters"` or `"flops"` (of inference).
-        when: `"lazy"`, the paper's criterion; `"paper_code"`, that of the
-            authors' code; `"start"`, before the first step (CroP); or an
-            integer, so many epochs. See `Moment`.
+        when: `"lazy"`, the paper's criterion: the first epoch that changes
+            `weight_distance` by less than `1 - sparsity`. `"paper_code"`, that
+            of the authors' code: distances are from the weights after the first
+            epoch, and a change is compared with the first one. `"start"`:
+            before the first step (CroP). Or an integer of at least 1: after so
+            many epochs.
         score: How much a channel or a weight matters: `"gradient_flow"`, the
             paper's; or a score that was made for networks before their
             training: `"snip"`, `"grasp"` or `"synflow"`.
@@ -81,6 +85,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
         last_epoch: Integer: after so many epochs, the channels go though the
             criterion has not been met, and a warning says so. Defaults to
             `None`, half of the epochs, or fewer if later cuts need the rest.
+            `first_epoch` and `last_epoch` do not count where `when` is an
+            integer or `"start"`.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
@@ -88,8 +94,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         submodels: As of `PruneTrainCallback`.
 
     Attributes:
-        moment: The `Moment`: `moment.distances` is the curve of the distance,
-            and `moment.chosen` the number of epochs after which it was pruned.
+        moment: `moment.distances` is the list of `weight_distance`, and
+            `moment.chosen` the number of epochs after which the model was
+            pruned, `None` before; `None` before the first `fit`.
         reports: List of a `Reconfiguration` for each that took place.
         epoch: Integer, the epoch that is trained or was last; `None` before
             the first one of a `fit`.

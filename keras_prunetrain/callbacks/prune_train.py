@@ -61,8 +61,8 @@ class PruneTrainCallback(ReconfiguringCallback):
     without the penalties on weights. `val_loss` may contain the lasso, and then
     values before and after a reconfiguration are not comparable; let
     `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` monitor
-    `val_task_loss`, with `mode="min"` and behind this callback in the list. A
-    model with a `train_step` of its own must add `self.losses` to its loss.
+    `val_task_loss`, with `mode="min"` and behind this callback in the list.
+    Under SGD, your own `train_step` must add `sum(self.losses)` to its loss.
 
     The history also gains two values per epoch. `density` is the number of
     channels after the epoch's reconfiguration over their number when the model

@@ -50,14 +50,18 @@ class SDGPCallback(keras.callbacks.Callback):
     ```
 
     Args:
-        n: As of `with_sdgp`.
-        m: As of `with_sdgp`.
-        mode: As of `with_sdgp`.
-        layers: As of `with_sdgp`.
+        n: Integer from 1 to `m`: the channels that are kept of a block.
+        m: Integer from 2 to 64: the consecutive channels of a block.
+        mode: How channels are kept: `"rescaled"`, `"magnitude"`, `"random"`,
+            `"random_biased"` or `"mvue"`; `with_sdgp` describes them.
+        layers: Which layers, as of `with_sdgp`. Defaults to `None`:
+            convolutions of one group with more than 3 input channels and at
+            least `m` output channels.
         dense_last: Float in [0, 1): the share of the epochs, at the end, that
             train with dense gradients, rounded up to whole epochs. The step is
             not traced anew for it.
-        seed: As of `with_sdgp`.
+        seed: Integer of at least 0 for the modes that draw. Defaults to `None`,
+            a number from Python's random generator.
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the

@@ -81,18 +81,20 @@ class TargetPruneCallback(ReconfiguringCallback):
             `"magnitude"`: the squared norm of its weights, in the mean over
             the channels of each kernel. `"gradient_flow"`, `"snip"`, `"grasp"`,
             `"synflow"`: see `EarlyCroPCallback`. `"random"`: drawn, as a
-            control. Or a function of a `Numbering` that returns a float array,
-            a number of at least 0 for each.
-        warmup: Fraction of the epochs of `fit`, a float, or a number of epochs,
-            an integer: how long the model trains before the first round.
-        decay: The same for how long all rounds take.
+            control. Or a function of a `Numbering` (`channels/labels.py`) that
+            returns a float array of at least 0, shape `(numbering.size,)`.
+        warmup: How long the model trains before the first round: a fraction of
+            the epochs, a float in (0, 1), at least one epoch; or an integer of
+            at least 0, a number of epochs.
+        decay: Likewise how long all rounds take, at least one epoch.
         rounds: Integer, at least 1: the number of cuts. There are fewer if
             `decay` has fewer epochs.
         max_layer_cut: Float in (0, 1): the part of a layer's channels that may
             go, over all rounds.
-        scoring_data: For these four, as of `EarlyCroPCallback`.
-        of: A `Cost`, the fractions of which are meant. Defaults to `None`, that
-            of the model as `fit` finds it.
+        scoring_data: As of `EarlyCroPCallback`, for the scores
+            `"gradient_flow"`, `"snip"`, `"grasp"` and `"synflow"`.
+        of: The `Cost` of which the target is a fraction. Defaults to `None`,
+            that of the model as `fit` finds it.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple` (default: `"auto"`), `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.

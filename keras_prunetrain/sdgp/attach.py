@@ -75,8 +75,8 @@ def with_sdgp(
             also `Dense`, and grouped, depthwise and transposed convolutions.
             Layers of nested models are named `"model/layer"`; those inside of
             another layer (`TimeDistributed`) stay dense.
-        seed: Integer of the modes that draw. Defaults to `None`, a number from
-            Python's random generator.
+        seed: Integer of at least 0 for the modes that draw. Defaults to `None`,
+            a number from Python's random generator.
 
     Returns:
         `model`.

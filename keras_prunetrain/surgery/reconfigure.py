@@ -31,6 +31,7 @@ def reconfigure(
 ) -> keras.Model:
     """Returns `model` without the channels that training has driven to zero.
 
+    A model that was trained without a lasso has hardly any such channel.
     A channel is dead if no weight that computes it and no weight that reads it
     reaches `threshold`, in any of the layers that share it: layers that are
     added together, as in a residual stage, share their channels, and one of
@@ -70,9 +71,9 @@ def reconfigure(
             `BatchNormalization` behind it. The model stays the same function;
             its training does not, as the constants are trained no further.
             Beyond the paper. Defaults to `False`.
-        score: Function of a `Label`, one axis of channels of one weight, that
-            returns a float array with a number of at least 0 for each of these
-            channels, or `None` if this weight has no say. A channel is dead if
+        score: Function of a `Label` (`channels/labels.py`: one axis of channels
+            of one weight) that returns a float array of shape `(channels,)`, at
+            least 0, or `None` if this weight has no say. A channel is dead if
             no weight gives it a score of `threshold` or more. Defaults to the
             largest weight magnitude of kernels, the paper's.
 
