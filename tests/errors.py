@@ -288,12 +288,13 @@ def _check_origin(typed, error):
 def page():
     """Returns the text of the page, made anew."""
     parts = [
-        "# What is said about wrong input",
+        "# Error messages for wrong input",
         "",
-        "Each of these calls and commands ends before anything is trained, "
-        "changed or\nwritten, with a `ValueError` or, of a program, with the "
-        "message alone. The\nmessages on this page are those that the calls "
-        "give: `tools/errors.py` writes\nthem here, and a test compares.",
+        "Each call on this page raises a `ValueError`, and each command ends "
+        "with a message,\nbefore anything is trained, changed or written. "
+        "`model` is a small `Sequential`,\n'classifier', and `trainer` a model "
+        "that holds and trains others, 'distiller'.\n`tools/errors.py` writes "
+        "the messages here, and a test compares them.",
     ]
     for title, calls in {**CALLS, **COMMANDS}.items():
         parts += ["", f"## {title}"]
