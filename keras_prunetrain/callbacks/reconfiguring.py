@@ -73,7 +73,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     Attributes:
         network: The functional model whose channels may go: that of `fit`, or
-            the models that it holds, side by side (`network_of`).
+            one in which the models that it holds stand side by side.
         reports: List of a `Reconfiguration` for each that took place.
         epoch: Integer, the epoch that is trained or was last; `None` before
             the first one of a `fit`.

@@ -39,13 +39,13 @@ class EpochMeter(keras.callbacks.Callback):
             step only.
         batch_size: Integer, the examples of a step of this `fit`, over all
             replicas; `None` until it is known.
-        cost: `Cost` of the model with which the epoch is trained; `None` if it
-            is not known (`cost_if_known`).
+        cost: `Cost` of the model with which the epoch is trained; `None` if the
+            size of an example is not known.
         input_shapes: Shape of one example in the data of this `fit`, as the
             `input_shapes` of `model_cost`.
-        network: The functional model that is counted (`network_of`); `None`
-            before `fit`, and for a model without a graph.
-        step_seconds: Float, the time of the last step; with
+        network: The functional model that is counted; `None` before `fit`, and
+            for a model without a graph.
+        step_seconds: Float, the seconds of the last step; with
             `steps_per_execution`, of the last execution.
     """
 
@@ -67,12 +67,12 @@ class EpochMeter(keras.callbacks.Callback):
 
     @property
     def seconds(self) -> float:
-        """Time since the epoch began, validation apart."""
+        """Seconds since the epoch began, validation apart."""
         return self._clock.seconds
 
     @property
     def fit_seconds(self) -> float:
-        """Time since `fit` began, surgery included, validation apart."""
+        """Seconds since `fit` began, surgery included, validation apart."""
         return self._fit_clock.seconds
 
     @property
