@@ -56,6 +56,7 @@ _EXCERPT = {
     ),
     "resnet20 on cifar10, 40 epochs": (
         "dense",
+        "narrow, 50% of the FLOPs",
         "`TargetPruneCallback(training_flops=0.55)`",
         "`PruneTrainCallback(penalty_ratio=0.25, interval=5, "
         "finetune_epochs=5)`",

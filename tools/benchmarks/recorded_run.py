@@ -78,12 +78,11 @@ def _read(path):
             f"{place}: there is no network '{recipe['network']}' in "
             "keras_prunetrain.models."
         )
-    if recipe["method"] == "narrow":
-        raise ValueError(
-            f"{path}: the width of a narrow network is not in its recipe. "
-            "Choose another run, or one of `--method=dense --width`."
-        )
-    given = {k: v for k in _SIZES if (v := run.recipe.get(k)) is not None}
+    if recipe["method"] == "narrow":  # Its width follows from the target.
+        sizes = records.Record({"width": records.COUNT}, ("width",))
+        width = records.checked(run.result, sizes, path)["width"]
+        recipe = recipe | {"width": width}
+    given = {k: v for k in _SIZES if (v := recipe.get(k)) is not None}
     sizes = records.Record(dict.fromkeys(_SIZES, records.COUNT), ())
     records.checked(given, sizes, place)
     record = records.Record({"epochs": records.COUNT}, ("epochs",))
