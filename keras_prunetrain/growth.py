@@ -143,8 +143,9 @@ class BatchGrowth:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state of `get_state`."""
-        self.budget = state["budget"]
+        """Restores a state of `get_state`, but for a budget that was given."""
+        if self._batch.memory_budget is None:
+            self.budget = state["budget"]
         self._since = tuple(state["since"])
         self.tried, self.is_over = state["tried"], state["is_over"]
 

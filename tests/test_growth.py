@@ -62,6 +62,17 @@ def test_the_memory_of_the_device_is_a_budget():
     assert begun(batch, model, examples=10**12).grow(model) == room
 
 
+def test_a_backup_keeps_the_first_memory_but_no_budget_that_was_given():
+    large, small = model_of(16), model_of(5)
+    state = begun(DynamicBatch(64), large).get_state()
+    growth = begun(DynamicBatch(64), small)
+    growth.set_state(state)
+    assert growth.budget == training_bytes(large, 64)
+    growth = begun(DynamicBatch(64, memory_budget=2**20), small)
+    growth.set_state(state)
+    assert growth.budget == 2**20
+
+
 def test_it_never_gets_smaller():
     model = model_of(16)
     budget = training_bytes(model, 30)
