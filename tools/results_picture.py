@@ -53,8 +53,7 @@ def picture(tables):
     Args:
         tables: Dict from what was trained to its `points`.
     """
-    height = 4.4 * len(tables)
-    figure = Figure((11, height), layout="constrained")
+    figure = Figure((12, 3.6 * len(tables)), layout="constrained")
     places = figure.subplots(len(tables), 2, squeeze=False, sharey="row")
     for (training, shown), (flops, time) in zip(
         tables.items(), places, strict=True
@@ -75,10 +74,16 @@ def picture(tables):
         flops.set_title(training, fontsize=10, loc="left")
         flops.set_xlabel("training FLOPs, % of dense")
         flops.set_ylabel("accuracy, %")
-        time.set_xlabel("time of all steps, % of dense (those that were timed)")
-        flops.legend(fontsize=6, loc="upper left")
+        time.set_xlabel("time, % of dense, where it was measured")
+        handles, labels = flops.get_legend_handles_labels()
+        time.legend(
+            *(handles, labels),
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            fontsize=7,
+        )
         for place in (flops, time):
-            place.set_xlim(0, 105)
+            place.margins(0.08)
             place.grid(alpha=0.3)
     text = io.StringIO()
     # The same numbers make the same file.
