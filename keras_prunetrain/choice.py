@@ -195,10 +195,12 @@ def least_channels(
     Returns:
         Dict from the key of a layer to the number of channels.
     """
-    return {
-        x.layer: max(1, math.ceil((1.0 - max_layer_cut) * len(x.numbers)))
-        for x in numbering.kernels("out")
-    }
+    least = {}
+    for x in numbering.kernels("out"):
+        kept = max(1, math.ceil((1.0 - max_layer_cut) * len(x.numbers)))
+        # Several heads of queries may read one head of keys.
+        least[x.layer] = min(kept, least.get(x.layer, kept))
+    return least
 
 
 def distinct(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -146,6 +146,15 @@ def test_a_layer_keeps_its_part_and_the_least_number_of_channels():
         assert choice.least_cost() == left
 
 
+def test_heads_of_keys_that_several_queries_read_may_go():
+    steps = keras.Input((5, 12))
+    x = keras.layers.GroupQueryAttention(4, 8, 2, name="shared")(steps, steps)
+    model = keras.Model(steps, keras.layers.Dense(2)(x))
+    numbering, choice = choice_of(model, cut=0.5)
+    plan = choice.plan(np.ones(numbering.size), 0.0)
+    assert plan.alive[numbering.inner["shared"]].tolist() == [False, True]
+
+
 def test_a_target_that_is_missed_is_said(caplog):
     model = networks.residual().model
     numbering, choice = choice_of(model, cut=0.2)
