@@ -197,7 +197,8 @@ def least_channels(
     """
     least = {}
     for x in numbering.kernels("out"):
-        kept = max(1, math.ceil((1.0 - max_layer_cut) * len(x.numbers)))
+        kept = (1.0 - max_layer_cut) * len(x.numbers)
+        kept = max(1, math.ceil(round(kept, 9)))  # 10 * (1 - 0.7) is above 3.
         # Several heads of queries may read one head of keys.
         least[x.layer] = min(kept, least.get(x.layer, kept))
     return least

@@ -146,6 +146,16 @@ def test_a_layer_keeps_its_part_and_the_least_number_of_channels():
         assert choice.least_cost() == left
 
 
+@pytest.mark.parametrize(
+    ("cut", "channels", "left"), [(0.7, 10, 3), (0.7, 120, 36), (0.7, 11, 4)]
+)
+def test_all_of_the_part_that_may_go_goes(cut, channels, left):
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(channels, name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+    assert least_channels(number_channels(model), cut)["hidden"] == left
+
+
 def test_heads_of_keys_that_several_queries_read_may_go():
     steps = keras.Input((5, 12))
     x = keras.layers.GroupQueryAttention(4, 8, 2, name="shared")(steps, steps)
