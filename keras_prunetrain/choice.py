@@ -32,8 +32,8 @@ class Choice:
         quantity: One of `channel_costs.QUANTITIES`.
         options: The `CutOptions`; `skip`, `min_channels` and
             `channel_multiple` count here.
-        least: Dict from the key of a layer to the number of channels that its
-            kernel must go on writing.
+        least: Dict from the key of a layer to the number of channels that it
+            must go on writing.
         input_shapes: Shape of one example, as of `model_cost`.
 
     Attributes:
@@ -68,7 +68,7 @@ class Choice:
                     least.get(x.layer, 1),
                 ),
             )
-            for x in numbering.kernels("out")
+            for x in numbering.writers()
         ]
         self.candidates = _candidates(numbering, options.skip)
 
@@ -196,7 +196,7 @@ def least_channels(
         Dict from the key of a layer to the number of channels.
     """
     least = {}
-    for x in numbering.kernels("out"):
+    for x in numbering.writers():
         kept = (1.0 - max_layer_cut) * len(x.numbers)
         kept = max(1, math.ceil(round(kept, 9)))  # 10 * (1 - 0.7) is above 3.
         # Several heads of queries may read one head of keys.

@@ -165,6 +165,24 @@ def test_heads_of_keys_that_several_queries_read_may_go():
     assert plan.alive[numbering.inner["shared"]].tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"cut": 0.5}, 8),
+        ({"cut": 0.99, "min_channels": 6}, 6),
+        ({"cut": 0.99, "channel_multiple": 4}, 4),
+    ],
+)
+def test_an_embedding_keeps_as_many_channels_as_other_layers(options, left):
+    words = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(50, 16, name="words")(words)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(words, keras.layers.Dense(2, name="logits")(x))
+    numbering, choice = choice_of(model, "parameters", **options)
+    plan = choice.plan(np.ones(numbering.size), 0.0)
+    assert plan.alive[numbering.outputs["words"][0].numbers].sum() == left
+
+
 def test_a_target_that_is_missed_is_said(caplog):
     model = networks.residual().model
     numbering, choice = choice_of(model, cut=0.2)

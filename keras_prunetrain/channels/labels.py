@@ -100,6 +100,22 @@ class Numbering:
             if label.is_kernel and side in (None, label.side)
         ]
 
+    def writers(self) -> list[Label]:
+        """Returns the labels of the weights that compute channels.
+
+        These are the kernels, and the tables of embeddings: weights of channels
+        that no kernel writes.
+        """
+        kernels = self.kernels("out")
+        by_kernel = np.zeros(self.size, bool)
+        for label in kernels:
+            by_kernel[label.numbers] = True
+        return kernels + [
+            label
+            for label in self.labels
+            if label.side == "out" and not by_kernel[label.numbers].any()
+        ]
+
     def keys_within(self, key: str) -> list[str]:
         """Returns the keys of a layer and of all layers nested in it."""
         return [

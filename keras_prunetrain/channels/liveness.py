@@ -294,10 +294,10 @@ class _Draft:
 
 
 def _written(numbering, removed=()):
-    """Returns the numbers that each remaining kernel writes."""
+    """Returns the numbers that each remaining kernel or embedding writes."""
     return [
         label.numbers
-        for label in numbering.kernels("out")
+        for label in numbering.writers()
         if label.layer not in {*removed, *numbering.inner}
     ]
 
