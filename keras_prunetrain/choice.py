@@ -11,7 +11,7 @@ import numpy as np
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channel_costs import ChannelCosts
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.channels.liveness import Plan, plan_of
+from keras_prunetrain.channels.liveness import Plan, passed_on, plan_of
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.selection import touched
 from keras_prunetrain.cost import model_cost
@@ -59,17 +59,7 @@ class Choice:
         self._options = options
         self._input_shapes = input_shapes
         self._costs = ChannelCosts(model, numbering, quantity, input_shapes)
-        self._limits = [
-            (
-                x.numbers,
-                max(
-                    # Heads of an attention are no channels.
-                    1 if x.layer in numbering.inner else options.min_channels,
-                    least.get(x.layer, 1),
-                ),
-            )
-            for x in numbering.writers()
-        ]
+        self._limits = _limits(numbering, options.min_channels, least)
         self.candidates = _candidates(numbering, options.skip)
 
     @property
@@ -220,6 +210,25 @@ def distinct(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         compared[0],
     )
     return np.random.default_rng(0).random(len(scores))
+
+
+def _limits(numbering, min_channels, least):
+    """Returns tuples of a vector of numbers, and how many of them must stay."""
+    limits = [
+        (
+            x.numbers,
+            max(
+                # Heads of an attention are no channels.
+                1 if x.layer in numbering.inner else min_channels,
+                least.get(x.layer, 1),
+            ),
+        )
+        for x in numbering.writers()
+    ]
+    # Every tensor, and each piece of a split, keeps a channel.
+    known = {numbers.tobytes() for numbers, _ in limits}
+    tensors = {x.tobytes(): x for x in passed_on(numbering)}
+    return limits + [(x, 1) for key, x in tensors.items() if key not in known]
 
 
 def _candidates(numbering, skip):

@@ -183,6 +183,19 @@ def test_an_embedding_keeps_as_many_channels_as_other_layers(options, left):
     assert plan.alive[numbering.outputs["words"][0].numbers].sum() == left
 
 
+def test_a_piece_of_a_split_does_not_go_whole_and_come_back():
+    image = keras.Input((4, 4, 2))
+    x = networks.conv(image, 8, "stem")
+    left, right = keras.ops.split(x, 2, axis=-1)
+    x = networks.conv(left, 4, "a") + networks.conv(right, 4, "b")
+    model = keras.Model(image, networks.head(x))
+    numbering, choice = choice_of(model, cut=0.7)
+    # All of the left piece would be first.
+    plan = choice.plan(np.ones(numbering.size), 0.0)
+    kept = plan.alive[numbering.outputs["stem"][0].numbers]
+    assert kept.tolist() == [False] * 3 + [True] + [False] * 2 + [True] * 2
+
+
 def test_a_target_that_is_missed_is_said(caplog):
     model = networks.residual().model
     numbering, choice = choice_of(model, cut=0.2)

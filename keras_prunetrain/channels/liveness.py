@@ -1,6 +1,7 @@
 """Decides which channels of a model stay, and why."""
 
 import dataclasses
+from collections.abc import Collection
 
 import keras
 import numpy as np
@@ -176,7 +177,7 @@ def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     # Every layer stays in the graph: the trial is to rebuild each of them.
     for numbers in (
         *_written(numbering),
-        *_passed_on(numbering),
+        *passed_on(numbering),
         *numbering.inner.values(),
     ):
         alive[numbers[0]] |= not alive[numbers].any()
@@ -245,7 +246,7 @@ class _Draft:
         # Every tensor, and each piece of a split, keeps a channel.
         limits += [
             (numbers, multiples(1), 1)
-            for numbers in _passed_on(self._numbering, self._removed)
+            for numbers in passed_on(self._numbering, self._removed)
         ]
         # Repeat until nothing changes: reviving channels for one layer may
         # change the count of another layer.
@@ -302,7 +303,9 @@ def _written(numbering, removed=()):
     ]
 
 
-def _passed_on(numbering, removed=()):
+def passed_on(
+    numbering: Numbering, removed: Collection[str] = ()
+) -> list[np.ndarray]:
     """Returns the numbers of each output of the remaining layers."""
     return [
         channels.numbers
