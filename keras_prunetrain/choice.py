@@ -69,8 +69,8 @@ class Choice:
 
     def least_cost(self) -> float:
         """Returns the cost that is left if as many channels go as may."""
-        order = self._removable(np.zeros(self._numbering.size))
-        return self._estimate(self._plan(order, np.zeros(self._numbering.size)))
+        equal = np.zeros(self._numbering.size)
+        return self._counted(self._plan(self._removable(equal), equal))
 
     def plan(self, scores: np.ndarray, limit: float) -> Plan:
         """Returns the `Plan` that keeps the cost at or below `limit`.

@@ -264,6 +264,8 @@ def test_a_layer_whose_cost_is_no_product_is_counted():
     kept = plan.alive[numbering.kernels("out")[0].numbers].sum()
     assert kept == 11
     assert cost_after(model, plan, "forward_flops") <= 0.5 * total
+    # 5 channels, 0.3 of 16, cost 0.1 of it.
+    assert choice.least_cost() == 2 * (5**2 * 50 + 5 * 2)
 
 
 def test_equal_scores_are_drawn_and_it_is_said(caplog):
