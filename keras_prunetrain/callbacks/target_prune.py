@@ -314,7 +314,9 @@ class TargetPruneCallback(ReconfiguringCallback):
 
     def _check_target(self, numbering):
         """Raises a `ValueError` if the model cannot become so small."""
-        least = self._choice(numbering).least_cost() / self._first_cost
+        least = self._choice(numbering).least_cost()
+        # A model may have no FLOPs.
+        least = least / self._first_cost if self._first_cost else 1.0
         fraction = self._rounds[-1].fraction
         if fraction >= least:
             return
