@@ -22,6 +22,9 @@ from keras_prunetrain.surgery.rebuild import rebuild
 
 _LOG = logging.getLogger("keras_prunetrain")
 
+# A limit may be a product of fractions, rounded: 1 - 0.9 is below 0.1.
+_ROUNDING = 1e-9
+
 
 class Choice:
     """Chooses the channels of a model that go, under a target.
@@ -93,7 +96,8 @@ class Choice:
 
         def fewest(cost):
             return _first(
-                len(order), lambda count: cost(plan_without(count)) <= limit
+                len(order),
+                lambda count: is_met(cost(plan_without(count)), limit),
             )
 
         plan = plan_without(fewest(self._estimate))
@@ -102,7 +106,7 @@ class Choice:
             # A layer of the user's may cost otherwise than its kernels' sizes.
             plan = plan_without(fewest(self._counted))
             left = self._counted(plan)
-        if left > limit:
+        if not is_met(left, limit):
             _LOG.warning(
                 "The target is missed: '%s' keeps %.3g of its %s, and %.3g was "
                 "asked for. No further channel may go.",
@@ -170,6 +174,11 @@ class Choice:
         del smaller
         gc.collect()  # Its layers and its graph refer to each other.
         return getattr(cost, self._quantity)
+
+
+def is_met(cost: float, limit: float) -> bool:
+    """Whether `cost` is at or below `limit`, but for rounding."""
+    return cost <= limit * (1.0 + _ROUNDING)
 
 
 def least_channels(

@@ -196,6 +196,19 @@ def test_a_piece_of_a_split_does_not_go_whole_and_come_back():
     assert kept.tolist() == [False] * 3 + [True] + [False] * 2 + [True] * 2
 
 
+def test_a_limit_that_is_rounded_is_met(caplog):
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(10, name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+    numbering, choice = choice_of(model, "channels", cut=0.9)
+    for fraction, kept in ((1.0 - 0.9, 1), (1.0 - 0.8, 2)):
+        assert 10 * fraction < kept
+        plan = choice.plan(np.ones(numbering.size), 10 * fraction)
+        hidden = numbering.outputs["hidden"][0].numbers
+        assert plan.alive[hidden].sum() == kept
+    assert not caplog.records  # It would say that the target is missed.
+
+
 def test_a_target_that_is_missed_is_said(caplog):
     model = networks.residual().model
     numbering, choice = choice_of(model, cut=0.2)

@@ -11,7 +11,7 @@ from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.choice import Choice, distinct
+from keras_prunetrain.choice import Choice, distinct, is_met
 from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import (
     check_iterations,
@@ -310,7 +310,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         self._first_cost = choice.total
         # A model may have no channel that is not frozen.
         least = choice.least_cost() / choice.total if choice.total else 1.0
-        if 1.0 - self.sparsity < least:
+        if not is_met(least, 1.0 - self.sparsity):
             raise ValueError(
                 f"`sparsity` of the {self.target} of '{self.model.name}' can "
                 f"be at most {1.0 - least:.3g}: every layer keeps a channel, "

@@ -13,7 +13,7 @@ from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan
-from keras_prunetrain.choice import Choice, least_channels
+from keras_prunetrain.choice import Choice, is_met, least_channels
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import (
@@ -318,7 +318,7 @@ class TargetPruneCallback(ReconfiguringCallback):
         # A model may have no FLOPs.
         least = least / self._first_cost if self._first_cost else 1.0
         fraction = self._rounds[-1].fraction
-        if fraction >= least:
+        if is_met(least, fraction):
             return
         meant = "" if fraction == self.target.fraction else " at inference"
         raise ValueError(

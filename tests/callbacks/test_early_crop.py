@@ -169,6 +169,16 @@ def test_a_model_without_free_channels_is_refused():
         fit(model, pruning_of(data=data), data=data)
 
 
+def test_all_channels_but_one_may_go():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(10), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    data = np.ones((8, 3)), np.ones((8, 1))
+    fit(model, pruning_of(0.9, data, when="start"), epochs=1, data=data)
+    assert model.layers[0].units == 1
+
+
 def test_at_the_start_no_dense_step_is_taken():
     model = network()
     before = size(model, "flops")
