@@ -121,10 +121,12 @@ def measured_flow(
         rule: One of `saliency.ON_DATA`.
 
     Raises:
-        ValueError: As `gradient_flow`.
+        ValueError: As the function that measures it.
     """
     if rule == "synflow":
         return synaptic_flow(model, batches)
+    if rule == "snip":
+        return loss_gradient(model, batches)
     return gradient_flow(model, batches)
 
 
@@ -188,12 +190,7 @@ def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
             a part of it cannot be differentiated twice, or if a result is not
             finite.
     """
-    batches = list(batches)
-    if not batches:
-        raise ValueError(
-            "The scoring data have no batch. Pass at least one batch of "
-            "training data."
-        )
+    batches = _listed(batches)
     weights = list(model.trainable_variables)
     try:
         with _metrics_kept(model):
@@ -205,14 +202,51 @@ def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
             f"The gradient flow of '{model.name}' needs second derivatives, "
             f"which an operation of it does not have. TensorFlow says: {error}"
         ) from error
-    for values in (*gradients, *products):
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"The gradient flow of '{model.name}' is not finite on the "
-                "scoring data. The training has diverged (lower the learning "
-                "rate), or the data are not finite."
-            )
+    _check_finite(model, (*gradients, *products))
     return Flow(weights, gradients, products)
+
+
+def loss_gradient(model: keras.Model, batches: Iterable[Batch]) -> Flow:
+    """Returns the gradient alone; the products of the `Flow` are zeros.
+
+    The loss is that of `gradient_flow`, and is differentiated once.
+
+    Args:
+        model: A compiled model, not inside a traced function.
+        batches: `Batch`es of training data.
+
+    Raises:
+        ValueError: If there is no batch, if the data do not fit the model, or
+            if the gradient is not finite.
+    """
+    batches = _listed(batches)
+    weights = list(model.trainable_variables)
+    with _metrics_kept(model):
+        gradients = keras_internals.loss_gradients(
+            lambda batch: _task_loss(model, batch), weights, batches
+        )
+    _check_finite(model, gradients)
+    return Flow(weights, gradients, [np.zeros_like(g) for g in gradients])
+
+
+def _listed(batches):
+    """Returns a list of the batches, if there are any."""
+    batches = list(batches)
+    if not batches:
+        raise ValueError(
+            "The scoring data have no batch. Pass at least one batch of "
+            "training data."
+        )
+    return batches
+
+
+def _check_finite(model, arrays):
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise ValueError(
+            f"The gradient flow of '{model.name}' is not finite on the "
+            "scoring data. The training has diverged (lower the learning "
+            "rate), or the data are not finite."
+        )
 
 
 def _task_loss(model, batch):
@@ -248,12 +282,7 @@ def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     Raises:
         ValueError: If there is no batch.
     """
-    first = next(iter(batches), None)
-    if first is None:
-        raise ValueError(
-            "The scoring data have no batch. Pass at least one batch of "
-            "training data."
-        )
+    first = _listed(batches)[0]
     ones = keras.tree.map_structure(
         lambda x: keras.ops.ones((1, *x.shape[1:]), x.dtype), first.x
     )
@@ -262,7 +291,7 @@ def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     try:
         for weight, value in zip(weights, before, strict=True):
             weight.assign(np.abs(value))
-        (gradients, _) = keras_internals.hessian_products(
+        gradients = keras_internals.loss_gradients(
             lambda x: sum(
                 keras.ops.sum(y)
                 for y in keras.tree.flatten(model(x, training=False))

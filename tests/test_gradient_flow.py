@@ -250,7 +250,8 @@ def test_a_gradient_that_is_not_finite_is_refused():
         gradient_flow(model, [batch._replace(x=batch.x * np.nan)])
 
 
-def test_an_operation_without_a_second_derivative_is_named():
+def bicubic():
+    """A model with an operation that has no second derivative."""
     image = keras.Input((6, 6, 2), dtype="float32")
     x = networks.conv(image, 3, "a", dtype="float32")
     x = keras.layers.Resizing(12, 12, interpolation="bicubic", dtype="float32")(
@@ -258,5 +259,19 @@ def test_an_operation_without_a_second_derivative_is_named():
     )
     model = keras.Model(image, networks.head(x))
     model.compile("sgd", "mse")
+    return model
+
+
+def test_an_operation_without_a_second_derivative_is_named():
+    model = bicubic()
     with pytest.raises(ValueError, match="ResizeBicubicGrad"):
         gradient_flow(model, batches_for(model))
+
+
+@pytest.mark.parametrize("rule", ["snip", "synflow"])
+def test_scores_by_one_gradient_need_no_second_derivative(rule):
+    model = bicubic()
+    scores = measured_flow(model, batches_for(model), rule).channel_scores(
+        number_channels(model), rule
+    )
+    assert scores.max() > 0.0

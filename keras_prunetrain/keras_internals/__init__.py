@@ -91,7 +91,10 @@ from keras_prunetrain.keras_internals.random_state import (
     set_random_state,
 )
 from keras_prunetrain.keras_internals.retrying import RetriedStep
-from keras_prunetrain.keras_internals.second_order import hessian_products
+from keras_prunetrain.keras_internals.second_order import (
+    hessian_products,
+    loss_gradients,
+)
 from keras_prunetrain.keras_internals.skipping import Passes, skip_steps
 from keras_prunetrain.keras_internals.step_hooks import (
     StepHook,
@@ -172,6 +175,7 @@ __all__ = [
     "is_part",
     "is_rematerialized",
     "leaf_optimizers",
+    "loss_gradients",
     "multiplied",
     "on_several_machines",
     "operation_class",

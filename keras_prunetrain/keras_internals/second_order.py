@@ -1,4 +1,4 @@
-"""Second derivatives, of which Keras has none."""
+"""Sums of first and second derivatives, of which Keras has none."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,6 +6,22 @@ from typing import Any
 
 import keras
 import numpy as np
+
+
+def loss_gradients(
+    loss: Callable[[Any], Any],
+    variables: Sequence[keras.Variable],
+    batches: Sequence[Any],
+) -> list[np.ndarray]:
+    """Returns the gradient of a sum of losses, a list of arrays.
+
+    Args:
+        loss: As of `hessian_products`.
+        variables: List of variables, likewise.
+        batches: List of structures of tensors or arrays.
+    """
+    gradient = _gradient_of(loss, [variable.value for variable in variables])
+    return [x.numpy() for x in _summed(_traced(gradient), batches)]
 
 
 def hessian_products(
@@ -33,11 +49,7 @@ def hessian_products(
     import tensorflow as tf
 
     values = [variable.value for variable in variables]
-
-    def gradient(batch):
-        with tf.GradientTape() as tape:
-            value = loss(batch)
-        return _derivatives(tape, value, values)
+    gradient = _gradient_of(loss, values)
 
     def product(batch, direction):
         with tf.GradientTape() as tape:
@@ -48,19 +60,33 @@ def hessian_products(
             )
         return _derivatives(tape, flow, values)
 
-    def traced(function):
-        # TensorFlow counts the traces of one piece of code, and warns of loops
-        # that make functions anew. A `partial` has no code of its own.
-        return tf.function(
-            functools.partial(function),
-            reduce_retracing=True,
-            # As Keras's trainer: layers are converted by Keras, if at all.
-            autograph=False,
-        )
-
-    gradients = _summed(traced(gradient), batches)
-    products = _summed(traced(product), batches, gradients)
+    gradients = _summed(_traced(gradient), batches)
+    products = _summed(_traced(product), batches, gradients)
     return [x.numpy() for x in gradients], [x.numpy() for x in products]
+
+
+def _gradient_of(loss, values):
+    import tensorflow as tf
+
+    def gradient(batch):
+        with tf.GradientTape() as tape:
+            value = loss(batch)
+        return _derivatives(tape, value, values)
+
+    return gradient
+
+
+def _traced(function):
+    import tensorflow as tf
+
+    # TensorFlow counts the traces of one piece of code, and warns of loops
+    # that make functions anew. A `partial` has no code of its own.
+    return tf.function(
+        functools.partial(function),
+        reduce_retracing=True,
+        # As Keras's trainer: layers are converted by Keras, if at all.
+        autograph=False,
+    )
 
 
 def _derivatives(tape, target, sources):
