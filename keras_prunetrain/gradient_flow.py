@@ -280,7 +280,7 @@ def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
         times gradient is at least 0, and whose products are zeros.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or if the sum is not finite.
     """
     first = _listed(batches)[0]
     ones = keras.tree.map_structure(
@@ -302,6 +302,12 @@ def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     finally:
         for weight, value in zip(weights, before, strict=True):
             weight.assign(value)
+    if not all(np.isfinite(g).all() for g in gradients):
+        raise ValueError(
+            f"SynFlow's sum of the outputs of '{model.name}' is larger than "
+            "its numbers can be: of magnitudes of weights, it grows with every "
+            "layer. Choose another score for a network of so many layers."
+        )
     return Flow(
         weights,
         [np.sign(w) * g for w, g in zip(before, gradients, strict=True)],

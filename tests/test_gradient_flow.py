@@ -250,6 +250,19 @@ def test_a_gradient_that_is_not_finite_is_refused():
         gradient_flow(model, [batch._replace(x=batch.x * np.nan)])
 
 
+def test_a_sum_of_synflow_that_is_too_large_is_refused():
+    model = compiled(networks.residual)
+    # As those of a network of some 30 layers in float32.
+    for name in ("stem", "conv1"):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(1e200 * kernel.numpy())
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(ValueError, match="larger than its numbers can be"):
+        measured_flow(model, batches_for(model), "synflow")
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
+
+
 def bicubic():
     """A model with an operation that has no second derivative."""
     image = keras.Input((6, 6, 2), dtype="float32")
