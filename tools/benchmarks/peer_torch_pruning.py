@@ -245,6 +245,18 @@ def pruner_of(model, method, images, penalty):
     )
 
 
+def prune(model, pruner, example, limit):
+    """Lets channels go until the FLOPs of `model` are at most `limit`."""
+    while flops(model, example) > limit:
+        if pruner.current_step == pruner.iterative_steps:
+            left = flops(model, example)
+            sys.exit(
+                f"The target is not met: {left} FLOPs stay, and {limit:.0f} "
+                "were asked for. Choose a larger --target_flops."
+            )
+        pruner.step()
+
+
 def run(options):
     """Trains and prunes; returns the record."""
     torch.set_num_threads(options.threads)
@@ -262,8 +274,7 @@ def run(options):
         if i == len(recipe) - 1:
             started = time.perf_counter()
             model.eval()
-            while flops(model, example) > options.target_flops * dense:
-                pruner.step()
+            prune(model, pruner, example, options.target_flops * dense)
             pruning_seconds = time.perf_counter() - started
         cost = flops(model, example)
         for row in train(
