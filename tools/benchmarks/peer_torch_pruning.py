@@ -98,7 +98,7 @@ def resnet20(classes):
     model = nn.Sequential(*layers)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
     return model
 
 
