@@ -297,12 +297,8 @@ class TargetPruneCallback(ReconfiguringCallback):
 
     def _choice(self, numbering):
         return Choice(
-            self.network,
-            numbering,
-            self.target.quantity,
-            self.options,
-            self._least,
-            self.meter.input_shapes,
+            *(self.network, numbering, self.target.quantity),
+            *(self.options, self._least, self.meter.input_shapes),
         )
 
     def _on_data(self, numbering):
