@@ -1,15 +1,17 @@
 """The section of docs/results.md on other packages, from their records."""
 
 import json
+import re
 
 _INTRODUCTION = """\
 ## Other packages
 
 The same network, images, augmentation, batch size, weight decay and number of
 epochs in all, from scratch, each package by its own recipe; the program of the
-command says which. FLOPs are fractions of those of dense training. The rows of
-this package with the same network, images and number of epochs are in the
-tables below.
+command says which. So few epochs are short for a recipe that prunes a trained
+network. FLOPs are fractions of those of dense training. The rows of this
+package with the same network, images and number of epochs are in the tables
+below.
 """
 _COLUMNS = ("accuracy", "seed", "inference FLOPs", "training FLOPs", "command")
 # What a record of `tools/benchmarks/peer_*.py` must have.
@@ -86,8 +88,9 @@ def _row(record):
         f"{record['peer']}, {record['recipe']}: {record['network']} on "
         f"{images}, {record['epochs']} epochs"
     )
+    command = re.sub(r" --output=\S+", "", record["command"])
     cells = [
         *(name, f"{record['val_accuracy']:.2%}", str(record["seed"])),
-        *(f"{inference:.1%}", f"{training:.1%}", f"`{record['command']}`"),
+        *(f"{inference:.1%}", f"{training:.1%}", f"`{command}`"),
     ]
     return f"| {' | '.join(cells)} |"
