@@ -54,6 +54,11 @@ _EXCERPT = {
         '`EarlyCroPCallback(0.5, target="flops", score="gradient_flow", '
         'when="lazy")`',
     ),
+    "vgg11 on cifar10 of 16x16 pixels, 20 epochs": (
+        "dense",
+        "narrow, 50% of the FLOPs",
+        "`TargetPruneCallback(training_flops=0.5)`",
+    ),
     "resnet20 on cifar10, 40 epochs": (
         "dense",
         "narrow, 50% of the FLOPs",
