@@ -322,10 +322,16 @@ def _of_narrow(runs, replays):
                 }
                 for x in runs
                 if setting(x.recipe) == setting(run.recipe)
-                and x.is_dense
-                and value(x.recipe, "width") == int(width[1])
+                and _width(x) == int(width[1])
             }
     return times
+
+
+def _width(run):
+    """Returns the width of a run that did not prune; `None` of another."""
+    if run.recipe["method"] == "narrow":
+        return run.result.get("width")
+    return value(run.recipe, "width") if run.is_dense else None
 
 
 def _checked(run):

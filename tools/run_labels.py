@@ -40,6 +40,8 @@ def _others(recipe, *names):
     for name in names:
         found = value(recipe, name)
         if found != DEFAULTS[name]:
+            if isinstance(found, float) and found >= 1:
+                found = int(found)  # A number of epochs, not a fraction.
             quoted = isinstance(found, str)
             yield f'{name}="{found}"' if quoted else f"{name}={found}"
 
