@@ -7,13 +7,11 @@ import pytest
 from tools import chaos
 
 
+# Two workers that are killed: tests/apps/test_imagenet.py, and `make chaos`.
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("count", "kills"), [(1, 2), (2, 1)], ids=["one process", "two workers"]
-)
-def test_trainings_that_are_killed_end_as_the_whole_one(count, kills, tmp_path):
-    record = chaos.chaos(tmp_path, kills, seed=0, count=count)
-    assert sum(row["kills"] for row in record["trainings"]) == kills
+def test_trainings_that_are_killed_end_as_the_whole_one(tmp_path):
+    record = chaos.chaos(tmp_path, 2, seed=0, count=1)
+    assert sum(row["kills"] for row in record["trainings"]) == 2
     assert record["equal"] == len(record["trainings"])
 
 
