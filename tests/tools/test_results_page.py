@@ -81,14 +81,12 @@ def test_a_point_is_the_mean_over_the_seeds(records):
 
 
 def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
-    text = (results_page.FOLDER / f"{DENSE}.json").read_text()
-    record = json.loads(text)
-    recipe = record["recipe"]
-
-    def short(drops):
-        recipes = recipe | {"epochs": 15, "learning_rate_drops": drops}
-        return DENSE, {
-            "recipe": recipes,
+    def short(drops, name=DENSE):
+        text = (results_page.FOLDER / f"{name}.json").read_text()
+        record = json.loads(text)
+        schedule = {"epochs": 15, "learning_rate_drops": drops}
+        return name, {
+            "recipe": record["recipe"] | schedule,
             "epochs": 15,
             "metrics": record["metrics"][:15],
             "total_training_flops": record["total_training_flops"] / 2,
@@ -99,8 +97,9 @@ def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
     assert "| dense, 15 epochs | 81.95% | 1 | 100% | 50% | - |" in page
     (command,) = [x for x in page.splitlines() if x.endswith("--epochs=15")]
     assert command.count("--epochs") == 1
-    page = results_page.page(records((DENSE, {}), short([5, 11])))
-    assert "| dense, 15 epochs |" not in page
+    for other in (short([5, 11]), short([8, 11], PRUNED)):
+        page = results_page.page(records((DENSE, {}), other))
+        assert ", 15 epochs |" not in page
 
 
 def test_what_the_readme_shows_must_be_recorded(records):
