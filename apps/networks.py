@@ -151,7 +151,7 @@ def take_weights(model, folder):
     try:
         trained = keras.saving.load_model(path, compile=False)
         model.set_weights(trained.get_weights())
-    except ValueError as error:
+    except Exception as error:  # Whatever a broken archive leads Keras to.
         raise RefusedError(
             f"--initial_run={folder} has no weights for this network: "
             f"{_in_a_line(error)} Choose a finished run of the same network, "

@@ -270,6 +270,7 @@ def recipe(values):
         | {
             "learning_rate": _RATES[values.optimizer] if rate is None else rate,
             "learning_rate_drops": tuple(map(int, drops)),
+            "initial_run": command_line.folder(values.initial_run),
         }
     )
 

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -318,6 +319,15 @@ def test_a_run_begins_with_the_weights_of_another(runs, tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_a_run_to_begin_with_is_found_in_the_home_directory(
+    runs, tmp_path, monkeypatch
+):
+    trained, _ = runs["dense"]
+    monkeypatch.setenv("HOME", str(trained.parent))
+    words = [f"--workdir={tmp_path}", "--initial_run=~/dense"]
+    assert recipe_of(words).initial_run == str(trained)
+
+
 def test_weights_of_another_width_are_refused(runs, tmp_path):
     trained, _ = runs["dense"]
     with pytest.raises(
@@ -329,6 +339,29 @@ def test_weights_of_another_width_are_refused(runs, tmp_path):
             *(train_cifar, *SMALL, "--width=5", "--epochs=1"),
             *(f"--initial_run={trained}", f"--workdir={tmp_path / 'run'}"),
         )
+
+
+@pytest.mark.parametrize("broken", ["checksum", "weights", "config"])
+def test_weights_that_cannot_be_read_are_refused(broken, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    path = tmp_path / "model.keras"
+    model.save(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    weights = parts["model.weights.h5"]
+    if broken == "weights":
+        parts["model.weights.h5"] = weights[: len(weights) // 2]
+    if broken == "config":
+        del parts["config.json"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    if broken == "checksum":
+        path.write_bytes(path.read_bytes().replace(weights[:99], bytes(99)))
+    with pytest.raises(
+        RefusedError, match=rf"--initial_run={tmp_path} has no weights for this"
+    ):
+        networks.take_weights(model, tmp_path)
 
 
 def test_a_run_is_logged_for_tensorboard(finished):
