@@ -221,7 +221,10 @@ def _tables(folder):
 
 def _move_shortened(settings):
     """Lays dense runs with a compressed schedule to the runs with the whole."""
-    for own, runs in list(settings.items()):
+    # The longest first: a shorter one then finds these moved already.
+    for own, runs in sorted(
+        settings.items(), key=lambda x: -x[1][0].recipe["epochs"]
+    ):
         longer = [
             found
             for found in settings.values()

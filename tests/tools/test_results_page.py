@@ -102,6 +102,25 @@ def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
         assert ", 15 epochs |" not in page
 
 
+def test_dense_trainings_of_two_lengths_stand_beside_the_whole_one(records):
+    text = (results_page.FOLDER / f"{DENSE}.json").read_text()
+    record = json.loads(text)
+
+    def short(epochs):
+        drops = [epochs // 2, epochs * 3 // 4]
+        recipe = {"epochs": epochs, "learning_rate_drops": drops}
+        return DENSE, {
+            "recipe": record["recipe"] | recipe,
+            "epochs": epochs,
+            "metrics": record["metrics"][:epochs],
+        }
+
+    # The shortest one is a short form of both others.
+    page = results_page.page(records((DENSE, {}), short(16), short(24)))
+    assert "| dense, 16 epochs |" in page
+    assert "| dense, 24 epochs |" in page
+
+
 def test_what_the_readme_shows_must_be_recorded(records):
     folder = records((DENSE, {}), (PRUNED, {}))
     with pytest.raises(ValueError, match="no record of the README's dense, 16"):
