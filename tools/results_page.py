@@ -53,6 +53,8 @@ _EXCERPT = {
         "`TargetPruneCallback(flops=0.48)`",
         '`EarlyCroPCallback(0.5, target="flops", score="gradient_flow", '
         'when="lazy")`',
+        '`EarlyCroPCallback(0.5, target="flops", score="synflow", '
+        'when="start")`',
     ),
     "vgg11 on cifar10 of 16x16 pixels, 20 epochs": (
         "dense",
