@@ -10,7 +10,6 @@ the channels that the shortcut has. That takes fewer FLOPs (figure 6), and moves
 data (figure 7). Both train the network of a finished run in turns.
 """
 
-import json
 import pathlib
 import statistics
 import sys
@@ -18,6 +17,7 @@ import sys
 import inference
 import keras
 import numpy as np
+import record_file
 from absl import app, flags
 from architectures import SEED
 from keras import ops
@@ -28,7 +28,7 @@ import keras_prunetrain as kpt
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps.environment import ROOT, environment  # noqa: E402
+from apps.environment import environment  # noqa: E402
 
 
 def define(values):
@@ -66,11 +66,7 @@ def main(argv, values=flags.FLAGS):
         "turns": values.turns,
         "step_time_ratio_median": statistics.median(b / a for a, b in pairs),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    folder = ROOT / "tools" / "results"
-    output = values.output or folder / f"channel_gating_{name}.json"
-    pathlib.Path(output).write_text(text)
-    print(text)
+    record_file.write(record, f"channel_gating_{name}", values.output)
 
 
 def gates(model, threshold):

@@ -8,7 +8,6 @@ its first and its last network, rebuilt. Both take batches of 10 and of 100
 random images in turns, as in the paper's table 2, in what the run computed in.
 """
 
-import json
 import pathlib
 import statistics
 import sys
@@ -16,6 +15,7 @@ import time
 
 import keras
 import numpy as np
+import record_file
 import recorded_run
 import tensorflow as tf
 from absl import app, flags
@@ -26,7 +26,7 @@ import keras_prunetrain as kpt
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps.environment import ROOT, environment  # noqa: E402
+from apps.environment import environment  # noqa: E402
 
 BATCHES = (10, 100)
 STEPS = 10  # Per turn.
@@ -52,11 +52,7 @@ def main(argv, values=flags.FLAGS):
         "turns": values.turns,
         "batches": [compare(dense, pruned, n, values.turns) for n in BATCHES],
     }
-    text = json.dumps(record, indent=2) + "\n"
-    folder = ROOT / "tools" / "results"
-    output = values.output or folder / f"inference_{name}.json"
-    pathlib.Path(output).write_text(text)
-    print(text)
+    record_file.write(record, f"inference_{name}", values.output)
 
 
 def networks(words):

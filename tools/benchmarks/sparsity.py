@@ -7,18 +7,18 @@ how many rose to it again, and how far. Of the weights in the kernels that are
 left: how many lie below the threshold.
 """
 
-import json
 import pathlib
 import sys
 
 import keras
 import numpy as np
+import record_file
 from absl import app, flags
 
 # `apps` and `tools` are not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from apps.environment import ROOT, environment  # noqa: E402
+from apps.environment import environment  # noqa: E402
 from tools import run_records  # noqa: E402
 
 
@@ -45,11 +45,7 @@ def main(argv, values=flags.FLAGS):
         "channels": revived(run.channels, run.threshold),
         "weights": near_zero(model, run.threshold),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    folder = ROOT / "tools" / "results"
-    output = values.output or folder / f"sparsity_{run.name}.json"
-    pathlib.Path(output).write_text(text)
-    print(text)
+    record_file.write(record, f"sparsity_{run.name}", values.output)
 
 
 def revived(channels, threshold):
