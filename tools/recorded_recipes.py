@@ -81,15 +81,18 @@ def mean(runs, kind):
     return statistics.mean(run.result[_KEYS[kind]] for run in runs)
 
 
+def is_plain(run):
+    """Whether a run trained a network from scratch and changed nothing."""
+    changed = run.recipe.get("sdgp") or run.recipe.get("initial_run")
+    return run.is_dense and not changed
+
+
 def dense_of(recipe, runs):
     """Returns the dense runs of a recipe's setting, of the widest network."""
     dense = [
         run
         for run in runs
-        if run.is_dense
-        and setting(run.recipe) == setting(recipe)
-        and not run.recipe.get("sdgp")
-        and not run.recipe.get("initial_run")
+        if is_plain(run) and setting(run.recipe) == setting(recipe)
     ]
     widest = max((run.result["forward_flops"] for run in dense), default=None)
     return [run for run in dense if run.result["forward_flops"] == widest]

@@ -1,6 +1,7 @@
 """Writes docs/results.md, and the README's excerpt, from tools/results/*.json.
 
-A summary, the numbers of tools/papers.json beside ours, and all trainings.
+A summary, what it takes to reach an accuracy, the numbers of tools/papers.json
+beside ours, and all trainings.
 Trainings of one network with one recipe stand in one table. Runs that differ in
 nothing but the seed are one row, the mean over the seeds.
 
@@ -25,6 +26,7 @@ import papers_section  # noqa: E402
 import peers_section  # noqa: E402
 import results_picture  # noqa: E402
 import run_records  # noqa: E402
+import time_to_accuracy  # noqa: E402
 from recorded_recipes import (  # noqa: E402
     DEFAULTS,
     EXPONENT,
@@ -191,17 +193,17 @@ def page(folder):
     tables, replays = _tables(folder)
     runs = [run for rows in tables for found in rows.values() for run in found]
     papers, made, of_all = papers_section.section(runs, replays, folder)
-    summary = [
-        _short(_trained(rows), rows, replays)
-        for rows in tables
-        if "dense" in rows
+    beside_dense = [
+        (_trained(rows), _current(rows)) for rows in tables if "dense" in rows
     ]
+    summary = [_short(*table, replays) for table in beside_dense]
     summary.append(
-        f"The next section has {of_all} rows with a command. {made} of them "
-        "have been run.\n"
+        f'The section "Beside the papers" has {of_all} rows with a command. '
+        f"{made} of them have been run.\n"
     )
     parts = [
-        *(_INTRODUCTION, *summary, papers),
+        *(_INTRODUCTION, *summary),
+        *(time_to_accuracy.section(beside_dense, replays), papers),
         *(peers_section.section(folder), _TRAININGS),
         *(_section(rows, replays) for rows in tables),
     ]
@@ -241,28 +243,41 @@ def _read(folder):
 
     Records of other measurements lie in the folder as well.
     """
-    runs, replays, sizes = [], {}, {}
+    runs, replays = {}, {}
     for path in sorted(folder.glob("*.json")):
         record = records.parsed(records.text_of(path), path)
         records.checked(record, _ANY, path)
         if record.keys() & _OF_RUNS and "peer" not in record:
-            runs.append(_checked(run_records.read(path)))
-            sizes[path.stem] = runs[-1].recipe.get("image_size")
+            runs[path.stem] = _checked(run_records.read(path))
         elif record.keys() & _OF_REPLAYS:
             records.checked(record, _REPLAY, path)
             replays[record["run"], record.get("image_size")] = record, path
-    for (name, _), (_, path) in replays.items():
-        if name not in sizes:
-            raise ValueError(
-                f"'{path}' times a run of which there is no record: expected "
-                f"'{folder / name}.json', of tools/record_run.py."
-            )
+    for record, path in replays.values():
+        _check_replay(record, runs.get(record["run"]), path)
     own = {
-        name: replays.get((name, size)) or replays.get((name, None))
-        for name, size in sizes.items()
+        name: replays.get((name, run.recipe.get("image_size")))
+        or replays.get((name, None))
+        for name, run in runs.items()
     }
     own = {name: found[0] for name, found in own.items() if found}
+    runs = [*runs.values()]
     return runs, own | _of_narrow(runs, own)
+
+
+def _check_replay(record, run, path):
+    """Raises a `ValueError` if the replay in `path` is none of `run`."""
+    if run is None:
+        raise ValueError(
+            f"'{path}' times a run of which there is no record: expected "
+            f"'{path.parent / record['run']}.json', of tools/record_run.py."
+        )
+    epochs = sum(row["epochs"] for row in record["architectures"])
+    if epochs != run.result["epochs"]:
+        raise ValueError(
+            f"'{path}' times {epochs} epochs of '{run.path}', which has "
+            f"{run.result['epochs']}: time the run anew with "
+            "tools/benchmarks/replay.py."
+        )
 
 
 def _is_timed(value):
@@ -272,7 +287,12 @@ def _is_timed(value):
 
 
 def _are_timed(value):
-    return isinstance(value, list) and value and all(map(_is_timed, value))
+    return (
+        isinstance(value, list)
+        and value
+        and all(map(_is_timed, value))
+        and all(records.COUNT.fits(row.get("epochs")) for row in value)
+    )
 
 
 def _is_machine(value):
@@ -302,7 +322,8 @@ _REPLAY = records.Record(
         "command": records.TEXT,
         "training_time_ratio": records.NUMBER,
         "architectures": records.Kind(
-            "a list of objects with a number 'time_ratio'", _are_timed
+            "a list of objects with numbers 'time_ratio' and 'epochs'",
+            _are_timed,
         ),
         "narrow": records.Kind(
             "an object with a number 'time_ratio'", _is_timed
@@ -323,7 +344,7 @@ def _of_narrow(runs, replays):
             times |= {
                 x.path.stem: {
                     "training_time_ratio": row["time_ratio"],
-                    "architectures": [row],
+                    "architectures": [row | {"epochs": x.result["epochs"]}],
                 }
                 for x in runs
                 if setting(x.recipe) == setting(run.recipe)
@@ -347,6 +368,12 @@ def _checked(run):
             f"'{run.path}' has {len(run.metrics)} of its "
             f"{run.result['epochs']} epochs: the run was not finished."
         )
+    for name in ("val_accuracy", "training_flops"):
+        if not all(name in row for row in run.metrics):
+            raise ValueError(
+                f"'{run.path}' has an epoch without '{name}': record the run "
+                "anew with tools/record_run.py."
+            )
     missing = [
         name
         for name, default in DEFAULTS.items()

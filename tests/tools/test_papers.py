@@ -109,7 +109,7 @@ def test_a_replay_gives_the_time(page):
     replay = {
         "run": "1",
         "training_time_ratio": 0.77,
-        "architectures": [{"time_ratio": 0.7}],
+        "architectures": [{"time_ratio": 0.7, "epochs": 30}],
         "image_size": 16,
     }
     table = trainings(COMMAND)

@@ -147,15 +147,19 @@ def test_a_narrow_network_has_the_time_of_its_turns(records):
         "image_size": 16,
         "command": "python tools/benchmarks/replay.py --narrow_width=11 1.json",
         "training_time_ratio": 0.7,
-        "architectures": [{"time_ratio": 0.6}],
+        "architectures": [{"time_ratio": 0.6, "epochs": 30}],
         "narrow": {"time_ratio": 0.9},
     }
     (folder / "replay.json").write_text(json.dumps(replay))
     text = results_page.page(folder)
     ends = [x[-13:] for x in text.splitlines() if x.startswith("| narrow")]
-    assert ends[1] == "| 90% | 90% |"
+    assert ends[-1] == "| 90% | 90% |"
     ends = [x[-13:] for x in text.splitlines() if x.startswith("| `Target")]
-    assert ends[1] == "| 70% | 60% |"
+    assert ends[-1] == "| 70% | 60% |"
+    _, text = text.split("| time to 76.95% |")
+    row = next(x for x in text.splitlines() if x.startswith("| narrow"))
+    # In 19 of 30 epochs.
+    assert row.startswith("| narrow, width 11 | 1 | 57% | 30% |")
 
 
 def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
@@ -168,7 +172,7 @@ def test_a_row_is_the_mean_over_the_seeds_beside_dense(records):
         ),
     )
     text = results_page.page(folder)
-    short, row = [x for x in text.splitlines() if x.startswith("| `Target")]
+    short, _, row = [x for x in text.splitlines() if x.startswith("| `Target")]
     deviation = 100 * statistics.stdev(accuracies)
     assert f"| 80.00% ± {deviation:.2f} | 3 | 50% |" in short
     seeds = "0 (80.00%), 1 (79.00%), 2 (81.00%)"
@@ -219,6 +223,10 @@ def test_rows_say_what_was_not_the_default():
         ({"command": 3}, r"0\.json: 'command' is 3, expected a text"),
         ({"seed": "0"}, r"0\.json: 'seed' is '0', expected a whole number"),
         ({"val_accuracy": [1]}, r"0\.json: 'val_accuracy' is \[1\]"),
+        (
+            {"metrics": [{"epoch": 0}], "epochs": 1},
+            r"0\.json' .* 'val_accuracy'",
+        ),
         ({"metrics": []}, r"0\.json' is no record of tools/record_run"),
         ({"machine": {"cores": 2}}, r"0\.json: 'machine' is .* 'cpu'"),
         ({"metrics": None}, r"0\.json' is no record of tools/record_run"),
@@ -263,8 +271,18 @@ def test_what_is_missing_is_named(records, key):
             r"'architectures' is \[\], expected a list of objects",
         ),
         (
-            '{"run": "gone", "training_time_ratio": 1, "architectures": '
+            '{"run": "0", "training_time_ratio": 1, "architectures": '
             '[{"time_ratio": 1}]}',
+            r"'architectures' is .*, expected .* 'time_ratio' and 'epochs'",
+        ),
+        (
+            '{"run": "0", "training_time_ratio": 1, "architectures": '
+            '[{"time_ratio": 1, "epochs": 29}]}',
+            r"times 29 epochs of '.*0\.json', which has 30: time the run anew",
+        ),
+        (
+            '{"run": "gone", "training_time_ratio": 1, "architectures": '
+            '[{"time_ratio": 1, "epochs": 30}]}',
             r"times a run of which there is no record: expected .*gone\.json",
         ),
     ],
