@@ -65,8 +65,11 @@ _EXCERPT = {
     ),
     "resnet20 on cifar10, 40 epochs": (
         "dense",
+        "narrow, 57% of the FLOPs",
         "narrow, 50% of the FLOPs",
         "`TargetPruneCallback(training_flops=0.55)`",
+        '`EarlyCroPCallback(0.5, target="flops", score="synflow", '
+        'when="start")`',
         "`PruneTrainCallback(penalty_ratio=0.25, interval=5, "
         "finetune_epochs=5)`",
         "`PruneTrainCallback(penalty_ratio=0.35, interval=5, "
