@@ -7,13 +7,15 @@ those of the tensor. So the cost after a cut is known without making the cut.
 """
 
 import collections
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from keras_prunetrain.channels import macs
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.channels.rules import saved_by
+from keras_prunetrain.channels.rules import rule_for, saved_by
 from keras_prunetrain.cost import Cost, model_cost
 from keras_prunetrain.example_shapes import InputShapes, layer_calls
 
@@ -31,8 +33,8 @@ class _Term(NamedTuple):
 class ChannelCosts:
     """One quantity of the cost of a model, for each choice of channels.
 
-    The result is exact where a layer's flops are proportional to the sizes of
-    its kernels, as those of all layers of Keras are.
+    The result is exact where the flops of each kernel of a layer are
+    proportional to its size, as those of all layers of Keras are.
 
     Args:
         model: A functional model.
@@ -65,7 +67,8 @@ class ChannelCosts:
         cost = model_cost(model, input_shapes)
         self.total = getattr(cost, quantity)
         if quantity == "forward_flops":
-            self._terms = _flops(numbering, cost)
+            projections = _projections(model, input_shapes)
+            self._terms = _flops(numbering, cost, projections)
         elif quantity == "parameters":
             self._terms = _parameters(numbering, self.total)
         else:
@@ -103,8 +106,32 @@ class ChannelCosts:
         return saved / max(self.of(alive), 1e-300)
 
 
-def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
-    """Splits the flops of each layer between its kernels, by their sizes."""
+def _projections(model, input_shapes):
+    """Returns a dict from the `id` of a kernel of an attention to its flops.
+
+    Queries and values may differ in length, so the kernels differ in how often
+    they are applied.
+    """
+    flops = collections.Counter()
+    for _, operation, read, _ in layer_calls(model, input_shapes):
+        rule = rule_for(operation)
+        if rule is not None and rule.macs is macs.attention:
+            shapes = [x.shape for x in read]
+            for kernel, count in macs.of_projections(operation, shapes).items():
+                flops[kernel] += 2 * count
+    return flops
+
+
+def _flops(
+    numbering: Numbering, cost: Cost, projections: Mapping[int, int]
+) -> list[_Term]:
+    """Splits the flops of each layer between its kernels, by their sizes.
+
+    Args:
+        numbering: The `Numbering` of the model.
+        cost: The `Cost` of the model.
+        projections: As of `_projections`, for kernels that sizes do not tell.
+    """
     kernels = _by_weight(
         x
         for x in numbering.labels
@@ -127,7 +154,10 @@ def _flops(numbering: Numbering, cost: Cost) -> list[_Term]:
     for weight, labels in kernels.values():
         layer = labels[0].layer
         share = int(np.prod(weight.shape)) / sizes[layer]
-        terms.append(_term(flops[id(numbering.layers[layer])] * share, labels))
+        of_layer = flops[id(numbering.layers[layer])]
+        terms.append(
+            _term(projections.get(id(weight), of_layer * share), labels)
+        )
     counted = sum(term.cost for term in terms)
     return [*terms, _Term(cost.forward_flops - counted, ())]
 

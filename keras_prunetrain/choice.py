@@ -199,7 +199,7 @@ def least_channels(
         kept = (1.0 - max_layer_cut) * len(x.numbers)
         kept = max(1, math.ceil(round(kept, 9)))  # 10 * (1 - 0.7) is above 3.
         # Several heads of queries may read one head of keys.
-        least[x.layer] = min(kept, least.get(x.layer, kept))
+        least[x.name] = min(kept, least.get(x.name, kept))
     return least
 
 
@@ -227,9 +227,9 @@ def _limits(numbering, min_channels, least):
         (
             x.numbers,
             max(
-                # Heads of an attention are no channels.
+                # Heads, and the channels in one, may be fewer.
                 1 if x.layer in numbering.inner else min_channels,
-                least.get(x.layer, 1),
+                least.get(x.name, 1),
             ),
         )
         for x in numbering.writers()

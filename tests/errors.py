@@ -171,7 +171,7 @@ CALLS = {
         "kpt.GroupLasso(axes=(1.5,))",
         "kpt.GroupLasso(axes=())",
         "kpt.LayerRule('carries', in_axis={'kernel': 'last'})",
-        "kpt.LayerRule('mixes', inner_argument='num_heads')",
+        "kpt.LayerRule('mixes', inner={'num_heads': {'query/kernel': 1}})",
         "kpt.register_rule(keras.layers.Dense, kpt.LayerRule('flows'))",
         "kpt.register_rule('Dense', kpt.LayerRule('carries'))",
     ],

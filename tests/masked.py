@@ -21,7 +21,7 @@ def some_alive(numbering, rng, among=None):
     alive = among & (rng.random(numbering.size) < 0.5)
     alive[list(numbering.frozen)] = True
     vectors = [x.numbers for y in numbering.outputs.values() for x in y]
-    for numbers in (*vectors, *numbering.inner.values()):
+    for numbers in (*vectors, *numbering.inner_numbers()):
         if not alive[numbers].any():
             alive[numbers[among[numbers]][:1]] = True
     return alive

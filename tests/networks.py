@@ -704,7 +704,7 @@ def recurrent():
 
 
 def attending():
-    """Heads of an attention, which go whole, and an attention across inputs."""
+    """Heads of an attention, and in one across inputs also what heads read."""
     image = keras.Input((6, 6, 2))
     x = layers.Reshape((12, 12))(conv(image, 4, "stem"))
     x = layers.Dense(6, name="steps")(x)
@@ -724,11 +724,13 @@ def attending():
             **{f"self/{part}/kernel": {1: [0, 2]} for part in written},
             "self/attention_output/kernel": {0: [0, 2]},
             **{f"cross/{part}/kernel": {1: [1]} for part in written},
-            "cross/attention_output/kernel": {0: [1]},
+            "cross/value/kernel": {1: [1], 2: [0]},
+            "cross/attention_output/kernel": {0: [1], 1: [0]},
         },
         goes={
             **{f"self/{part}/bias": {0: [0, 2]} for part in written},
             **{f"cross/{part}/bias": {0: [1]} for part in written},
+            "cross/value/bias": {0: [1], 1: [0]},
         },
     )
 

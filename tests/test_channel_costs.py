@@ -102,6 +102,24 @@ def test_images_that_a_recurrent_layer_reads_cost_what_their_channels_do():
     assert costs.of(plan.alive) < costs.total
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"output_shape": 20}, {"use_gate": True}]
+)
+def test_projections_cost_what_they_do_where_few_steps_attend_to_many(options):
+    few, many = keras.Input((5, 6)), keras.Input((40, 9))
+    attention = keras.layers.MultiHeadAttention(3, 2, 4, name="att", **options)
+    model = keras.Model([few, many], attention(few, many))
+    numbering = number_channels(model)
+    inner = numbering.inner["att"]
+    alive = np.ones(numbering.size, bool)
+    alive[[*inner["num_heads"][:2], inner["value_dim"][0]]] = False
+    plan = plan_of(model, numbering, alive, CutOptions())
+    costs = ChannelCosts(model, numbering, "forward_flops")
+    smaller = model_cost(prepare_cut(model, plan).model)
+    assert costs.of(plan.alive) == pytest.approx(smaller.forward_flops)
+    assert costs.of(plan.alive) < costs.total
+
+
 def test_a_layer_in_two_models_costs_what_it_does_in_both():
     steps = keras.Input((5, 6))
     attention = keras.layers.MultiHeadAttention(4, 2)
@@ -112,7 +130,7 @@ def test_a_layer_in_two_models_costs_what_it_does_in_both():
     model = keras.Model(steps, second(first(steps)))
     numbering = number_channels(model)
     alive = np.ones(numbering.size, bool)
-    (alone,) = {tuple(numbering.inner[key]) for key in numbering.inner}
+    (alone,) = {tuple(x["num_heads"]) for x in numbering.inner.values()}
     alive[list(alone[:2])] = False
     costs = ChannelCosts(model, numbering, "forward_flops")
     assert costs.of(alive) == pytest.approx(costs.total / 2)

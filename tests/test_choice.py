@@ -156,13 +156,29 @@ def test_all_of_the_part_that_may_go_goes(cut, channels, left):
     assert least_channels(number_channels(model), cut)["hidden"] == left
 
 
+def test_heads_and_the_channels_in_them_have_limits_of_their_own():
+    steps = keras.Input((5, 12))
+    x = keras.layers.MultiHeadAttention(4, 3, 8, name="att")(steps, steps)
+    model = keras.Model(steps, keras.layers.Dense(2, name="logits")(x))
+    numbering, choice = choice_of(model, cut=0.75)
+    assert least_channels(numbering, 0.75) == {
+        "att/num_heads": 1,
+        "att/value_dim": 2,
+        "logits": 1,
+    }
+    plan = choice.plan(np.ones(numbering.size), 0.0)
+    kept = [int(plan.alive[x].sum()) for x in numbering.inner_numbers()]
+    assert kept == [1, 2]
+
+
 def test_heads_of_keys_that_several_queries_read_may_go():
     steps = keras.Input((5, 12))
     x = keras.layers.GroupQueryAttention(4, 8, 2, name="shared")(steps, steps)
     model = keras.Model(steps, keras.layers.Dense(2)(x))
     numbering, choice = choice_of(model, cut=0.5)
     plan = choice.plan(np.ones(numbering.size), 0.0)
-    assert plan.alive[numbering.inner["shared"]].tolist() == [False, True]
+    (heads,) = numbering.inner["shared"].values()
+    assert plan.alive[heads].tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,8 @@ class DensityLog(keras.callbacks.Callback):
         """
         numbering = number_channels(self._training.network)
         counts = {
-            label.layer: len(label.numbers)
-            for label in numbering.kernels("out")
+            name: len(label.numbers)
+            for name, label in numbering.computed().items()
         }
         self._counts = counts
         self._size = numbering.size

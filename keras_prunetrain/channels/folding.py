@@ -175,6 +175,8 @@ def _silent(numbering, living):
     """
     silent = {}
     for label, lives in zip(numbering.labels, living, strict=True):
+        if label.layer in numbering.inner:
+            continue  # What it writes are not the layer's outputs.
         if label.is_kernel and label.side == "out":
             dead = np.zeros(label.numbers.shape, bool)
             if lives is not None:

@@ -49,7 +49,10 @@ def weight_labels(
             if len(numbers) == size:
                 is_kernel = len(axes) == 2 or rule.flow == READS
                 labels.append(
-                    Label(visit.key, weight, axis, numbers, side, is_kernel)
+                    Label(
+                        *(visit.key, weight, axis, numbers, side, is_kernel),
+                        name=visit.key,
+                    )
                 )
             elif size != 1:  # All channels share an axis of size 1.
                 raise NotFollowed(
@@ -62,51 +65,82 @@ def weight_labels(
 
 
 def inner_labels(
-    visit: Visit, rule: LayerRule, numbers: Callable[[int], np.ndarray]
+    visit: Visit, rule: LayerRule, numbers: Callable[[str, int], np.ndarray]
 ) -> list[Label]:
     """Returns the labels of what a layer computes and reads itself.
 
     Args:
         visit: The `Visit` of a call.
         rule: The `LayerRule` of its layer.
-        numbers: Function of their count that returns their numbers, the same
-            in every call.
+        numbers: Function of the argument that counts them, and of their count.
+            The function returns their numbers, the same in every call.
 
     Raises:
         NotFollowed: If the rule does not fit the weights.
     """
     labels = []
-    for side, axes in (
-        ("out", rule.inner_out_axis),
-        ("in", rule.inner_in_axis),
-    ):
-        before = len(labels)
-        for path, axis in axes.items():
-            weight = _at_path(visit.call.operation, path)
-            if weight is None:  # A layer without biases.
-                continue
-            axis = _checked_axis(weight, axis)
-            size = weight.shape[axis]
-            made = numbers(size)
-            if len(made) != size:
-                made = np.repeat(made, repeats(rule, visit.call.operation))
-            label = Label(
-                *(visit.key, weight, axis, made, side),
-                is_kernel=keras_internals.weight_name(weight) == "kernel",
-            )
-            if len(label.numbers) != size:
+    for names, sides in rule.inner.items():
+        argument = names if isinstance(names, str) else names[0]
+        for side, axes in zip(("out", "in"), sides, strict=True):
+            found = [
+                _inner_label(visit, rule, path, axis, side, argument, numbers)
+                for path, axis in axes.items()
+                # A layer may have no biases.
+                if _at_path(visit.call.operation, path) is not None
+            ]
+            if not any(label.is_kernel for label in found):
                 raise NotFollowed(
-                    f"its rule expects {len(label.numbers)} on axis {axis} of "
-                    f"'{path}', which has shape {tuple(weight.shape)}"
+                    f"it has none of the kernels that `inner[{names!r}]` of "
+                    f"its rule names: {', '.join(axes)}"
                 )
-            labels.append(label)
-        if rule.inner_argument and not any(
-            x.is_kernel for x in labels[before:]
-        ):
-            raise NotFollowed(
-                f"it has no kernel that `inner_{side}_axis` of its rule names"
-            )
+            labels += found
     return labels
+
+
+def seen_outside(
+    visit: Visit, rule: LayerRule, count: int, is_first: bool
+) -> str | None:
+    """Returns why what a layer computes for itself stays, or `None`.
+
+    Args:
+        visit: The `Visit` of a call.
+        rule: The `LayerRule` of its layer.
+        count: Integer, how many of them there are.
+        is_first: Whether they are the first that the rule names: the heads of
+            an attention, each of which has scores.
+    """
+    # So many heads of queries may read each head of keys.
+    counts = {count, count * repeats(rule, visit.call.operation), None}
+    further = visit.call.outputs[1:]
+    if any(is_first or counts & {*x.shape[1:]} for x in further):
+        return "another output may have an entry for each of them"
+    # The axis of heads in a mask is one that other inputs lack, and its last
+    # two are the steps that attend and those that they attend to.
+    shapes = [x.shape for x in visit.inputs]
+    rank = min(map(len, shapes))
+    if any(len(x) > rank and counts & {*x[1:-2]} for x in shapes):
+        return "its mask may have an entry for each of them"
+    return None
+
+
+def _inner_label(visit, rule, path, axis, side, argument, numbers):
+    """Returns the `Label` of the weight at `path`; see `inner_labels`."""
+    weight = _at_path(visit.call.operation, path)
+    axis = _checked_axis(weight, axis)
+    size = weight.shape[axis]
+    made = numbers(argument, size)
+    if len(made) != size:
+        made = np.repeat(made, repeats(rule, visit.call.operation))
+    if len(made) != size:
+        raise NotFollowed(
+            f"its rule expects {len(made)} on axis {axis} of '{path}', which "
+            f"has shape {tuple(weight.shape)}"
+        )
+    return Label(
+        *(visit.key, weight, axis, made, side),
+        is_kernel=keras_internals.weight_name(weight) == "kernel",
+        name=f"{visit.key}/{argument}",
+    )
 
 
 def _at_path(layer, path):

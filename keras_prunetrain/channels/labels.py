@@ -23,6 +23,9 @@ class Label(NamedTuple):
         is_kernel: Whether the weight's magnitude decides which channels are
             alive: it has an input and an output channel axis, or its layer only
             reads with it.
+        name: Name of what the layer computes, for reports: the layer's key;
+            with the argument that counts it behind, if the layer computes it
+            for itself (`"attention/num_heads"`).
     """
 
     layer: str
@@ -31,6 +34,7 @@ class Label(NamedTuple):
     numbers: np.ndarray
     side: Literal["in", "out"]
     is_kernel: bool
+    name: str
 
     def magnitudes(self) -> np.ndarray:
         """Returns the largest weight magnitude at each index of the axis.
@@ -71,8 +75,9 @@ class Numbering:
             first call reads.
         outputs: The same for the `Channels` that its first call writes. Nested
             functional models are in `inputs` only.
-        inner: Dict from the key of a layer to the numbers of what the layer
-            computes and reads itself, such as the heads of an attention.
+        inner: Dict from the key of a layer to what the layer computes and reads
+            itself, such as the heads of an attention: a dict from the argument
+            that counts it to its numbers.
         calls: Dict from the `Visit.site` of each call, except the calls of
             nested functional models, to its `CallChannels`.
         frozen: Dict from each number that must stay to the reason, a string.
@@ -83,7 +88,7 @@ class Numbering:
     labels: list[Label]
     inputs: dict[str, list[Channels]]
     outputs: dict[str, list[Channels]]
-    inner: dict[str, np.ndarray]
+    inner: dict[str, dict[str, np.ndarray]]
     calls: dict[tuple[int, ...], CallChannels]
     frozen: dict[int, str]
 
@@ -100,6 +105,16 @@ class Numbering:
             if label.is_kernel and side in (None, label.side)
         ]
 
+    def computed(self) -> dict[str, Label]:
+        """Returns what kernels compute: a dict from `Label.name` to a label.
+
+        Of several labels with one name, the first.
+        """
+        found = {}
+        for label in self.kernels("out"):
+            found.setdefault(label.name, label)
+        return found
+
     def writers(self) -> list[Label]:
         """Returns the labels of the weights that compute channels.
 
@@ -115,6 +130,13 @@ class Numbering:
             for label in self.labels
             if label.side == "out" and not by_kernel[label.numbers].any()
         ]
+
+    def inner_numbers(self) -> list[np.ndarray]:
+        """Returns the numbers of all that layers compute and read themselves.
+
+        A list of int arrays.
+        """
+        return [x for kinds in self.inner.values() for x in kinds.values()]
 
     def keys_within(self, key: str) -> list[str]:
         """Returns the keys of a layer and of all layers nested in it."""

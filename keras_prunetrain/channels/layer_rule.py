@@ -29,6 +29,9 @@ Resize = Callable[
 # (layer, shapes that a call reads, shapes that the call writes)
 Macs = Callable[[Any, Shapes, Shapes], int]
 
+# Constructor arguments -> axes that write, and axes that read.
+Inner = Mapping[str | tuple[str, ...], tuple[Mapping[str, int], ...]]
+
 # Result of `LayerRule.folds_into`: the constant is added to the layer's output.
 OUTPUT = "output"
 
@@ -61,13 +64,13 @@ class LayerRule:
         out_axis: Weight name -> axis of its output channels; `None` for a
             weight with the shape of one input example. A weight without a name
             is called `"variable"`.
-        inner_out_axis: Path of a weight in the layer (`"query/kernel"`) -> axis
-            of what the layer computes for itself, such as the heads of an
-            attention: they have numbers as channels have, and go like channels.
-            Weights named `"kernel"` decide which are alive.
-        inner_in_axis: The same for the weights that read them.
-        inner_argument: Constructor argument that counts them (`"num_heads"`);
-            or a tuple of it and of others in proportion to it.
+        inner: Constructor argument that counts what the layer computes for
+            itself (`"num_heads"`), or a tuple of it and of others in proportion
+            to it -> two dicts: path of a weight (`"query/kernel"`) -> axis on
+            which it writes them, and the same for those that read them. They
+            have numbers as channels have, and go like channels. Kernels decide
+            which are alive. The first stay if the layer has further outputs;
+            all stay where one of these, or a mask, has an axis of so many.
         channel_axis: Function of the layer and of the rank of its input
             (batch included) that returns the axis on which the layer expects
             the channels. `None`, or a result of `None`: any axis will do.
@@ -132,9 +135,7 @@ class LayerRule:
     size_arguments: tuple[str, ...] = ()
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-    inner_out_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    inner_in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    inner_argument: str | tuple[str, ...] | None = None
+    inner: Inner = dataclasses.field(default_factory=dict)
     channel_axis: Callable[[Any, int], int | None] | None = None
     resize: Resize | None = None
     reindex: Callable[..., tuple[Any, ...]] | None = None
@@ -157,14 +158,6 @@ class LayerRule:
                     f"`{name}` of a `LayerRule` must be {expected}. Received: "
                     f"{name}={value!r}"
                 )
-        given = [name for name in _INNER if getattr(self, name)]
-        if given and len(given) < len(_INNER):
-            missing = " and ".join(f"`{x}`" for x in _INNER if x not in given)
-            raise ValueError(
-                f"A `LayerRule` with `{given[0]}` must have {missing}, too: "
-                "what a layer computes for itself is written by some weights, "
-                "read by others, and counted by a constructor argument."
-            )
 
     def ask(
         self, name: str, layer: Any, /, *arguments: Any, **options: Any
@@ -225,8 +218,12 @@ def _one_of(*values):
     return lambda x: x is None or (isinstance(x, str) and x in values)
 
 
+def _is_name(value):
+    return isinstance(value, str) and value != ""
+
+
 def _is_text(value):
-    return value is None or (isinstance(value, str) and value != "")
+    return value is None or _is_name(value)
 
 
 def _is_function(value):
@@ -249,8 +246,17 @@ def _are_axes(value):
     )
 
 
-# A rule has all of them, or none.
-_INNER = "inner_out_axis", "inner_in_axis", "inner_argument"
+def _are_inner(value):
+    return isinstance(value, Mapping) and all(
+        isinstance(names, str | tuple)
+        and all(map(_is_name, [names] if isinstance(names, str) else names))
+        and names
+        and isinstance(sides, tuple | list)
+        and len(sides) == 2
+        and all(_are_axes(x) and x and None not in x.values() for x in sides)
+        for names, sides in value.items()
+    )
+
 
 _FLOWS = (
     *(PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES),
@@ -274,16 +280,10 @@ _FIELDS = {
         _are_axes,
         "a dict from names of weights to integers or `None`",
     ),
-    **dict.fromkeys(
-        ("inner_out_axis", "inner_in_axis"),
-        (
-            lambda x: _are_axes(x) and None not in x.values(),
-            "a dict from paths of weights to integers",
-        ),
-    ),
-    "inner_argument": (
-        lambda x: _is_text(x) or (isinstance(x, tuple) and _are_names(x)),
-        "the name of an argument, a tuple of names, or `None`",
+    "inner": (
+        _are_inner,
+        "a dict from the name of an argument, or a tuple of names, to two "
+        "dicts from paths of weights to integers: those that write, that read",
     ),
     "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
     "subtracts": (_is_text, "the name of a weight, or `None`"),

@@ -244,16 +244,28 @@ _RECURRENT = LayerRule(
     freezes=lambda layer: "it reads what it computes, in all its gates",
 )
 _ATTENTION = refused("attention mixes all channels")
-_HEADS = LayerRule(
+
+
+def _in_attention(axis, *projections):
+    """Returns `axis` for the weights: (channels, heads, channels of a head)."""
+    names = "kernel", "bias"
+    return {f"{x}/{name}": axis for x in projections for name in names}
+
+
+def _attended(axis):
+    """Returns `axis` for the kernel: (heads, channels of a head, channels)."""
+    return {"attention_output/kernel": axis}
+
+
+_HEADS = _in_attention(-2, "key", "value", "query", "gate"), _attended(0)
+_MULTI_HEAD = LayerRule(
     MIXES,
-    # (channels, heads, channels of a head), and back.
-    inner_out_axis={
-        f"{part}/{name}": -2
-        for part in ("key", "value", "query", "gate")
-        for name in ("kernel", "bias")
+    inner={
+        "num_heads": _HEADS,
+        # With fewer channels of queries and keys, the scores would be divided
+        # by another number.
+        "value_dim": (_in_attention(-1, "value", "gate"), _attended(1)),
     },
-    inner_in_axis={"attention_output/kernel": 0},
-    inner_argument="num_heads",
     freezes=lambda layer: "attention mixes all channels",
     refuses=_beside_its_kernels,
     macs=macs.attention,
@@ -478,13 +490,13 @@ LAYER_RULES = {
         variant=_known_cell,
         macs=macs.recurrent,
     ),
-    layers.MultiHeadAttention: _HEADS,
+    layers.MultiHeadAttention: _MULTI_HEAD,
     **dict.fromkeys(
         _named("GroupQueryAttention"),
         dataclasses.replace(
-            _HEADS,
+            _MULTI_HEAD,
             # A head of keys and values, with all heads of queries that read it.
-            inner_argument=("num_key_value_heads", "num_query_heads"),
+            inner={("num_key_value_heads", "num_query_heads"): _HEADS},
             repeats=lambda layer: layer.num_repeats,
         ),
     ),

@@ -178,7 +178,7 @@ def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     for numbers in (
         *_written(numbering),
         *passed_on(numbering),
-        *numbering.inner.values(),
+        *numbering.inner_numbers(),
     ):
         alive[numbers[0]] |= not alive[numbers].any()
     return plan_of(model, numbering, alive, CutOptions(skip=skip))
@@ -238,10 +238,10 @@ class _Draft:
             (numbers, multiple_of, min_channels)
             for numbers in _written(self._numbering, self._removed)
         ]
-        # Heads are no channels that a device computes in blocks.
+        # Heads, and the channels in one, keep to no multiple.
         limits += [
             (numbers, multiples(1), 1)
-            for numbers in self._numbering.inner.values()
+            for numbers in self._numbering.inner_numbers()
         ]
         # Every tensor, and each piece of a split, keeps a channel.
         limits += [

@@ -72,14 +72,22 @@ def recurrent_images(
 
 def attention(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:
     """Counts the projections of queries, keys, values and outputs."""
+    return sum(of_projections(layer, read).values())
+
+
+def of_projections(layer: keras.layers.Layer, read: Shapes) -> dict[int, int]:
+    """Returns what each projection of an attention counts.
+
+    Dict from the `id` of a kernel to its multiply-accumulates.
+    """
     query, value = (math.prod(shape[:-1]) for shape in read[:2])
     positions = {"key": value, "value": value}
-    return sum(
-        math.prod(weight.shape)
+    return {
+        id(weight): math.prod(weight.shape)
         * positions.get(weight.path.split("/")[-2], query)
         for weight in layer.weights
         if weight.name == "kernel"
-    )
+    }
 
 
 def none(layer: keras.layers.Layer, read: Shapes, written: Shapes) -> int:

@@ -12,11 +12,14 @@ positions along these axes, whatever the classes of the layers.
 import collections
 
 import keras
-import numpy as np
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import FLOWS, NotFollowed, repeats
-from keras_prunetrain.channels.labelling import inner_labels, weight_labels
+from keras_prunetrain.channels.flows import FLOWS, NotFollowed
+from keras_prunetrain.channels.labelling import (
+    inner_labels,
+    seen_outside,
+    weight_labels,
+)
 from keras_prunetrain.channels.labels import CallChannels, Numbering
 from keras_prunetrain.channels.layer_rule import (
     CONCATENATES,
@@ -63,7 +66,7 @@ class _Numberer:
         self._labels = {}  # By the id of the weight, and the axis.
         self._inputs = {}
         self._outputs = {}
-        self._inner = {}
+        self._inner = collections.defaultdict(dict)
         self._calls = {}
         self._first_reads = {}  # By the layer's id.
         self._passed = collections.defaultdict(list)  # By an id of `_parts`.
@@ -95,7 +98,10 @@ class _Numberer:
             ],
             inputs={key: after_ties(x) for key, x in self._inputs.items()},
             outputs={key: after_ties(x) for key, x in self._outputs.items()},
-            inner={key: merged[x] for key, x in self._inner.items()},
+            inner={
+                key: {name: merged[x] for name, x in kinds.items()}
+                for key, kinds in self._inner.items()
+            },
             calls={
                 site: CallChannels(*map(after_ties, call))
                 for site, call in self._calls.items()
@@ -129,8 +135,7 @@ class _Numberer:
             written = self._give_up(visit, written, parts, problem)
         else:
             self._freeze_by_rule(visit, rule, written)
-            inner = self._inner.get(key, np.arange(0))
-            touched = [*visit.inputs, *written, Channels(inner, 0, ())]
+            touched = [*visit.inputs, *written, *self._inner_channels(key)]
             for part in parts:
                 self._passed[part] += touched
         self._outputs.setdefault(key, written)
@@ -151,8 +156,7 @@ class _Numberer:
         """
         reason = visit.because(problem)
         # Freeze the outputs too: their numbers may already be in use.
-        inner = self._inner.get(visit.key, np.arange(0))
-        touched = [*visit.inputs, *written, Channels(inner, 0, ())]
+        touched = [*visit.inputs, *written, *self._inner_channels(visit.key)]
         for part in parts:
             touched += self._passed.pop(part, ())
             self._given_up[part] = str(problem)
@@ -212,24 +216,24 @@ class _Numberer:
             raise NotFollowed("its rule gives a wrong number of outputs")
         return written
 
+    def _inner_channels(self, key):
+        kinds = self._inner.get(key, {})
+        return [Channels(numbers, 0, ()) for numbers in kinds.values()]
+
     def _inner_labels(self, visit, rule):
         """Returns the labels of what a layer computes and reads itself."""
 
-        def numbers(size):
-            if visit.key not in self._inner:
-                self._inner[visit.key] = self._numbers.new(size)
-            return self._inner[visit.key]
+        def numbers(argument, size):
+            kinds = self._inner[visit.key]
+            if argument not in kinds:
+                kinds[argument] = self._numbers.new(size)
+            return kinds[argument]
 
-        layer = visit.call.operation
         labels = inner_labels(visit, rule, numbers)
-        if labels:
-            inner = self._inner[visit.key]
-            if len(visit.call.outputs) > 1:
-                reason = visit.because("it returns the scores of each of them")
-                self._numbers.freeze(inner, reason)
-            if _names_each(visit, len(inner), repeats(rule, layer)):
-                reason = visit.because("its mask has an entry for each of them")
-                self._numbers.freeze(inner, reason)
+        for i, kind in enumerate(self._inner_channels(visit.key)):
+            reason = seen_outside(visit, rule, len(kind.numbers), i == 0)
+            if reason is not None:
+                self._numbers.freeze(kind.numbers, visit.because(reason))
         return labels
 
     def _label(self, labels):
@@ -290,21 +294,6 @@ def _check_followed(visit, rule):
     refusal = rule.ask("refuses", call.operation)
     if refusal is not None:
         raise NotFollowed(refusal)
-
-
-def _names_each(visit, count, readers):
-    """Whether an input, such as a mask, may have an entry for each head.
-
-    The axis of the heads is then one that other inputs lack, and the last two
-    axes are the steps that attend and those that they attend to. So many
-    `readers`, heads of queries, read each of `count` heads of keys.
-    """
-    shapes = [x.shape for x in visit.inputs]
-    rank = min(map(len, shapes))
-    return any(
-        len(shape) > rank and {count, count * readers, None} & {*shape[1:-2]}
-        for shape in shapes
-    )
 
 
 def _with_mask(visit, read):

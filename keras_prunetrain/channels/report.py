@@ -104,7 +104,7 @@ def report_of(plan: Plan) -> ChannelReport:
             writers[number].add(key)
     own = collections.defaultdict(list)  # Layer -> output labels of kernels.
     for label in numbering.kernels("out"):
-        own[label.layer].append(label)
+        own[label.name].append(label)
     rows = []
     for key, numbers in computed.items():
         dead = np.array(
@@ -128,17 +128,21 @@ def report_of(plan: Plan) -> ChannelReport:
 
 
 def _computed(numbering: Numbering) -> dict[str, np.ndarray]:
-    """Returns the numbers that each layer with a kernel computes.
+    """Returns the numbers that each layer with a kernel computes, by name.
+
+    Where a layer computes several for itself, each has a name of its own.
 
     Layers that cannot be followed are included if they have a weight that may
     be a kernel: for example recurrent layers, or a model in a wrapper.
     """
-    kernels = {x.layer: x.numbers for x in numbering.kernels("out")}
+    kernels = collections.defaultdict(dict)
+    for name, label in numbering.computed().items():
+        kernels[label.layer][name] = label.numbers
     labelled = {id(label.weight) for label in numbering.labels}
     computed = {}
     for key, layer in numbering.layers.items():
         if key in kernels:
-            computed[key] = kernels[key]
+            computed.update(kernels[key])
         elif key in numbering.outputs and any(
             len(weight.shape) > 1 and id(weight) not in labelled
             for weight in getattr(layer, "weights", ())

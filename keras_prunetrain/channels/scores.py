@@ -82,16 +82,16 @@ def scores_of_layers(
     `score`, they are the scores over all labels, which decide what stays.
 
     Returns:
-        Dict from the key of a layer to a float array, `(channels,)`.
+        Dict from `Label.name` to a float array, `(channels,)`.
 
     Raises:
         ValueError: As `label_scores`, unless `score` is `magnitude`.
     """
-    kernels = numbering.kernels("out")
+    computed = numbering.computed()
     if score is magnitude:
-        return {x.layer: x.magnitudes() for x in kernels}
+        return {name: x.magnitudes() for name, x in computed.items()}
     scores = channel_scores(numbering, label_scores(numbering, score))
-    return {x.layer: scores[x.numbers] for x in kernels}
+    return {name: scores[x.numbers] for name, x in computed.items()}
 
 
 def unscored(

@@ -121,10 +121,13 @@ def record_of(
     batch_size = batch.size if batch else meter.batch_size
     cost = totals(meter.current_cost())
     keep = {
-        label.layer: plan.keep(label.numbers).tolist()
-        for label in plan.numbering.kernels("out")
+        name: (
+            []
+            if label.layer in plan.removed
+            else plan.keep(label.numbers).tolist()
+        )
+        for name, label in plan.numbering.computed().items()
     }
-    keep.update(dict.fromkeys(keep.keys() & plan.removed, []))
     rows = [row for row in report_of(plan) if row.layer in keep]
     return Reconfiguration(
         epoch=epoch,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.liveness import Plan
@@ -245,13 +244,15 @@ class Leaves:
         outputs = self._plan.numbering.outputs[key]
         keeps = [self._plan.keep(x.numbers) for x in outputs]
         changes = new_arguments(rule, layer, config, outputs, keeps)
-        inner = self._plan.numbering.inner.get(key, np.arange(0))
-        if not self._plan.alive[inner].all():
-            names, left = rule.inner_argument, len(self._plan.keep(inner))
-            for name in (names,) if isinstance(names, str) else names:
-                changes[name] = (
-                    config.get(name, len(inner)) * left // len(inner)
-                )
+        kinds = self._plan.numbering.inner.get(key, {})
+        for names in rule.inner if kinds else ():
+            names = (names,) if isinstance(names, str) else names
+            numbers = kinds[names[0]]
+            left = len(self._plan.keep(numbers))
+            if left < len(numbers):
+                for name in names:
+                    count = config.get(name, len(numbers))
+                    changes[name] = count * left // len(numbers)
         return changes
 
 

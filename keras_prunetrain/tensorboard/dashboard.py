@@ -35,8 +35,8 @@ def stages(numbering: Numbering) -> dict[str, list[str]]:
     """
     groups = {}
     written = {
-        label.layer: numbering.outputs[label.layer][0]
-        for label in numbering.kernels("out")
+        name: numbering.outputs[label.layer][0]
+        for name, label in numbering.computed().items()
     }
     for size, layers in itertools.groupby(
         written, lambda layer: _size(written[layer])

@@ -25,6 +25,7 @@ from keras_prunetrain.tensorboard.event_writer import MAGNITUDES, SCORES
 from keras_prunetrain.tensorboard.hparams import settings_of
 from tests.callbacks.fits import Kill, examples, network, widths
 from tests.disks import full_disk
+from tests.masked import silence
 
 PLAN = {0: {"inner": [0]}, 2: {"stage": [2]}}
 
@@ -122,6 +123,34 @@ def test_each_layer_has_a_curve(run):
         assert left[-1] == pytest.approx(width / first[layer])
     assert curve(found, "channels/inner") == pytest.approx([5 / 6] * 4)
     assert curve(found, "channels/stem") == pytest.approx([1, 1, 5 / 6, 5 / 6])
+
+
+def test_heads_and_the_channels_in_them_have_curves_of_their_own(tmp_path):
+    steps = keras.Input((8, 24))
+    x = layers.MultiHeadAttention(2, 3, value_dim=4, name="att")(steps, steps)
+    x = layers.Dense(3, name="logits")(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(steps, x)
+    numbering = number_channels(model)
+    heads, values = numbering.inner["att"].values()
+    alive = np.ones(numbering.size, bool)
+    alive[[heads[0], *values[:3]]] = False
+    silence(numbering, alive)
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    x, y = examples(8)
+    pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path)
+    model.fit(x.reshape(8, 8, 24), y, epochs=2, verbose=0, callbacks=[pruning])
+    assert pruning.reports[0].channels_after == {
+        "att/num_heads": 1,
+        "att/value_dim": 1,
+        "logits": 3,
+    }
+    found = events(tmp_path)
+    assert curve(found, "channels/att/num_heads") == [0.5, 0.5]
+    assert curve(found, "channels/att/value_dim") == [0.25, 0.25]
+    groups = dashboard.stages(number_channels(model))
+    assert groups["8"] == ["att/num_heads", "att/value_dim"]
+    for name in groups["8"]:
+        assert found[f"{MAGNITUDES}/{name}"][1][:, 2].sum() == 1
 
 
 def test_histograms_show_the_largest_magnitude_of_each_channel(run):

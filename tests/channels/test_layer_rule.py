@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from keras_prunetrain import (
     LayerRule,
@@ -29,7 +29,13 @@ from tests.networks import conv, head
         *(("constants", x) for x in ("kept", True, ("pass",))),
         *(("saved", x) for x in ("input", 1)),
         *(("subtracts", x) for x in (("mean",), 0, "")),
-        *(("inner_argument", x) for x in (3, "", ("heads", 3))),
+        *(("inner", x) for x in (3, {"": ({"a": 0}, {"b": 0})})),
+        *(("inner", {x: ({"a": 0}, {"b": 0})}) for x in (3, (), ("heads", 3))),
+        *(("inner", {"heads": x}) for x in (3, ({"a": 0},), ({"a": 0}, {}))),
+        *(
+            ("inner", {"heads": ({"a": 0}, {x: y})})
+            for x, y in ((1, 0), ("b", None))
+        ),
     ],
 )
 def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):
@@ -38,20 +44,8 @@ def test_a_rule_says_which_of_its_fields_is_of_the_wrong_kind(field, value):
         LayerRule(**fields)
 
 
-HEADS = {
-    "inner_out_axis": {"up/kernel": 1, "up/bias": 0},
-    "inner_in_axis": {"down/kernel": 0},
-    "inner_argument": "heads",
-}
-
-
-@pytest.mark.parametrize("missing", HEADS)
-def test_a_rule_says_all_of_what_a_layer_computes_for_itself(missing):
-    fields = {k: v for k, v in HEADS.items() if k != missing}
-    message = f"with `{next(iter(fields))}` must have `{missing}`, too"
-    with pytest.raises(ValueError, match=message):
-        LayerRule("mixes", **fields)
-    LayerRule("mixes", **HEADS)
+WRITTEN, READ = {"up/kernel": 1, "up/bias": 0}, {"down/kernel": 0}
+HEADS = LayerRule("mixes", inner={"heads": (WRITTEN, READ)})
 
 
 class Heads(layers.Layer):
@@ -90,8 +84,31 @@ def model_with_heads(rule, monkeypatch):
     return model
 
 
+class Returning(Heads):
+    """Returns a number for each channel of its heads as well."""
+
+    def call(self, x):
+        inner = self.up(x)
+        return self.down(inner), ops.mean(inner, (1, 2))
+
+
+def test_what_a_further_output_may_have_entries_for_stays(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    channels = {"up/kernel": 2, "up/bias": 1}, {"down/kernel": 1}
+    inner = {"heads": (WRITTEN, READ), "size": channels}
+    register_rule(Returning, LayerRule("mixes", inner=inner))
+    steps = keras.Input((5, 4))
+    outputs = Returning(3, name="own")(steps)
+    numbering = number_channels(keras.Model(steps, outputs))
+    assert len(numbering.frozen) == numbering.size
+    reasons = {numbering.frozen[n] for n in numbering.inner["own"]["size"]}
+    assert reasons == {
+        "own (Returning): another output may have an entry for each of them"
+    }
+
+
 def test_heads_of_a_layer_of_the_users_go(monkeypatch):
-    model = model_with_heads(LayerRule("mixes", **HEADS), monkeypatch)
+    model = model_with_heads(HEADS, monkeypatch)
     x = np.random.default_rng(3).normal(size=(2, 5, 4))
     smaller = reconfigure(model)
     assert smaller.get_layer("own").heads == 2
@@ -99,40 +116,47 @@ def test_heads_of_a_layer_of_the_users_go(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("written", "read", "reason"),
     [
         (
-            {"inner_out_axis": {"upp/kernel": 1}},
-            "it has no kernel that `inner_out_axis` of its rule names",
+            {"upp/kernel": 1},
+            READ,
+            "it has none of the kernels that `inner['heads']` of its rule "
+            "names: upp/kernel",
         ),
         (
-            {"inner_in_axis": {"down/bias": 0}},
+            WRITTEN,
+            {"down/bias": 0},
             "its rule expects 3 on axis 0 of 'down/bias', which has shape (6,)",
         ),
         (
-            {"inner_in_axis": {"own/down/kernl": 0}},
-            "it has no kernel that `inner_in_axis` of its rule names",
+            WRITTEN,
+            {"own/down/kernl": 0},
+            "it has none of the kernels that `inner['heads']` of its rule "
+            "names: own/down/kernl",
         ),
         (
-            {"inner_out_axis": {"kernel": 1}},
+            {"kernel": 1},
+            READ,
             "its rule names 'kernel', and the paths of 2 of its weights end so",
         ),
         (
-            {"inner_out_axis": {"up/kernel": 3}},
+            {"up/kernel": 3},
+            READ,
             "its rule names axis 3 of 'kernel', which has shape (6, 3, 2)",
         ),
         (
-            {"inner_out_axis": {"up/kernel": 2, "up/bias": 0}},
+            {"up/kernel": 2, "up/bias": 0},
+            READ,
             "its rule expects 2 on axis 0 of 'up/bias', which has shape (3, 2)",
         ),
     ],
 )
 def test_a_rule_whose_inner_axes_do_not_fit_holds_all(
-    fields, reason, monkeypatch
+    written, read, reason, monkeypatch
 ):
-    model = model_with_heads(
-        LayerRule("mixes", **{**HEADS, **fields}), monkeypatch
-    )
+    rule = LayerRule("mixes", inner={"heads": (written, read)})
+    model = model_with_heads(rule, monkeypatch)
     assert reconfigure(model) is model
     (held,) = channel_report(model)[0].held_by
     assert held == f"own (Heads): {reason} (6)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prunetrain import reconfigure
+from keras_prunetrain import channel_report, reconfigure
 from keras_prunetrain.channels.numbering import number_channels
 from tests import networks
 from tests.masked import silence
@@ -406,10 +406,32 @@ def test_heads_stay_where_their_scores_are_returned():
     attention = layers.MultiHeadAttention(3, 2, name="heads")
     both = attention(steps, steps, return_attention_scores=True)
     numbering = number_channels(keras.Model(steps, both))
-    for head in numbering.inner["heads"].tolist():
+    heads, values = numbering.inner["heads"].values()
+    for head in heads.tolist():
         assert numbering.frozen[head] == (
-            "heads (MultiHeadAttention): it returns the scores of each of them"
+            "heads (MultiHeadAttention): another output may have an entry for "
+            "each of them"
         )
+    assert numbering.frozen.keys().isdisjoint(values.tolist())
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((5, 6), {"output_shape": (3, 4)}),  # Of as many axes as the scores.
+        ((3, 4, 6), {"attention_axes": (1, 2)}),
+    ],
+)
+def test_scores_that_are_outputs_keep_their_shape(shape, options):
+    steps = keras.Input(shape)
+    attention = layers.MultiHeadAttention(
+        5, 2, value_dim=7, name="heads", **options
+    )
+    outputs = attention(steps, steps, return_attention_scores=True)
+    numbering = number_channels(keras.Model(steps, outputs))
+    heads, values = numbering.inner["heads"].values()
+    assert numbering.frozen.keys() >= {*heads.tolist()}
+    assert numbering.frozen.keys().isdisjoint(values.tolist())
 
 
 def test_heads_are_the_same_in_every_call_and_are_not_rounded_up():
@@ -417,7 +439,7 @@ def test_heads_are_the_same_in_every_call_and_are_not_rounded_up():
     attention = layers.MultiHeadAttention(3, 2, name="heads")
     x = attention(attention(steps, steps), steps)
     model = keras.Model(steps, x)
-    heads = number_channels(model).inner["heads"]
+    heads = number_channels(model).inner["heads"]["num_heads"]
     assert len(heads) == 3
     for name, axis in (("query", 1), ("key", 1), ("value", 1)):
         kernel = getattr(attention, f"{name}_dense").kernel
@@ -427,6 +449,60 @@ def test_heads_are_the_same_in_every_call_and_are_not_rounded_up():
     kernel.assign(kernel.numpy() * [[[1.0]], [[0.0]], [[1.0]]])
     smaller = reconfigure(model, channel_multiple=8, min_channels=3)
     assert smaller.get_layer("heads").num_heads == 2
+
+
+def test_channels_of_values_have_numbers_and_those_of_scores_have_none():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, value_dim=4, name="heads")
+    numbering = number_channels(keras.Model(steps, attention(steps, steps)))
+    inner = numbering.inner["heads"]
+    assert {name: len(x) for name, x in inner.items()} == {
+        "num_heads": 3,
+        "value_dim": 4,
+    }
+    assert {
+        (label.weight.path.split("/")[-2], label.axis)
+        for label in numbering.labels
+        if label.is_kernel
+    } == {
+        *(("query", 1), ("key", 1), ("value", 1), ("value", 2)),
+        *(("attention_output", 0), ("attention_output", 1)),
+    }
+
+
+def test_a_head_and_a_channel_stay_if_all_are_dead():
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(3, 2, value_dim=4, name="heads")
+    model = keras.Model(steps, attention(steps, steps))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[np.concatenate(numbering.inner_numbers())] = False
+    silence(numbering, alive)
+    config = reconfigure(model).get_layer("heads").get_config()
+    assert (config["num_heads"], config["value_dim"]) == (1, 1)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_channel_of_the_values_goes_from_all_heads(gated):
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(
+        3, 2, value_dim=4, use_gate=gated, name="heads"
+    )
+    model = keras.Model(steps, attention(steps, steps))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.inner["heads"]["value_dim"][[0, 2, 3]]] = False
+    silence(numbering, alive)
+    heads, values = channel_report(model)
+    assert (heads.layer, heads.channels) == ("heads/num_heads", 3)
+    assert (values.layer, values.channels) == ("heads/value_dim", 4)
+    assert (heads.dead, values.dead, values.removable) == (0, 3, 3)
+    smaller = reconfigure(model)
+    config = smaller.get_layer("heads").get_config()
+    names = "num_heads", "key_dim", "value_dim"
+    assert [config[name] for name in names] == [3, 2, 1]
+    x = np.random.default_rng(1).normal(size=(2, 6, 4))
+    np.testing.assert_allclose(smaller(x), model(x), atol=1e-6)
 
 
 def test_a_vision_transformer_loses_half_of_its_parameters():
@@ -455,10 +531,24 @@ def test_heads_stay_if_a_call_of_their_layer_cannot_be_followed():
     x = attention(steps, steps)
     x = attention(x, steps, attention_mask=np.ones((1, 6, 6), bool))
     numbering = number_channels(keras.Model(steps, x))
-    assert {numbering.frozen[n] for n in numbering.inner["heads"].tolist()} == {
+    inner = np.concatenate(numbering.inner_numbers())
+    assert {numbering.frozen[n] for n in inner.tolist()} == {
         "heads (MultiHeadAttention): an array of fixed size is among its "
         "arguments"
     }
+
+
+def test_heads_stay_if_another_model_calls_their_layer_in_an_unknown_way():
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    steps = keras.Input((6, 4))
+    first = keras.Model(steps, attention(steps, steps), name="first")
+    steps = keras.Input((6, 4))
+    x = attention(steps, steps, attention_mask=np.ones((1, 6, 6), bool))
+    second = keras.Model(steps, x, name="second")
+    steps = keras.Input((6, 4))
+    numbering = number_channels(keras.Model(steps, second(first(steps))))
+    inner = np.concatenate(numbering.inner_numbers())
+    assert numbering.frozen.keys() >= set(inner.tolist())
 
 
 @pytest.mark.parametrize(
@@ -480,8 +570,10 @@ def test_heads_stay_where_a_mask_has_an_entry_for_each(places, shape, stays):
     )
     x = attention(query=steps, value=steps, attention_mask=mask)
     numbering = number_channels(keras.Model([steps, mask], x))
-    assert {numbering.frozen.get(n) for n in numbering.inner["heads"]} == {
-        "heads (MultiHeadAttention): its mask has an entry for each of them"
+    heads = numbering.inner["heads"]["num_heads"]
+    assert {numbering.frozen.get(n) for n in heads.tolist()} == {
+        "heads (MultiHeadAttention): its mask may have an entry for each of "
+        "them"
         if stays
         else None
     }
@@ -495,8 +587,9 @@ def test_heads_that_others_read_stay_where_a_mask_names_the_readers(
     attention = layers.GroupQueryAttention(2, 6, 3, name="heads")
     x = attention(steps, steps, attention_mask=mask)
     numbering = number_channels(keras.Model([steps, mask], x))
-    assert len(numbering.inner["heads"]) == 3
-    frozen = set(numbering.frozen) & {*numbering.inner["heads"].tolist()}
+    (heads,) = numbering.inner["heads"].values()
+    assert len(heads) == 3
+    frozen = set(numbering.frozen) & {*heads.tolist()}
     assert len(frozen) == (3 if stays else 0)
 
 

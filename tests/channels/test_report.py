@@ -44,6 +44,14 @@ def test_it_names_what_holds_a_dead_channel():
     assert rows(network.model)["conv1"].coupled_with == ()
 
 
+def test_it_counts_the_heads_of_keys_that_heads_of_queries_share():
+    network = networks.sharing_heads()
+    shake(network.model)
+    kill_all(network)
+    row = rows(network.model)["shared/num_key_value_heads"]
+    assert (row.channels, row.dead, row.removable) == (3, 2, 2)
+
+
 def test_it_names_the_layer_nobody_knows():
     class Mystery(layers.Layer):
         def call(self, x):

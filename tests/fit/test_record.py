@@ -52,4 +52,6 @@ def test_an_addition_is_named_where_it_goes_on_adding_a_constant(beta, kept):
 
     assert {"conv1", "conv2", "conv2_bn"} <= set(record.removed_layers)
     assert record.channels_after["conv1"] == 0
+    # Other layers still have the channels of the shortcut around it.
+    assert record.channels_after["conv2"] == 0
     assert record.constants_kept == kept

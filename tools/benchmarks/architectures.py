@@ -64,7 +64,9 @@ def cut_like(report, model, channel_multiple=1):
         ValueError: If it describes that of another model.
     """
     numbering = number_channels(model)
-    written = {label.layer: label.numbers for label in numbering.kernels("out")}
+    written = {
+        name: label.numbers for name, label in numbering.computed().items()
+    }
     alive = np.zeros(numbering.size, bool)
     alive[list(numbering.frozen)] = True
     for layer, keep in report["keep"].items():
