@@ -3,6 +3,7 @@
     python tools/coverage.py                     # all, into docs/coverage.md
     python tools/coverage.py MobileNetV2 VGG16   # these, to the terminal
     python tools/coverage.py --only time         # the times again, alone
+    python tools/coverage.py --only nested       # as backbones, alone
 
 Each model gets random weights that carry a signal: kernels of unit gain, batch
 statistics of a forward pass, all of it shaken, logits instead of a softmax.
@@ -11,7 +12,8 @@ float64 the smaller model must be the same function as the one with the zeros:
 outputs, gradients, the next step of SGD with momentum, and a `.keras` file of
 it that is loaded again. That the comparison can fail is a column: how far the
 output moves when a single living channel is cut as well (the most of five: some
-lie behind a ReLU that none of the images opens).
+lie behind a ReLU that none of the images opens). The same is checked of each
+model as a nested backbone that takes images of any size.
 """
 
 import json
@@ -30,10 +32,11 @@ from application_check import check, measure  # noqa: E402
 from applications import TOO_LARGE, names  # noqa: E402
 from coverage_page import page_of, table  # noqa: E402
 from masked_trial import SEED, TOLERANCE  # noqa: E402
+from nested_check import nested  # noqa: E402
 
 from apps.environment import environment  # noqa: E402
 
-TASKS = {"check": check, "time": measure}
+TASKS = {"check": check, "time": measure, "nested": nested}
 
 
 def in_a_process(task, name):
@@ -54,6 +57,27 @@ def in_a_process(task, name):
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def renew(row, tasks, leave_out):
+    """Puts what the `tasks` find out into a row; nothing older of them stays.
+
+    Args:
+        row: Dict of what is known of a model.
+        tasks: List of names in `TASKS`.
+        leave_out: Dict from the names of models to why they are timed only.
+    """
+    of_other_tasks = {"seconds": "time", "time_error": "time"}
+    of_other_tasks |= {"nested": "nested", "nested_error": "nested"}
+    for key in row.keys() - {"model"}:
+        if of_other_tasks.get(key, "check") in tasks:
+            del row[key]
+    name = row["model"]
+    for task in tasks:
+        if task != "time" and name in leave_out:
+            row["error"] = leave_out[name]
+        else:
+            row.update(in_a_process(task, name))
+
+
 def main(tasks, chosen):
     results = ROOT / "tools" / "results" / "coverage.json"
     rows = {name: {"model": name} for name in chosen or names()}
@@ -62,19 +86,14 @@ def main(tasks, chosen):
         record = json.loads(results.read_text())
         for row in record["models"]:  # What is not run now stays as it was.
             rows[row["model"]] = row
-    for name, row in rows.items():
-        if "check" in tasks:  # Nothing of an older check stays.
-            for key in row.keys() - {"model", "seconds"}:
-                del row[key]
-        for task in tasks:
-            if task == "check" and name in TOO_LARGE and not chosen:
-                row["error"] = TOO_LARGE[name]
-            else:
-                row.update(in_a_process(task, name))
+    where = {task: environment([SEED]) for task in tasks}
+    # Small models first: what ends early has most of them.
+    for row in sorted(rows.values(), key=lambda row: row.get("parameters", 0)):
+        renew(row, tasks, leave_out={} if chosen else TOO_LARGE)
         print(table([row]).splitlines()[-1], flush=True)
         if chosen:
             continue
-        record |= {task: environment([SEED]) for task in tasks}
+        record |= where
         record["models"] = list(rows.values())
         results.write_text(json.dumps(record, indent=1) + "\n")
         page = ROOT / "docs" / "coverage.md"

@@ -21,14 +21,18 @@ def table(rows):
     """Returns the rows as a Markdown table."""
     lines = [
         "| model | parameters | after | outputs | gradients | next step "
-        "| loaded | a living channel | folding | seconds | |",
-        "| --- " + "| ---: " * 9 + "| --- |",
+        "| loaded | a living channel | folding | nested | nested difference "
+        "| seconds | |",
+        "| --- " + "| ---: " * 11 + "| --- |",
     ]
     for row in rows:
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         if "parameters" not in row:
             reason = row.get("error", "not run")
-            lines.append(f"| {row['model']} {'| ' * 8}| {seconds} | {reason} |")
+            lines.append(
+                f"| {row['model']} {'| ' * 8}| {nested_cells(row)} | "
+                f"{seconds} | {reason} |"
+            )
             continue
         left = row["parameters_after"] / row["parameters"]
         differences = (
@@ -40,10 +44,20 @@ def table(rows):
             f"{' | '.join(differences)} | "
             f"{row['living_channel_difference']:.0e} | "
             f"{row['parameters_folded'] / row['parameters']:.0%} | "
-            f"{seconds} | "
+            f"{nested_cells(row)} | {seconds} | "
             f"{'' if is_right(row) else 'misses'} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def nested_cells(row):
+    """Returns the two cells on the model as a nested backbone."""
+    if "nested" not in row:
+        return f"{row.get('nested_error', 'not run')} | "
+    found = row["nested"]
+    left = found["parameters_after"] / found["parameters"]
+    mark = " misses" if found["misses"] else ""
+    return f"{left:.0%} | {found['difference']:.0e}{mark}"
 
 
 _INTRODUCTION = """\
@@ -65,6 +79,15 @@ model:
   is cut as well (the most of five), which shows that the comparison can fail;
 * "folding": the share of the parameters that `fold=True` leaves if the same
   channels are zero only where they are computed (without `fold`, all stay);
+* "nested": the share that is left of a fine-tuned model, as in Keras's guide to
+  transfer learning: the model without its top is nested in it, for images of
+  any size, and called with `training=False`. It is frozen while a step trains
+  the head, and `reconfigure` then removes nothing, although the head no longer
+  reads half of the features. It is unfrozen before channels die;
+* "nested difference": the largest of all differences of that model: of the
+  outputs for images of two sizes, at once and after saving and loading, of the
+  gradients, and of the outputs after one more step. "misses" behind it says
+  that something is not so, or that no living channel moves the outputs;
 * "seconds": the time of `reconfigure` in float32, with the slots of SGD with
   momentum.
 

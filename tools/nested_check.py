@@ -1,0 +1,120 @@
+"""A model of `keras.applications` as the backbone of a fine-tuned model.
+
+The model is that of Keras's guide to transfer learning: a backbone for images
+of any size, nested and called with `training=False`, and a head. The backbone
+is frozen at first, then it is trained as well. (In Keras 3 a training step
+calls all layers with `training=True`, whatever the call of a nested model says:
+the batch normalizations of the unfrozen backbone then read the batch.)
+"""
+
+import keras
+import numpy as np
+from applications import SIZES, awaken, draw_weights
+from keras import layers
+from masked_trial import (
+    SEED,
+    Trial,
+    compile_anew,
+    cut,
+    difference,
+    examples,
+    gradient_difference,
+    living_channel_difference,
+    loaded,
+    misses,
+    next_step_difference,
+)
+
+import keras_prunetrain as kpt
+from keras_prunetrain.channels.numbering import number_channels
+from tests.masked import some_alive
+
+
+def nested(name):
+    """Returns what is left of the model, and how far its equal is from it."""
+    keras.config.set_floatx("float64")
+    keras.utils.set_random_seed(SEED)
+    trial = prepare(name)
+    row = {"frozen_difference": frozen_difference(trial)} | unfrozen(trial)
+    differences = [
+        value
+        for key, value in row.items()
+        if key.endswith("difference") and key != "living_channel_difference"
+    ]
+    return {
+        "nested": {
+            "parameters": row["parameters"],
+            "parameters_after": row["parameters_after"],
+            "difference": float(np.max(differences)),  # A NaN stays one.
+            "misses": misses(row),
+        }
+    }
+
+
+def prepare(name):
+    """Builds the model, with weights that carry a signal; returns a `Trial`."""
+    rng = np.random.default_rng(SEED)
+    backbone = getattr(keras.applications, name)(
+        include_top=False,
+        weights=None,
+        input_shape=(None, None, 3),
+        name="backbone",
+    )
+    image = keras.Input((None, None, 3))
+    x = backbone(image, training=False)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(10, name="logits")(x))
+    images, labels = examples(model, SIZES.get(name, 32), rng)
+    draw_weights(model, rng)
+    awaken(model, images, rng)
+    numbering = number_channels(model)
+    alive = some_alive(numbering, rng)
+    return Trial(model, model, numbering, alive, images, labels, rng)
+
+
+def frozen_difference(trial):
+    """Trains the head for a step; returns what `reconfigure` then changes.
+
+    The head no longer reads half of the features, but the frozen backbone goes
+    on computing them: it must stay as it was.
+    """
+    model = trial.model
+    backbone = model.get_layer("backbone")
+    before = backbone.get_weights()
+    backbone.trainable = False
+    compile_anew(model)
+    model.train_on_batch(trial.images, trial.labels)
+    kernel = model.get_layer("logits").kernel
+    trained = kernel.numpy()
+    kernel.assign(np.where(np.arange(len(trained))[:, None] % 2, trained, 0.0))
+    smaller = kpt.reconfigure(model)
+    after = smaller.get_layer("backbone").get_weights()
+    if [x.shape for x in before] != [x.shape for x in after] or not all(
+        map(np.array_equal, before, after)
+    ):
+        return float("inf")
+    found = difference(smaller(trial.images), model(trial.images))
+    kernel.assign(trained)
+    return found
+
+
+def unfrozen(trial):
+    """Trains the backbone as well; compares the smaller model."""
+    trial.model.get_layer("backbone").trainable = True
+    compile_anew(trial.model)
+    smaller, expected = cut(trial)
+    again = loaded(smaller)
+    height, width = np.add(trial.images.shape[1:3], (24, 8))
+    others = trial.rng.uniform(0.0, 255.0, (2, height, width, 3))
+    of_others = trial.model(others)
+    return {
+        "parameters": trial.model.count_params(),
+        "parameters_after": smaller.count_params(),
+        "output_difference": difference(smaller(trial.images), expected),
+        "other_size_difference": difference(smaller(others), of_others),
+        "loaded_difference": difference(again(trial.images), expected),
+        "loaded_other_size_difference": difference(again(others), of_others),
+        "gradient_difference": gradient_difference(trial, smaller),
+        "next_step_difference": next_step_difference(trial, smaller),
+        "living_channel_difference": living_channel_difference(trial),
+    }
