@@ -56,8 +56,9 @@ def nested_cells(row):
         return f"{row.get('nested_error', 'not run')} | "
     found = row["nested"]
     left = found["parameters_after"] / found["parameters"]
+    size = "" if found["any_size"] else " (one size)"
     mark = " misses" if found["misses"] else ""
-    return f"{left:.0%} | {found['difference']:.0e}{mark}"
+    return f"{left:.0%}{size} | {found['difference']:.0e}{mark}"
 
 
 _INTRODUCTION = """\
@@ -83,7 +84,8 @@ model:
   transfer learning: the model without its top is nested in it, for images of
   any size, and called with `training=False`. It is frozen while a step trains
   the head, and `reconfigure` then removes nothing, although the head no longer
-  reads half of the features. It is unfrozen before channels die;
+  reads half of the features. It is unfrozen before channels die. "(one size)"
+  stands at the models that compute no image if Keras builds them for any size;
 * "nested difference": the largest of all differences of that model: of the
   outputs for images of two sizes, at once and after saving and loading, of the
   gradients, and of the outputs after one more step. "misses" behind it says

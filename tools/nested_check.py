@@ -29,6 +29,10 @@ import keras_prunetrain as kpt
 from keras_prunetrain.channels.numbering import number_channels
 from tests.masked import some_alive
 
+# Keras compares sizes when it builds them, and `None` is equal to `None`: built
+# for images of any size, they compute no image.
+ONE_SIZE = {"NASNetLarge", "NASNetMobile"}
+
 
 def nested(name):
     """Returns what is left of the model, and how far its equal is from it."""
@@ -41,35 +45,38 @@ def nested(name):
         for key, value in row.items()
         if key.endswith("difference") and key != "living_channel_difference"
     ]
-    return {
-        "nested": {
-            "parameters": row["parameters"],
-            "parameters_after": row["parameters_after"],
-            "difference": float(np.max(differences)),  # A NaN stays one.
-            "misses": misses(row),
-        }
+    found = {
+        "parameters": row["parameters"],
+        "parameters_after": row["parameters_after"],
+        "difference": float(np.max(differences)),  # A NaN stays one.
+        "misses": misses(row),
+        "any_size": name not in ONE_SIZE,
     }
+    return {"nested": found}
 
 
 def prepare(name):
     """Builds the model, with weights that carry a signal; returns a `Trial`."""
     rng = np.random.default_rng(SEED)
+    size = SIZES.get(name, 32)
+    shape = (size, size, 3) if name in ONE_SIZE else (None, None, 3)
     backbone = getattr(keras.applications, name)(
-        include_top=False,
-        weights=None,
-        input_shape=(None, None, 3),
-        name="backbone",
+        include_top=False, weights=None, input_shape=shape
     )
-    image = keras.Input((None, None, 3))
+    image = keras.Input(shape)
     x = backbone(image, training=False)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(image, layers.Dense(10, name="logits")(x))
-    images, labels = examples(model, SIZES.get(name, 32), rng)
+    images, labels = examples(model, size, rng)
     draw_weights(model, rng)
     awaken(model, images, rng)
     numbering = number_channels(model)
     alive = some_alive(numbering, rng)
     return Trial(model, model, numbering, alive, images, labels, rng)
+
+
+def backbone_of(model):
+    return model.layers[1]  # Behind the input.
 
 
 def frozen_difference(trial):
@@ -79,7 +86,7 @@ def frozen_difference(trial):
     on computing them: it must stay as it was.
     """
     model = trial.model
-    backbone = model.get_layer("backbone")
+    backbone = backbone_of(model)
     before = backbone.get_weights()
     backbone.trainable = False
     compile_anew(model)
@@ -88,7 +95,7 @@ def frozen_difference(trial):
     trained = kernel.numpy()
     kernel.assign(np.where(np.arange(len(trained))[:, None] % 2, trained, 0.0))
     smaller = kpt.reconfigure(model)
-    after = smaller.get_layer("backbone").get_weights()
+    after = backbone_of(smaller).get_weights()
     if [x.shape for x in before] != [x.shape for x in after] or not all(
         map(np.array_equal, before, after)
     ):
@@ -100,12 +107,11 @@ def frozen_difference(trial):
 
 def unfrozen(trial):
     """Trains the backbone as well; compares the smaller model."""
-    trial.model.get_layer("backbone").trainable = True
+    backbone_of(trial.model).trainable = True
     compile_anew(trial.model)
     smaller, expected = cut(trial)
     again = loaded(smaller)
-    height, width = np.add(trial.images.shape[1:3], (24, 8))
-    others = trial.rng.uniform(0.0, 255.0, (2, height, width, 3))
+    others = images_of_another_size(trial)
     of_others = trial.model(others)
     return {
         "parameters": trial.model.count_params(),
@@ -118,3 +124,12 @@ def unfrozen(trial):
         "next_step_difference": next_step_difference(trial, smaller),
         "living_channel_difference": living_channel_difference(trial),
     }
+
+
+def images_of_another_size(trial):
+    """Returns larger images, not square, if the model takes any size."""
+    images = trial.images[:2]
+    if None not in trial.model.input_shape[1:]:
+        return images
+    height, width = np.add(images.shape[1:3], (24, 8))
+    return trial.rng.uniform(0.0, 255.0, (2, height, width, 3))

@@ -49,13 +49,15 @@ def test_what_is_not_as_claimed_is_named(key, value):
         ({}, "not run | "),
         ({"nested_error": "ValueError: no"}, "ValueError: no | "),
         ({"misses": []}, "25% | 2e-15"),
+        ({"misses": [], "any_size": False}, "25% (one size) | 2e-15"),
         ({"misses": ["loaded_difference"]}, "25% | 2e-15 misses"),
     ],
 )
 def test_a_row_says_how_the_nested_model_was_compared(found, cells):
     if "misses" in found:
         shares = {"parameters": 8, "parameters_after": 2, "difference": 2e-15}
-        found = {"nested": found | shares}
+        shares["any_size"] = True
+        found = {"nested": shares | found}
     lines = coverage_page.table([{"model": "Net", "seconds": 1.0} | found])
     heading, _, row = lines.splitlines()
     assert row == f"| Net {'| ' * 8}| {cells} | 1.0 | not run |"
