@@ -56,7 +56,8 @@ def prepare(name):
     """Builds a model with weights that carry a signal; returns the `Trial`."""
     rng = np.random.default_rng(SEED)
     model = build(name)
-    images, labels = examples(model, SIZES.get(name, 32), rng)
+    size = SIZES.get(name, 32)
+    images, labels = examples(model, (size, size), rng)
     draw_weights(model, rng)
     compile_anew(model)
     numbering = number_channels(model)

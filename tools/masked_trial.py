@@ -25,7 +25,7 @@ class Trial(NamedTuple):
         run: The model as a function; its weights may change.
         numbering: The `Numbering` of its channels.
         alive: Boolean for each channel.
-        images: Shape `(count, size, size, 3)`.
+        images: Shape `(count, height, width, 3)`.
         labels: Shape `(count,)`.
         rng: The generator of all that is drawn.
     """
@@ -39,12 +39,12 @@ class Trial(NamedTuple):
     rng: np.random.Generator
 
 
-def examples(model, size, rng):
-    """Returns images of `size` pixels and labels for `model`."""
+def examples(model, sizes, rng):
+    """Returns images of `sizes`, (height, width), and labels for `model`."""
     # In training, batch normalization of a few values, hundreds of times in a
     # row, makes large differences of rounding errors.
     count = 16 if normalizations(model) else 4
-    images = rng.uniform(0.0, 255.0, (count, size, size, 3))
+    images = rng.uniform(0.0, 255.0, (count, *sizes, 3))
     return images, rng.integers(0, 10, count)
 
 
