@@ -11,14 +11,11 @@ from applications import SIZES, awaken, build, draw_weights
 from masked_trial import (
     SEED,
     Trial,
+    compared,
     compile_anew,
     cut,
     difference,
     examples,
-    gradient_difference,
-    living_channel_difference,
-    loaded,
-    next_step_difference,
 )
 
 import keras_prunetrain as kpt
@@ -34,21 +31,12 @@ def check(name):
     one_sided = check_one_sided(trial)
     smaller, expected = cut(trial)
     return {
-        "parameters": trial.model.count_params(),
-        "parameters_after": smaller.count_params(),
         "layers": len(trial.model.operations),
-        "output_difference": difference(smaller(trial.images), expected),
         **one_sided,
         "signal": float(np.ptp(expected, axis=0).max() / expected.std()),
         "flops_agree": flops_by_hand(smaller)
         == kpt.model_cost(smaller).forward_flops,
-        "loaded_difference": difference(
-            loaded(smaller)(trial.images), expected
-        ),
-        "gradient_difference": gradient_difference(trial, smaller),
-        # The same step for both; then they are still the same function.
-        "next_step_difference": next_step_difference(trial, smaller),
-        "living_channel_difference": living_channel_difference(trial),
+        **compared(trial, smaller, expected),
     }
 
 

@@ -67,6 +67,29 @@ def cut(trial):
     return kpt.reconfigure(model), trial.run(trial.images).numpy()
 
 
+def compared(trial, smaller, expected):
+    """Returns how `smaller` differs from the masked model, a dict.
+
+    Both models train for a step; then they are still the same function.
+
+    Args:
+        trial: The `Trial`, whose channels are dead.
+        smaller: The model without these channels.
+        expected: What the masked model computes of `trial.images`.
+    """
+    return {
+        "parameters": trial.model.count_params(),
+        "parameters_after": smaller.count_params(),
+        "output_difference": difference(smaller(trial.images), expected),
+        "loaded_difference": difference(
+            loaded(smaller)(trial.images), expected
+        ),
+        "gradient_difference": gradient_difference(trial, smaller),
+        "next_step_difference": next_step_difference(trial, smaller),
+        "living_channel_difference": living_channel_difference(trial),
+    }
+
+
 def misses(row):
     """Returns the keys of `row` that are not as claimed."""
     claims = {

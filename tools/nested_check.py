@@ -14,15 +14,13 @@ from keras import layers
 from masked_trial import (
     SEED,
     Trial,
+    compared,
     compile_anew,
     cut,
     difference,
     examples,
-    gradient_difference,
-    living_channel_difference,
     loaded,
     misses,
-    next_step_difference,
 )
 
 import keras_prunetrain as kpt
@@ -120,13 +118,7 @@ def unfrozen(trial):
     others = trial.rng.uniform(0.0, 255.0, (2, size, size, 3))
     of_others = trial.model(others)
     return {
-        "parameters": trial.model.count_params(),
-        "parameters_after": smaller.count_params(),
-        "output_difference": difference(smaller(trial.images), expected),
         "other_size_difference": difference(smaller(others), of_others),
-        "loaded_difference": difference(again(trial.images), expected),
         "loaded_other_size_difference": difference(again(others), of_others),
-        "gradient_difference": gradient_difference(trial, smaller),
-        "next_step_difference": next_step_difference(trial, smaller),
-        "living_channel_difference": living_channel_difference(trial),
+        **compared(trial, smaller, expected),
     }
