@@ -76,10 +76,13 @@ def sdgp(recipe):
 
 def _options(recipe):
     """Returns the arguments of `reconfigure` that a recipe has, a dict."""
+    options = {"skip": recipe.skip}
     multiple = recipe.channel_multiple
-    if multiple is None:
-        return {}
-    return {"channel_multiple": int(multiple) if multiple != "auto" else "auto"}
+    if multiple is not None:
+        options["channel_multiple"] = (
+            int(multiple) if multiple != "auto" else "auto"
+        )
+    return options
 
 
 def _scoring_data(recipe, data):

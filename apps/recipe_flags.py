@@ -192,6 +192,12 @@ def _define_pruning(values, defaults):
         f"must be auto, or a whole number from 1 to {_MOST_CHANNELS}.",
         flag_values=values,
     )
+    flags.DEFINE_list(
+        *("skip", []),
+        "Layers that keep all of their channels, those that they read as well: "
+        "names, or patterns such as *_shortcut.",
+        flag_values=values,
+    )
     flags.register_multi_flags_validator(
         ["finetune_epochs", "epochs"],
         lambda found: found["finetune_epochs"] < found["epochs"],
@@ -228,6 +234,7 @@ def recipe(values):
         | {
             "learning_rate": _RATES[values.optimizer] if rate is None else rate,
             "learning_rate_drops": tuple(map(int, drops)),
+            "skip": tuple(values.skip),
             "initial_run": command_line.folder(values.initial_run),
         }
     )

@@ -61,6 +61,7 @@ class Recipe:
             this callback.
         channel_multiple: What layers keep a multiple of, as text: a number, or
             `"auto"`; `None` for the callback's own default.
+        skip: Names or patterns of the layers that keep all of their channels.
         sdgp: n and m of an `SDGPCallback`, `"2:4"`; `None` for none.
         sdgp_mode, sdgp_dense_last: Its `mode` and `dense_last`.
         initial_run: Folder of a finished run of the same network, whose last
@@ -100,6 +101,7 @@ class Recipe:
     iterations: int = 1
     iteration_interval: int = 0
     channel_multiple: str | None = None
+    skip: tuple[str, ...] = ()
     sdgp: str | None = None
     sdgp_mode: str = "rescaled"
     sdgp_dense_last: float = 0.0

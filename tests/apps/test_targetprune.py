@@ -74,6 +74,21 @@ def test_the_multiple_of_channels_arrives(method, words, multiple):
     assert found.channel_multiple == multiple
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("targetprune", ["--target_flops=0.5"]),
+        ("earlycrop", ["--target_flops=0.5", "--channel_multiple=8"]),
+        ("prunetrain", []),
+    ],
+)
+def test_the_layers_to_skip_arrive(method, words):
+    assert pruning(*words, method=method)._options.skip == ()
+    words = [*words, "--skip=stem,*_shortcut"]
+    found = pruning(*words, method=method)._options
+    assert found.skip == ("stem", "*_shortcut")
+
+
 def test_another_seed_draws_other_random_scores():
     from keras_prunetrain.channels.numbering import number_channels
 
