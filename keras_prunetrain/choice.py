@@ -228,7 +228,7 @@ def _limits(numbering, min_channels, least):
             x.numbers,
             max(
                 # Heads, and the channels in one, may be fewer.
-                1 if x.layer in numbering.inner else min_channels,
+                1 if x.is_inner else min_channels,
                 least.get(x.name, 1),
             ),
         )

@@ -704,7 +704,7 @@ def recurrent():
 
 
 def attending():
-    """Heads of an attention, and in one across inputs also what heads read."""
+    """All that leaves an attention: inputs, heads, values, and outputs."""
     image = keras.Input((6, 6, 2))
     x = layers.Reshape((12, 12))(conv(image, 4, "stem"))
     x = layers.Dense(6, name="steps")(x)
@@ -717,20 +717,23 @@ def attending():
     written = "query", "key", "value"
     return Network(
         keras.Model(image, layers.Dense(3, name="logits")(x)),
-        writes={"up": [1, 4]},
-        reads={"logits": [1, 4]},
+        writes={"steps": [3, 5], "query": [0], "up": [1, 4]},
+        reads={"query": [3, 5], "up": [2], "logits": [1, 4]},
         carries={},
         dies={
-            **{f"self/{part}/kernel": {1: [0, 2]} for part in written},
-            "self/attention_output/kernel": {0: [0, 2]},
-            **{f"cross/{part}/kernel": {1: [1]} for part in written},
-            "cross/value/kernel": {1: [1], 2: [0]},
-            "cross/attention_output/kernel": {0: [1], 1: [0]},
+            **{f"self/{x}/kernel": {0: [3, 5], 1: [0, 2]} for x in written},
+            "self/attention_output/kernel": {0: [0, 2], 2: [3, 5]},
+            "cross/query/kernel": {0: [0], 1: [1]},
+            "cross/key/kernel": {0: [3, 5], 1: [1]},
+            "cross/value/kernel": {0: [3, 5], 1: [1], 2: [0]},
+            "cross/attention_output/kernel": {0: [1], 1: [0], 2: [2]},
         },
         goes={
-            **{f"self/{part}/bias": {0: [0, 2]} for part in written},
-            **{f"cross/{part}/bias": {0: [1]} for part in written},
+            **{f"self/{x}/bias": {0: [0, 2]} for x in written},
+            "self/attention_output/bias": {0: [3, 5]},
+            **{f"cross/{x}/bias": {0: [1]} for x in written},
             "cross/value/bias": {0: [1], 1: [0]},
+            "cross/attention_output/bias": {0: [2]},
         },
     )
 
@@ -746,14 +749,20 @@ def sharing_heads():
     gone = {"query": [0, 1, 4, 5], "key": [0, 2], "value": [0, 2]}
     return Network(
         keras.Model(image, layers.Dense(3, name="logits")(x)),
-        writes={"up": [1, 4]},
-        reads={"logits": [1, 4]},
+        writes={"steps": [2], "up": [1, 4]},
+        reads={"up": [2], "logits": [1, 4]},
         carries={},
         dies={
-            **{f"shared/{x}/kernel": {1: heads} for x, heads in gone.items()},
-            "shared/attention_output/kernel": {0: [0, 1, 4, 5]},
+            **{
+                f"shared/{x}/kernel": {0: [2], 1: heads}
+                for x, heads in gone.items()
+            },
+            "shared/attention_output/kernel": {0: [0, 1, 4, 5], 2: [2]},
         },
-        goes={f"shared/{x}/bias": {0: heads} for x, heads in gone.items()},
+        goes={
+            **{f"shared/{x}/bias": {0: heads} for x, heads in gone.items()},
+            "shared/attention_output/bias": {0: [2]},
+        },
     )
 
 

@@ -120,6 +120,25 @@ def test_projections_cost_what_they_do_where_few_steps_attend_to_many(options):
     assert costs.of(plan.alive) < costs.total
 
 
+def test_channels_around_an_attention_cost_what_their_cut_saves():
+    few, many = keras.Input((5, 6)), keras.Input((40, 9))
+    left = keras.layers.Dense(6, name="left")(few)
+    right = keras.layers.Dense(8, name="right")(many)
+    x = keras.layers.MultiHeadAttention(3, 2, 4, name="att")(left, right)
+    model = keras.Model([few, many], keras.layers.Dense(2)(x))
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[[numbering.outputs[x][0].numbers[0] for x in ("left", "att")]] = False
+    alive[numbering.outputs["right"][0].numbers[:5]] = False
+    plan = plan_of(model, numbering, alive, CutOptions())
+    smaller = model_cost(prepare_cut(model, plan).model)
+    for quantity in ("forward_flops", "parameters", "activation_bytes"):
+        costs = ChannelCosts(model, numbering, quantity)
+        left = getattr(smaller, quantity)
+        assert costs.of(plan.alive) == pytest.approx(left), quantity
+        assert left < costs.total
+
+
 def test_a_layer_in_two_models_costs_what_it_does_in_both():
     steps = keras.Input((5, 6))
     attention = keras.layers.MultiHeadAttention(4, 2)

@@ -162,6 +162,7 @@ def test_heads_and_the_channels_in_them_have_limits_of_their_own():
     model = keras.Model(steps, keras.layers.Dense(2, name="logits")(x))
     numbering, choice = choice_of(model, cut=0.75)
     assert least_channels(numbering, 0.75) == {
+        "att": 3,
         "att/num_heads": 1,
         "att/value_dim": 2,
         "logits": 1,

@@ -230,9 +230,13 @@ def test_hand_count_of_the_other_classes(layer, shape, macs, caplog):
         (layers.MultiHeadAttention(2, 5, use_gate=True), 3 * 10),
     ],
 )
-def test_hand_count_of_attention(layer, queries):
+@pytest.mark.parametrize("named", [False, True])
+def test_hand_count_of_attention(layer, queries, named):
     query, value = keras.Input((9, 3)), keras.Input((4, 3))
-    model = keras.Model([query, value], layer(query, value))
+    # Keras sorts named arguments by their names.
+    given = {"key": value, "query": query, "value": value}
+    x = layer(**given) if named else layer(query, value)
+    model = keras.Model([query, value], x)
     macs = 3 * queries * 9 + 3 * (2 * 10) * 4
     assert model_cost(model).forward_flops == 2 * macs
 

@@ -77,6 +77,23 @@ def test_a_mask_is_told_from_the_other_inputs_of_a_call():
     assert found["Embedding"] is found["Dense"] is None
 
 
+def test_arguments_have_the_order_of_the_call():
+    few, many = keras.Input((5, 4)), keras.Input((7, 4))
+    attention = layers.MultiHeadAttention(2, 3)
+    # Keras sorts them by name.
+    x = attention(value=many, query=few, key=many)
+    *_, call = keras_internals.calls(keras.Model([few, many], x))
+    assert [x.shape[1] for x in call.inputs] == [5, 7, 7]
+    for names, position in (
+        (["query"], 0),
+        (["key", "value"], 1),
+        (["query_mask", "value"], 1),
+        (["query_mask"], None),
+        (["unknown"], None),
+    ):
+        assert keras_internals.argument_position(call, names) == position
+
+
 def test_weights_that_keras_had_to_name_have_one_name():
     class Nameless(layers.Layer):
         def build(self, shape):

@@ -52,11 +52,7 @@ def constant_branches(
         is left, and the frozenset of the keys of all layers that the outputs of
         `model` then no longer need.
     """
-    dead = {
-        label.layer
-        for label in numbering.kernels()
-        if not alive[label.numbers].any()
-    }
+    dead = _dead_layers(numbering, alive)
     if not dead:
         return {}, frozenset()
     found = _constant_summands(model, numbering, dead)
@@ -67,6 +63,23 @@ def constant_branches(
         if skipped.isdisjoint(_unneeded(model, numbering, {output: addition}))
     }
     return additions, _unneeded(model, numbering, additions)
+
+
+def _dead_layers(numbering, alive):
+    """Returns the keys of the layers whose writing kernels are all dead.
+
+    An attention whose queries are dead goes on computing from its values.
+    """
+    dead = {
+        id(label.weight)
+        for label in numbering.kernels()
+        if not alive[label.numbers].any()
+    }
+    writing = collections.defaultdict(set)
+    for label in numbering.kernels("out"):
+        if not label.is_inner:
+            writing[label.layer].add(id(label.weight))
+    return {key for key, kernels in writing.items() if kernels <= dead}
 
 
 def needed_calls(

@@ -82,7 +82,9 @@ def _written(visit, channels, silent):
         value = _unchanged(rule, visit.inputs[0])
         numbers = channels.read[0].numbers
         return [_moved(value, numbers, x.numbers) for x in channels.written]
-    (written,) = channels.written
+    written, *others = channels.written
+    if others:
+        return None
     if silent is not None:
         found = _known(_of_zeros(call, written), silent)
     else:
@@ -193,8 +195,8 @@ def _of_zeros(call, channels):
     For a layer with a kernel, that output is the activation of the bias. `None`
     if the output of a channel differs between pixels.
     """
-    shape = [size or _ANY_SIZE for size in call.inputs[0].shape[1:]]
-    output = _call(call, [np.zeros((1, *shape))])
+    shapes = [[size or _ANY_SIZE for size in x.shape[1:]] for x in call.inputs]
+    output = _call(call, [np.zeros((1, *shape)) for shape in shapes])
     output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
     output = output.reshape(-1, output.shape[-1])
     # The bias of an `EinsumDense` may differ from head to head.

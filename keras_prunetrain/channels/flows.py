@@ -15,6 +15,7 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels import layer_rule
 from keras_prunetrain.channels.numbers import Channels, merge
 from keras_prunetrain.channels.rules import rule_for
+from keras_prunetrain.channels.walk import Visit
 
 # Replaces an unknown image size.
 _ANY_SIZE = 8
@@ -53,12 +54,64 @@ def _reads(numbers, visit, rule, earlier):
 
 
 def _mixes(numbers, visit, rule, earlier):
-    """Freezes what the layer reads, and gives each output numbers that stay."""
+    """Freezes what no kernel reads; gives the first output numbers of its own.
+
+    The first output has those of the inputs if nothing can tell the layer how
+    many channels to compute. Further outputs stay.
+    """
     reason = rule.ask("freezes", visit.call.operation)
-    reason = visit.because(reason or "its rule keeps what it reads")
-    for x in visit.inputs:
-        numbers.freeze(x.numbers, reason)
-    return [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
+    reason = visit.because(reason or "no kernel in its rule reads or writes it")
+    positions = read_positions(visit, rule)
+    read = {id(visit.call.inputs[i]) for i in positions.values()}
+    for tensor, x in zip(visit.call.inputs, visit.inputs, strict=True):
+        if id(tensor) not in read:
+            numbers.freeze(x.numbers, reason)
+    written = [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
+    if rule.out_axis:
+        shape = written[0].shape
+        if rule.resize is None and not rule.size_arguments:
+            # Nor can it tell apart how many channels each input has.
+            made, *others = (
+                visit.inputs[i].numbers for i in positions.values()
+            )
+            for other in others:
+                if len(other) == len(made):
+                    numbers.tie(made, other)
+        elif earlier is not None:
+            made = earlier[0].numbers
+        else:
+            made = numbers.new(shape[-1])
+        written[0] = Channels(made, len(shape) - 1, shape)
+    return written
+
+
+def read_positions(visit: Visit, rule: layer_rule.LayerRule) -> dict[str, int]:
+    """Returns which input of a call each weight of a mixing layer reads.
+
+    Args:
+        visit: The `Visit` of a call.
+        rule: The `LayerRule` of its layer.
+
+    Returns:
+        Dict from the path of a weight in `rule.in_axis` to the position of the
+        input in `visit.inputs`.
+
+    Raises:
+        NotFollowed: If the call lacks an argument that the rule names.
+    """
+    positions = {}
+    for path in rule.in_axis:
+        names = rule.reads.get(path)
+        position = 0
+        if names is not None:
+            position = keras_internals.argument_position(visit.call, names)
+        if position is None:
+            raise NotFollowed(
+                f"its rule names an argument of its call that '{path}' reads, "
+                f"and the call has none of {', '.join(names)}"
+            )
+        positions[path] = position
+    return positions
 
 
 def _carries(numbers, visit, rule, earlier):

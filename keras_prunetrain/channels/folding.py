@@ -100,7 +100,7 @@ class Folding:
     def _constant(self, label: Label) -> Constant | None:
         """Returns the `Constant` that a kernel reads, if equal in all calls."""
         if label.layer in self._numbering.inner:
-            return None  # It reads what the layer computes itself.
+            return None  # It may read another input than the first.
         (first, *others) = self._visits_of(label)
         constant = first.inputs[0]
         same = constant is not None and all(
@@ -175,7 +175,7 @@ def _silent(numbering, living):
     """
     silent = {}
     for label, lives in zip(numbering.labels, living, strict=True):
-        if label.layer in numbering.inner:
+        if label.is_inner:
             continue  # What it writes are not the layer's outputs.
         if label.is_kernel and label.side == "out":
             dead = np.zeros(label.numbers.shape, bool)

@@ -5,7 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import NotFollowed, repeats
+from keras_prunetrain.channels.flows import (
+    NotFollowed,
+    read_positions,
+    repeats,
+)
 from keras_prunetrain.channels.labels import Label
 from keras_prunetrain.channels.layer_rule import MIXES, READS, LayerRule
 from keras_prunetrain.channels.numbers import Channels
@@ -25,6 +29,15 @@ def weight_labels(
     Raises:
         NotFollowed: If the rule does not fit the weights.
     """
+    if rule.flow == MIXES:
+        return _labels_by_path(visit, rule, written)
+    labels = _labels_by_name(visit, rule, written)
+    if rule.flow == READS and not any(x.is_kernel for x in labels):
+        raise NotFollowed("`in_axis` of its rule names none of its weights")
+    return labels
+
+
+def _labels_by_name(visit, rule, written):
     labels = []
     for weight in getattr(visit.call.operation, "weights", ()):
         name = keras_internals.weight_name(weight)
@@ -33,7 +46,7 @@ def weight_labels(
             for side, by_name in (("in", rule.in_axis), ("out", rule.out_axis))
             if name in by_name
         }
-        if not axes and rule.flow in (MIXES, READS):
+        if not axes and rule.flow == READS:
             continue
         if not axes and (rule.in_axis or rule.out_axis or not rule.freezes):
             raise NotFollowed(f"its rule does not say where '{name}' lies")
@@ -59,8 +72,6 @@ def weight_labels(
                     f"its rule expects {len(numbers)} channels on axis {axis} "
                     f"of '{name}', which has shape {tuple(weight.shape)}"
                 )
-    if rule.flow == READS and not any(x.is_kernel for x in labels):
-        raise NotFollowed("`in_axis` of its rule names none of its weights")
     return labels
 
 
@@ -123,6 +134,48 @@ def seen_outside(
     return None
 
 
+def _labels_by_path(visit, rule, written):
+    """Returns the labels of the weights of a layer that mixes."""
+    read = {
+        path: visit.inputs[position]
+        for path, position in read_positions(visit, rule).items()
+    }
+    sides = (
+        ("in", rule.in_axis, read),
+        ("out", rule.out_axis, dict.fromkeys(rule.out_axis, written[0])),
+    )
+    labels = []
+    for side, axes, channels in sides:
+        for path, axis in axes.items():
+            weight = _at_path(visit.call.operation, path)
+            if weight is None:  # A layer may have no biases.
+                continue
+            axis = _checked_axis(weight, axis)
+            numbers = channels[path].numbers
+            _check_size(weight, axis, path, len(numbers))
+            labels.append(
+                Label(
+                    *(visit.key, weight, axis, numbers, side),
+                    is_kernel=_is_kernel(weight),
+                    name=visit.key,
+                )
+            )
+    return labels
+
+
+def _is_kernel(weight):
+    return keras_internals.weight_name(weight) == "kernel"
+
+
+def _check_size(weight, axis, path, count):
+    """Raises `NotFollowed` if an axis of a weight does not have `count`."""
+    if weight.shape[axis] != count:
+        raise NotFollowed(
+            f"its rule expects {count} on axis {axis} of '{path}', which has "
+            f"shape {tuple(weight.shape)}"
+        )
+
+
 def _inner_label(visit, rule, path, axis, side, argument, numbers):
     """Returns the `Label` of the weight at `path`; see `inner_labels`."""
     weight = _at_path(visit.call.operation, path)
@@ -131,14 +184,10 @@ def _inner_label(visit, rule, path, axis, side, argument, numbers):
     made = numbers(argument, size)
     if len(made) != size:
         made = np.repeat(made, repeats(rule, visit.call.operation))
-    if len(made) != size:
-        raise NotFollowed(
-            f"its rule expects {len(made)} on axis {axis} of '{path}', which "
-            f"has shape {tuple(weight.shape)}"
-        )
+    _check_size(weight, axis, path, len(made))
     return Label(
         *(visit.key, weight, axis, made, side),
-        is_kernel=keras_internals.weight_name(weight) == "kernel",
+        is_kernel=_is_kernel(weight),
         name=f"{visit.key}/{argument}",
     )
 

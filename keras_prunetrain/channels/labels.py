@@ -36,6 +36,11 @@ class Label(NamedTuple):
     is_kernel: bool
     name: str
 
+    @property
+    def is_inner(self) -> bool:
+        """Whether the layer computes and reads these numbers itself."""
+        return self.name != self.layer
+
     def magnitudes(self) -> np.ndarray:
         """Returns the largest weight magnitude at each index of the axis.
 

@@ -1,15 +1,14 @@
 """Describes how channels pass through a layer."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from keras_prunetrain.channels.macs import Shapes
 from keras_prunetrain.channels.numbers import Channels
-from keras_prunetrain.checks import is_count, is_integer
+from keras_prunetrain.channels.rule_values import ANSWERS, FIELDS, one_of
 
 PRODUCES = "produces"  # Computes channels of its own: `Conv2D`.
 CARRIES = "carries"  # Output channel i depends on input channel i: `ReLU`.
@@ -18,7 +17,17 @@ CONCATENATES = "concatenates"  # Appends its inputs: `Concatenate`.
 MOVES = "moves"  # Only rearranges values: `Flatten`.
 REDUCES = "reduces"  # Carries the channels, drops other axes: `ops.mean`.
 READS = "reads"  # Reads channels with kernels; its own stay: `LSTM`.
-MIXES = "mixes"  # All that it reads and writes stays: `MultiHeadAttention`.
+MIXES = "mixes"  # Reads several inputs with kernels: `MultiHeadAttention`.
+Flow = Literal[
+    "produces",
+    "carries",
+    "joins",
+    "concatenates",
+    "moves",
+    "reduces",
+    "reads",
+    "mixes",
+]
 
 # The values of the forward pass that a gradient needs.
 Saved = Literal["inputs", "outputs", "nothing"]
@@ -51,8 +60,9 @@ class LayerRule:
             `"concatenates"`; `"moves"` if it only rearranges values;
             `"reduces"` if it carries the channels and drops other axes;
             `"reads"` if it reads channels with kernels and all channels that it
-            computes must stay; `"mixes"` if all channels that it reads or
-            writes must stay.
+            computes must stay; `"mixes"` if each of several inputs has
+            kernels of its own. What no weight of `in_axis` or `out_axis` reads
+            or writes then stays.
         size_arguments: Constructor arguments that count the output channels
             (`"filters"`, `"units"`), or something in proportion to them
             (`"groups"` of a depthwise convolution).
@@ -60,10 +70,16 @@ class LayerRule:
             an input and an output axis is a kernel: its magnitude decides
             which channels are alive. A producing layer without a kernel
             freezes its input channels. Of a layer that reads, the weights named
-            here are its kernels, and the other weights are never cut.
+            here are its kernels, and the other weights are never cut. Of a
+            layer that mixes, paths of weights: `"query/kernel"`.
         out_axis: Weight name -> axis of its output channels; `None` for a
             weight with the shape of one input example. A weight without a name
-            is called `"variable"`.
+            is called `"variable"`. Of a layer that mixes, paths of the weights
+            that write the first output. Its channels are those of the inputs,
+            which then go together, if no constructor argument counts them.
+        reads: Of a layer that mixes: path of a weight of `in_axis` -> names of
+            arguments of the call. The weight reads the first of them that is
+            there.
         inner: Constructor argument that counts what the layer computes for
             itself (`"num_heads"`), or a tuple of it and of others in proportion
             to it -> two dicts: path of a weight (`"query/kernel"`) -> axis on
@@ -122,19 +138,13 @@ class LayerRule:
         ValueError: If an attribute is of the wrong kind.
     """
 
-    flow: Literal[
-        "produces",
-        "carries",
-        "joins",
-        "concatenates",
-        "moves",
-        "reduces",
-        "reads",
-        "mixes",
-    ]
+    flow: Flow
     size_arguments: tuple[str, ...] = ()
     in_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)
     out_axis: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    reads: Mapping[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict
+    )
     inner: Inner = dataclasses.field(default_factory=dict)
     channel_axis: Callable[[Any, int], int | None] | None = None
     resize: Resize | None = None
@@ -214,117 +224,18 @@ def by_data_format(layer: Any, rank: int) -> int:
     return rank - 1 if layer.data_format == "channels_last" else 1
 
 
-def _one_of(*values):
-    return lambda x: x is None or (isinstance(x, str) and x in values)
-
-
-def _is_name(value):
-    return isinstance(value, str) and value != ""
-
-
-def _is_text(value):
-    return value is None or _is_name(value)
-
-
-def _is_function(value):
-    return value is None or callable(value)
-
-
-def _is_axis(value):
-    return value is None or is_integer(value)
-
-
-def _are_names(value):
-    return isinstance(value, tuple | list) and all(
-        isinstance(name, str) for name in value
-    )
-
-
-def _are_axes(value):
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and _is_axis(axis) for name, axis in value.items()
-    )
-
-
-def _are_inner(value):
-    return isinstance(value, Mapping) and all(
-        isinstance(names, str | tuple)
-        and all(map(_is_name, [names] if isinstance(names, str) else names))
-        and names
-        and isinstance(sides, tuple | list)
-        and len(sides) == 2
-        and all(_are_axes(x) and x and None not in x.values() for x in sides)
-        for names, sides in value.items()
-    )
-
-
-_FLOWS = (
-    *(PRODUCES, CARRIES, JOINS, CONCATENATES, MOVES, REDUCES),
-    *(READS, MIXES),
-)
-_CONSTANTS = ("pointwise", "pass", "zeros", "add")
-_SAVED = ("inputs", "outputs", "nothing")
-
-# Field -> test of its value, and the expected value in words.
+_FLOWS = get_args(Flow)
 _FIELDS = {
-    "flow": (lambda x: isinstance(x, str) and x in _FLOWS, f"one of {_FLOWS}"),
-    "size_arguments": (
-        _are_names,
-        "a tuple of names of constructor arguments",
+    "flow": (
+        lambda x: x is not None and one_of(*_FLOWS)(x),
+        f"one of {_FLOWS}",
     ),
-    "in_axis": (
-        lambda x: _are_axes(x) and None not in x.values(),
-        "a dict from names of weights to integers",
-    ),
-    "out_axis": (
-        _are_axes,
-        "a dict from names of weights to integers or `None`",
-    ),
-    "inner": (
-        _are_inner,
-        "a dict from the name of an argument, or a tuple of names, to two "
-        "dicts from paths of weights to integers: those that write, that read",
-    ),
-    "constants": (_one_of(*_CONSTANTS), f"one of {_CONSTANTS}, or `None`"),
-    "subtracts": (_is_text, "the name of a weight, or `None`"),
-    "saved": (
-        lambda x: callable(x) or _one_of(*_SAVED)(x),
-        f"one of {_SAVED}, a function of the layer, or `None`",
-    ),
-    **dict.fromkeys(
-        (
-            *("channel_axis", "repeats", "groups", "folds_into", "freezes"),
-            *("refuses", "reindex", "resize", "variant", "macs"),
-        ),
-        (_is_function, "a function of the layer, or `None`"),
-    ),
+    **FIELDS,
 }
-
-# Field -> test of its function's result, and the expected result in words.
-_COUNT = functools.partial(is_count, minimum=1), "an integer of at least 1"
-_REASON = _is_text, "the reason, a string, or `None`"
 _ANSWERS = {
-    "channel_axis": (_is_axis, "an axis, an integer, or `None`"),
-    "repeats": _COUNT,
-    "groups": _COUNT,
-    "folds_into": (_is_text, "the name of a weight, 'output' or `None`"),
-    "freezes": _REASON,
-    "refuses": _REASON,
+    **ANSWERS,
     "variant": (
         lambda x: isinstance(x, LayerRule | None),
         "a `LayerRule` or `None`",
-    ),
-    "resize": (
-        lambda x: isinstance(x, dict) and _are_names([*x]),
-        "a dict of constructor arguments",
-    ),
-    "reindex": (
-        lambda x: isinstance(x, tuple),
-        "a tuple, the arguments of the operation",
-    ),
-    "macs": (is_count, "an integer of at least 0"),
-    "saved": (
-        lambda x: x is not None and _one_of(*_SAVED)(x),
-        f"one of {_SAVED}",
     ),
 }

@@ -166,6 +166,12 @@ def _known_cell(layer):
     return None
 
 
+def _attended_shape(layer, config, outputs, keeps):
+    """Resizes the `output_shape` of an attention, which may be `None`."""
+    sizes = config["output_shape"] or (None,)
+    return {"output_shape": (*sizes[:-1], len(keeps[0]))}
+
+
 def _beside_its_kernels(layer):
     """Returns why no head may go if the projections have other weights."""
     names = {keras_internals.weight_name(x) for x in layer.weights}
@@ -257,6 +263,13 @@ def _attended(axis):
     return {"attention_output/kernel": axis}
 
 
+# Projections of an attention, and the arguments of the call that they read.
+_READ_BY = {
+    "query": ("query",),
+    "gate": ("query",),
+    "key": ("key", "value"),
+    "value": ("value",),
+}
 _HEADS = _in_attention(-2, "key", "value", "query", "gate"), _attended(0)
 _MULTI_HEAD = LayerRule(
     MIXES,
@@ -266,7 +279,11 @@ _MULTI_HEAD = LayerRule(
         # by another number.
         "value_dim": (_in_attention(-1, "value", "gate"), _attended(1)),
     },
-    freezes=lambda layer: "attention mixes all channels",
+    in_axis={f"{x}/kernel": 0 for x in _READ_BY},
+    out_axis={"attention_output/kernel": -1, "attention_output/bias": -1},
+    reads={f"{x}/kernel": names for x, names in _READ_BY.items()},
+    channel_axis=_last,
+    resize=_attended_shape,
     refuses=_beside_its_kernels,
     macs=macs.attention,
 )
@@ -498,6 +515,7 @@ LAYER_RULES = {
             # A head of keys and values, with all heads of queries that read it.
             inner={("num_key_value_heads", "num_query_heads"): _HEADS},
             repeats=lambda layer: layer.num_repeats,
+            resize=None,  # It writes as many channels as its queries have.
         ),
     ),
     **dict.fromkeys(

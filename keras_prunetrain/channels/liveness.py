@@ -299,7 +299,7 @@ def _written(numbering, removed=()):
     return [
         label.numbers
         for label in numbering.writers()
-        if label.layer not in {*removed, *numbering.inner}
+        if label.layer not in removed and not label.is_inner
     ]
 
 

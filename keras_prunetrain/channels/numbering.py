@@ -14,7 +14,11 @@ import collections
 import keras
 
 from keras_prunetrain import keras_internals
-from keras_prunetrain.channels.flows import FLOWS, NotFollowed
+from keras_prunetrain.channels.flows import (
+    FLOWS,
+    NotFollowed,
+    read_positions,
+)
 from keras_prunetrain.channels.labelling import (
     inner_labels,
     seen_outside,
@@ -178,8 +182,17 @@ class _Numberer:
         """Returns the inputs' `Channels`, on the axes that the rule expects."""
         if rule is None:
             raise NotFollowed("no rule for this class, see register_rule")
+        if rule.flow == MIXES:
+            inputs = visit.inputs
+            positions = read_positions(visit, rule).values()
+        else:
+            inputs = self._without_mask(visit)
+            positions = range(len(inputs))
         read = []
-        for x in self._without_mask(visit):
+        for i, x in enumerate(inputs):
+            if i not in positions:  # A mask has no channels.
+                read.append(x)
+                continue
             rank = len(x.shape)
             axis = rule.ask("channel_axis", visit.call.operation, rank)
             if axis is not None and -rank <= axis < rank:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_prunetrain.channels.layer_rule import LayerRule, Resize
+from keras_prunetrain.channels.layer_rule import MIXES, LayerRule, Resize
 from keras_prunetrain.channels.numbers import Channels
 from keras_prunetrain.checks import is_count
 
@@ -36,7 +36,11 @@ def new_arguments(
         ValueError: If the rule does not fit the config.
     """
     left = [len(keep) for keep in keeps]
-    if left == [len(x.numbers) for x in outputs]:
+    if (
+        left == [len(x.numbers) for x in outputs]
+        # By default, what an attention writes has the size of what it reads.
+        and rule.flow != MIXES
+    ):
         return {}
     changes = {}
     for name in rule.size_arguments:

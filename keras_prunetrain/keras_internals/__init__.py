@@ -21,6 +21,7 @@ from keras_prunetrain.keras_internals.gradients import release_gradients
 from keras_prunetrain.keras_internals.graph import (
     Call,
     application_layer,
+    argument_position,
     arguments_with,
     calls,
     calls_of,
@@ -141,6 +142,7 @@ __all__ = [
     "add_update_hook",
     "announce_steps",
     "application_layer",
+    "argument_position",
     "arguments_with",
     "attribute_of",
     "base_attributes",

@@ -1,7 +1,8 @@
 """The private parts of Keras that describe a functional model's graph."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +13,8 @@ class Call(NamedTuple):
 
     Attributes:
         operation: The `keras.Operation` (mostly a layer) that was called.
-        inputs: List of the `KerasTensor`s it was called with.
+        inputs: List of the `KerasTensor`s it was called with, in the order of
+            the arguments of its `call`.
         outputs: List of the `KerasTensor`s it returned.
         arguments: All arguments; see `arguments_with`.
     """
@@ -67,9 +69,32 @@ def calls_reading(tensor: keras.KerasTensor) -> list[Call]:
 
 
 def _call(node):
-    return Call(
-        node.operation, node.input_tensors, node.outputs, node.arguments
+    return Call(node.operation, _inputs(node), node.outputs, node.arguments)
+
+
+def _inputs(node):
+    """Returns the tensors that a node reads, in the order of the arguments.
+
+    In `input_tensors`, named arguments are sorted by their names.
+    """
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    if not any(map(keras.backend.is_keras_tensor, keras.tree.flatten(kwargs))):
+        return node.input_tensors
+    bound = _bound(node.operation, args, kwargs)
+    values = keras.tree.flatten(list(bound.values()))
+    inputs = [x for x in values if keras.backend.is_keras_tensor(x)]
+    return (
+        inputs if len(inputs) == len(node.input_tensors) else node.input_tensors
     )
+
+
+def _bound(operation, args, kwargs):
+    """Returns a dict from the names of arguments to them, in `call`'s order."""
+    try:
+        signature = inspect.signature(operation.call)
+        return signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # `call` has no signature, or another.
+        return {}
 
 
 def arguments_with(
@@ -104,6 +129,25 @@ def mask_position(call: Call) -> int | None:
     for i, x in enumerate(call.inputs):
         if x is kwargs.get("mask"):
             return i
+    return None
+
+
+def argument_position(call: Call, names: Sequence[str]) -> int | None:
+    """Returns the index in `call.inputs` of an argument of the call.
+
+    Args:
+        call: A `Call` of a layer.
+        names: Names of arguments. The first of them that is a tensor counts.
+
+    Returns:
+        The index; `None` if none of these arguments is a tensor.
+    """
+    args, kwargs = arguments_with(call, {id(x): x for x in call.inputs})
+    bound = _bound(call.operation, args, kwargs)
+    for name in names:
+        for i, x in enumerate(call.inputs):
+            if x is bound.get(name):
+                return i
     return None
 
 

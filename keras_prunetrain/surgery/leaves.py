@@ -243,7 +243,9 @@ class Leaves:
             return {}
         outputs = self._plan.numbering.outputs[key]
         keeps = [self._plan.keep(x.numbers) for x in outputs]
-        changes = new_arguments(rule, layer, config, outputs, keeps)
+        changes = {}
+        if self._has_other_shape(key):
+            changes = new_arguments(rule, layer, config, outputs, keeps)
         kinds = self._plan.numbering.inner.get(key, {})
         for names in rule.inner if kinds else ():
             names = (names,) if isinstance(names, str) else names

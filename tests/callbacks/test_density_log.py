@@ -140,6 +140,7 @@ def test_heads_and_the_channels_in_them_have_curves_of_their_own(tmp_path):
     pruning = kpt.PruneTrainCallback(interval=1, log_dir=tmp_path)
     model.fit(x.reshape(8, 8, 24), y, epochs=2, verbose=0, callbacks=[pruning])
     assert pruning.reports[0].channels_after == {
+        "att": 24,
         "att/num_heads": 1,
         "att/value_dim": 1,
         "logits": 3,
@@ -148,8 +149,9 @@ def test_heads_and_the_channels_in_them_have_curves_of_their_own(tmp_path):
     assert curve(found, "channels/att/num_heads") == [0.5, 0.5]
     assert curve(found, "channels/att/value_dim") == [0.25, 0.25]
     groups = dashboard.stages(number_channels(model))
-    assert groups["8"] == ["att/num_heads", "att/value_dim"]
-    for name in groups["8"]:
+    inner = ["att/num_heads", "att/value_dim"]
+    assert groups["8"] == ["att", *inner]
+    for name in inner:
         assert found[f"{MAGNITUDES}/{name}"][1][:, 2].sum() == 1
 
 

@@ -304,6 +304,51 @@ def test_the_constant_is_saved_to_the_last_bit(tmp_path):
     np.testing.assert_array_equal(loaded(images()), smaller(images()))
 
 
+def attending(heads=1.0, query=1.0, masked=False):
+    """An attention as a branch, whose heads, or queries, are multiplied."""
+    steps = keras.Input((6, 6))
+    mask = keras.Input((6, 6), dtype="bool")
+    x = layers.LayerNormalization()(steps)
+    few = layers.Dense(4, name="few")(x)
+    given = {"attention_mask": mask} if masked else {}
+    y = layers.MultiHeadAttention(3, 2, output_shape=6, name="heads")(
+        few, x, **given
+    )
+    x = layers.LayerNormalization()(layers.Add(name="sum")([x, y]))
+    model = keras.Model([steps, mask], layers.Dense(2)(x))
+    shake(model)
+    attention = model.get_layer("heads")
+    for layer, factor in (
+        *((attention.key_dense, heads), (attention.value_dense, heads)),
+        (attention.query_dense, heads * query),
+        (attention.output_dense, heads),
+        (model.get_layer("few"), query),
+    ):
+        layer.kernel.assign(layer.kernel * factor)
+    return model
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_attention_without_heads_leaves_its_bias(masked):
+    model = attending(heads=0.0, masked=masked)
+    x = images(2, (6, 6)), np.ones((2, 6, 6), bool)
+    expected = model(x)
+    smaller = reconfigure(model)
+    assert not any(
+        isinstance(layer, layers.MultiHeadAttention) for layer in smaller.layers
+    )
+    np.testing.assert_allclose(smaller(x), expected, atol=1e-12)
+
+
+def test_an_attention_with_dead_queries_goes_on_reading_its_values():
+    model = attending(query=0.0)
+    x = images(2, (6, 6)), np.ones((2, 6, 6), bool)
+    expected = model(x)
+    smaller = reconfigure(model)
+    assert "heads" in names(smaller)
+    np.testing.assert_allclose(smaller(x), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("skipped", ["a1", "a2", "a_bn"])
 def test_a_branch_with_a_skipped_layer_stays(skipped):
     image = keras.Input((6, 6, 2))

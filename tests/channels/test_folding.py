@@ -379,6 +379,20 @@ def test_a_living_channel_that_nothing_reads_is_no_constant():
     assert reconfigure(model, fold=True) is model
 
 
+def test_the_bias_of_a_dead_output_of_an_attention_moves_into_its_reader():
+    steps = keras.Input((5, 4))
+    x = layers.MultiHeadAttention(3, 2, name="heads")(steps, steps)
+    model = keras.Model(steps, layers.Dense(2)(x))
+    shake(model)
+    kernel = model.get_layer("heads").output_dense.kernel
+    kernel.assign(kernel * [1.0, 0.0, 1.0, 1.0])
+    x = images(2, (5, 4))
+    expected = outputs(model, x)
+    smaller = reconfigure(model, fold=True)
+    assert smaller.get_layer("heads").output_dense.kernel.shape == (3, 2, 3)
+    np.testing.assert_allclose(outputs(smaller, x), expected, atol=1e-12)
+
+
 def test_a_head_is_no_constant_where_the_channel_of_its_index_is():
     steps = keras.Input((5, 4))
     x = layers.Dense(3, name="zero")(steps)

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from keras_prunetrain import channel_report, reconfigure
+from keras_prunetrain.channels import rules
 from keras_prunetrain.channels.numbering import number_channels
 from tests import networks
 from tests.masked import silence
@@ -465,9 +466,143 @@ def test_channels_of_values_have_numbers_and_those_of_scores_have_none():
         for label in numbering.labels
         if label.is_kernel
     } == {
+        *(("query", 0), ("key", 0), ("value", 0)),
         *(("query", 1), ("key", 1), ("value", 1), ("value", 2)),
-        *(("attention_output", 0), ("attention_output", 1)),
+        *(("attention_output", axis) for axis in range(3)),
     }
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_each_projection_reads_the_channels_of_its_argument(named, gated):
+    inputs = keras.Input((5, 2)), keras.Input((7, 2)), keras.Input((7, 2))
+    read = {
+        name: layers.Dense(4, name=name)(x)
+        for name, x in zip(("query", "value", "key"), inputs, strict=True)
+    }
+    attention = layers.MultiHeadAttention(2, 3, use_gate=gated, name="heads")
+    # Keras sorts named arguments by their names.
+    x = attention(**read) if named else attention(*read.values())
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    found = labels(model)
+    for argument in read:
+        made = found[f"{argument}/kernel", 1]
+        assert found[f"heads/{argument}/kernel", 0] == made
+        assert number_channels(model).frozen.keys().isdisjoint(made)
+    if gated:
+        assert found["heads/gate/kernel", 0] == found["query/kernel", 1]
+
+
+def test_an_attention_without_keys_reads_them_from_the_values():
+    few, many = keras.Input((5, 2)), keras.Input((7, 2))
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = attention(layers.Dense(4)(few), layers.Dense(5, name="many")(many))
+    found = labels(keras.Model([few, many], layers.Dense(2)(x)))
+    for part in ("key", "value"):
+        assert found[f"heads/{part}/kernel", 0] == found["many/kernel", 1]
+
+
+@pytest.mark.parametrize("size", [None, 4, (3, 4)])
+@pytest.mark.parametrize("held", ["inputs", "outputs", "nothing"])
+def test_an_attention_reads_and_writes_what_is_left(size, held, float64):
+    steps = keras.Input((6, 4))
+    x = steps if held == "inputs" else layers.Dense(4, name="before")(steps)
+    attention = layers.MultiHeadAttention(3, 2, output_shape=size, name="heads")
+    x = attention(x, x)
+    x = x if held == "outputs" else layers.Dense(2, name="after")(x)
+    model = keras.Model(steps, x)
+    networks.shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    for name in {"before", "heads"} & numbering.outputs.keys():
+        made = numbering.outputs[name][0].numbers
+        alive[np.setdiff1d(made[[1, 3]], list(numbering.frozen))] = False
+    assert not alive.all()
+    silence(numbering, alive)
+    expected = networks.outputs(model, (x := networks.images(2, (6, 4))))
+    smaller = reconfigure(model)
+    heads = smaller.get_layer("heads")
+    left = {"inputs": (4, 2), "outputs": (2, 4), "nothing": (2, 2)}[held]
+    kernels = heads.query_dense.kernel, heads.output_dense.kernel
+    assert (kernels[0].shape[0], kernels[1].shape[-1]) == left
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
+    )
+    again = keras.models.clone_model(smaller)
+    assert again.output_shape == smaller.output_shape
+
+
+def test_what_shares_its_heads_writes_as_many_channels_as_it_reads():
+    few, many = keras.Input((5, 2)), keras.Input((7, 2))
+    x = layers.Dense(4, name="few")(few)
+    attention = layers.GroupQueryAttention(3, 4, 2, name="heads")
+    x = attention(x, layers.Dense(4, name="many")(many))
+    model = keras.Model([few, many], layers.Dense(2, name="after")(x))
+    found = labels(model)
+    for path, axis in (
+        *(("heads/query/kernel", 0), ("heads/value/kernel", 0)),
+        *(("heads/attention_output/kernel", 2), ("after/kernel", 0)),
+        ("many/kernel", 1),
+    ):
+        assert found[path, axis] == found["few/kernel", 1]
+
+
+def test_both_calls_of_an_attention_read_the_same_channels():
+    one, two = keras.Input((5, 2)), keras.Input((5, 2))
+    x, y = layers.Dense(4, name="one")(one), layers.Dense(4, name="two")(two)
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = layers.Add()([attention(x, y), attention(value=y, query=x)])
+    found = labels(keras.Model([one, two], layers.Dense(2)(x)))
+    assert found["heads/query/kernel", 0] == found["one/kernel", 1]
+    assert found["heads/value/kernel", 0] == found["two/kernel", 1]
+    assert found["one/kernel", 1] != found["two/kernel", 1]
+
+
+def test_a_mask_for_an_attention_holds_no_channels():
+    words, mask = keras.Input((6,)), keras.Input((6, 6), dtype="bool")
+    x = layers.Embedding(9, 4, mask_zero=True, name="words")(words)
+    x = layers.Dense(4, name="before")(x)
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = attention(x, x, attention_mask=mask)
+    model = keras.Model([words, mask], layers.Dense(2)(x))
+    numbering = number_channels(model)
+    made = numbering.outputs["before"][0].numbers.tolist()
+    assert numbering.frozen.keys().isdisjoint(made)
+
+
+def test_channels_that_lie_on_another_axis_than_an_attention_reads_stay():
+    image = keras.Input((2, 5, 5))
+    first = {"data_format": "channels_first", "name": "before"}
+    x = layers.Conv2D(4, 1, **first)(image)
+    x = layers.MultiHeadAttention(2, 3, name="heads")(x, x)
+    held = {
+        row.layer: row.held_by for row in channel_report(keras.Model(image, x))
+    }
+    assert held["before"] == (
+        "heads (MultiHeadAttention): its channel axis is not that of its "
+        "input: 3, not 1 (4)",
+    )
+
+
+def test_an_attention_of_the_users_with_other_arguments_is_held():
+    class Renamed(layers.MultiHeadAttention):
+        def call(self, few, many):
+            return super().call(few, many)
+
+        def build(self, few_shape, many_shape):
+            super().build(few_shape, many_shape)
+
+    rules.register_rule(Renamed, rules.LAYER_RULES[layers.MultiHeadAttention])
+    steps = keras.Input((6, 4))
+    x = layers.Dense(4, name="before")(steps)
+    x = Renamed(2, 3, name="heads")(x, x)
+    held = {
+        row.layer: row.held_by for row in channel_report(keras.Model(steps, x))
+    }
+    assert held["before"] == (
+        "heads (Renamed): its rule names an argument of its call that "
+        "'query/kernel' reads, and the call has none of query (4)",
+    )
 
 
 def test_a_head_and_a_channel_stay_if_all_are_dead():
@@ -493,7 +628,8 @@ def test_a_channel_of_the_values_goes_from_all_heads(gated):
     alive = np.ones(numbering.size, bool)
     alive[numbering.inner["heads"]["value_dim"][[0, 2, 3]]] = False
     silence(numbering, alive)
-    heads, values = channel_report(model)
+    written, heads, values = channel_report(model)
+    assert (written.layer, written.channels) == ("heads", 4)
     assert (heads.layer, heads.channels) == ("heads/num_heads", 3)
     assert (values.layer, values.channels) == ("heads/value_dim", 4)
     assert (heads.dead, values.dead, values.removable) == (0, 3, 3)

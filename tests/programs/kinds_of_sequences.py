@@ -158,7 +158,11 @@ def compact_transformer():
         labels(4),
         classes(),
         dict.fromkeys(
-            ("b", "places", "block0_down", "block1_down", "pool"), UNKNOWN
+            (
+                *("b", "places", "block0_att", "block0_down"),
+                *("block1_att", "block1_down", "pool"),
+            ),
+            UNKNOWN,
         )
         | {"logits": OUTPUT},
     )
@@ -198,7 +202,13 @@ def mobile_vit():
         images(32, 16, 16, 3),
         labels(4),
         classes(),
-        dict.fromkeys(("tokens", "block0_down", "block1_down"), NORMALIZES)
+        dict.fromkeys(
+            (
+                *("tokens", "block0_att", "block0_down"),
+                *("block1_att", "block1_down"),
+            ),
+            NORMALIZES,
+        )
         | {"logits": OUTPUT},
     )
 
