@@ -13,6 +13,7 @@ from keras_prunetrain.channels.layer_rule import LayerRule
 from keras_prunetrain.channels.picture import plot_channels
 from keras_prunetrain.channels.report import channel_report
 from keras_prunetrain.channels.rules import register_rule
+from keras_prunetrain.channels.whole_groups import prune_whole_groups
 from keras_prunetrain.cost import Cost, communication_bytes, model_cost
 from keras_prunetrain.distribution import (
     is_first_worker,
@@ -50,6 +51,7 @@ __all__ = [
     "models",
     "multi_worker_strategy",
     "plot_channels",
+    "prune_whole_groups",
     "reconfigure",
     "register_rule",
     "training_bytes",

@@ -155,6 +155,7 @@ CALLS = {
         "kpt.reconfigure(model, score=lambda label: [1.0])",
         "kpt.channel_report(None)",
         "kpt.plot_channels(None, 'channels.png')",
+        "kpt.prune_whole_groups(model)",
     ],
     "Costs and memory": [
         "kpt.model_cost(None)",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_prunetrain import keras_internals
+from keras_prunetrain import keras_internals, prune_whole_groups
 
 TINY = 1e-6  # Below the default threshold, and yet not zero.
 
@@ -374,6 +374,25 @@ def grouped():
         carries={"stem_bn": [1, 3, 5], "bn": [0, 3, 6]},
         dies={"groups/kernel": {-2: [1], -1: [0, 3, 6]}},
         goes={"groups/bias": {0: [0, 3, 6]}},
+    )
+
+
+def whole_groups():
+    """Groups that go as a whole: what they read, compute and write."""
+    image = keras.Input((6, 6, 2))
+    x = conv_bn(image, 6, "stem")
+    x = conv(x, 9, "groups", groups=3)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    model = keras.Model(image, head(x))
+    return Network(
+        prune_whole_groups(model),
+        writes={"stem": [2, 3]},
+        reads={"logits": [3, 4, 5]},
+        carries={"stem_bn": [2, 3], "bn": [3, 4, 5]},
+        goes={
+            "groups/kernel": {-1: [3, 4, 5]},
+            "groups/bias": {0: [3, 4, 5]},
+        },
     )
 
 
@@ -780,6 +799,7 @@ ALL = [
     separable,
     grouped,
     grouped_depthwise,
+    whole_groups,
     transposed,
     einsum,
     normalized_each,

@@ -123,6 +123,9 @@ def _passed_on(call, rule, values, read):
         # The layer may pad its input with zeros: then only a constant of zero
         # stays the same at the border.
         known = values[0].known & (values[0].values == 0.0)
+        groups = rule.ask("groups", call.operation)
+        if groups is not None:
+            known = known.reshape(groups, -1).all(axis=1)
         repeats = rule.ask("repeats", call.operation)
         return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
     if rule.constants == "pointwise" or rule.flow == layer_rule.JOINS:

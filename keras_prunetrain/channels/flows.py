@@ -115,12 +115,26 @@ def read_positions(visit: Visit, rule: layer_rule.LayerRule) -> dict[str, int]:
 
 
 def _carries(numbers, visit, rule, earlier):
-    """Passes on the input's numbers, each repeated as the rule says."""
-    x = visit.inputs[0]
+    """Passes on the input's numbers, each repeated as the rule says.
+
+    Of a layer with groups, the channels of a group go together.
+    """
+    x, layer = visit.inputs[0], visit.call.operation
     shape = tuple(visit.call.outputs[0].shape)
     # Global pooling drops all axes except batch and channels.
     axis = x.axis if len(shape) == len(x.shape) else len(shape) - 1
-    repeated = np.repeat(x.numbers, repeats(rule, visit.call.operation))
+    carried = x.numbers
+    groups = rule.ask("groups", layer)
+    if groups is not None:
+        if len(carried) % groups:
+            raise NotFollowed(
+                f"its rule names {groups} groups, and of {len(carried)} "
+                "channels not all can be equally large"
+            )
+        carried, *others = carried.reshape(groups, -1).T
+        for other in others:
+            numbers.tie(carried, other)
+    repeated = np.repeat(carried, repeats(rule, layer))
     return [x._replace(numbers=repeated, axis=axis, shape=shape)]
 
 

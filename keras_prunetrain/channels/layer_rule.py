@@ -98,12 +98,14 @@ class LayerRule:
             function that returns the operation's arguments for the channels
             that are left; see `channels/indexing.py`.
         repeats: Function of the layer that returns how many adjacent output
-            channels it makes of each input channel, such as the multiplier of
-            a depthwise convolution; or how many adjacent indices of later
-            inner axes belong to one index of the first. `None`: 1.
+            channels it makes of each input channel (or of each group, if it
+            carries groups), such as the multiplier of a depthwise convolution;
+            or how many adjacent indices of later inner axes belong to one index
+            of the first. `None`: 1.
         groups: Function of the layer that returns its number of channel
             groups. The groups stay equally large, so the channels at the same
-            position in all groups are removed together. `None`: 1.
+            position in all groups are removed together. Of a layer that
+            carries, the channels of a group are. `None`: 1.
         constants: What happens, at inference, to a constant channel, which has
             one value at every pixel of every image. `"pointwise"`: the channel
             is constant again, because every output value depends only on the

@@ -29,6 +29,9 @@ from keras_prunetrain.channels.layer_rule import (
 )
 from keras_prunetrain.channels.operations import POINTWISE
 
+# Attribute of a convolution whose groups go as a whole.
+WHOLE_GROUPS = "prunes_whole_groups"
+
 
 def _last(layer, rank):
     del layer
@@ -119,15 +122,21 @@ def _multiplier(layer):
     return layer.depth_multiplier
 
 
-def _depthwise(layer):
-    """Returns the rule of a convolution with one input channel per group."""
-    if layer.groups == 1 or layer.kernel.shape[-2] > 1:
+def _by_group(layer):
+    """Returns the rule of a convolution whose groups go as a whole.
+
+    A group of one input channel can only do so; `prune_whole_groups` lets
+    larger ones.
+    """
+    is_depthwise = layer.kernel.shape[-2] == 1
+    if layer.groups == 1 or not (is_depthwise or hasattr(layer, WHOLE_GROUPS)):
         return None
     return LayerRule(
         CARRIES,
         ("filters", "groups"),
         out_axis={"kernel": -1, "bias": -1},
         channel_axis=by_data_format,
+        groups=_groups,
         repeats=lambda layer: layer.filters // layer.groups,
         freezes=_mixing_activation,
     )
@@ -295,7 +304,7 @@ LAYER_RULES = {
             _CONVOLUTION,
             groups=_groups,
             folds_into=_convolution_folds_into,
-            variant=_depthwise,
+            variant=_by_group,
         ),
     ),
     **dict.fromkeys(
