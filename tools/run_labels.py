@@ -1,5 +1,7 @@
 """What a row of docs/results.md is called: a run's callback, as code."""
 
+import json
+
 from recorded_recipes import DEFAULTS, EXPONENT, value, was_exact
 
 
@@ -55,7 +57,7 @@ def _lasso(recipe):
     yield from _others(recipe, "solver", "coupled")
     if recipe["finetune_epochs"]:
         yield f"finetune_epochs={recipe['finetune_epochs']}"
-    yield from _multiple(recipe, 1)
+    yield from _reconfigure(recipe, 1)
 
 
 def _target(recipe):
@@ -64,7 +66,7 @@ def _target(recipe):
     yield from _others(recipe, "training_flops", "warmup", "decay", "rounds")
     if recipe["score"] not in (None, "taylor"):
         yield f'score="{recipe["score"]}"'
-    yield from _multiple(recipe, "auto")
+    yield from _reconfigure(recipe, "auto")
 
 
 def _early_crop(recipe):
@@ -77,16 +79,23 @@ def _early_crop(recipe):
     yield from _others(recipe, "iterations")
     if recipe.get("iteration_interval"):
         yield f"interval={recipe['iteration_interval']}"
-    yield from _multiple(recipe, 1)
+    yield from _reconfigure(recipe, 1)
 
 
-def _multiple(recipe, default):
+def _reconfigure(recipe, default):
+    """Yields the options of `reconfigure` that a run had, if it had any."""
+    options = {}
     multiple = recipe.get("channel_multiple") or str(default)
     if was_exact(recipe):
         multiple = "1"
     if multiple != str(default):
-        shown = f'"{multiple}"' if multiple == "auto" else multiple
-        yield f'reconfigure={{"channel_multiple": {shown}}}'
+        options["channel_multiple"] = (
+            multiple if multiple == "auto" else int(multiple)
+        )
+    if recipe.get("skip"):
+        options["skip"] = list(recipe["skip"])
+    if options:
+        yield f"reconfigure={json.dumps(options)}"
 
 
 def _batch(recipe):

@@ -193,6 +193,7 @@ def test_rows_say_what_was_not_the_default():
         for changes in (
             {},
             {"channel_multiple": "8"},
+            {"skip": ["*_shortcut"]},
             {"cost_exponent": 0.5},
             {"score": "magnitude"},
             {"rounds": 1},
@@ -206,8 +207,12 @@ def test_rows_say_what_was_not_the_default():
             {"sdgp": "2:4", "sdgp_mode": "mvue", "sdgp_dense_last": 0.0},
         )
     }
-    assert len(labels) == 13
+    assert len(labels) == 14
     assert "`TargetPruneCallback(flops=0.48)`" in labels
+    assert (
+        '`TargetPruneCallback(flops=0.48, reconfigure={"skip": '
+        '["*_shortcut"]})`'
+    ) in labels
     assert "narrow, width 11" in labels
     assert any(x.endswith('`SDGPCallback(2, 4, "mvue")`') for x in labels)
 
