@@ -172,6 +172,17 @@ def test_heads_and_the_channels_in_them_have_limits_of_their_own():
     assert kept == [1, 2]
 
 
+def test_heads_may_be_fewer_than_the_least_of_channels():
+    steps = keras.Input((5, 12))
+    x = keras.layers.MultiHeadAttention(4, 3, 8, name="att")(steps, steps)
+    model = keras.Model(steps, keras.layers.Dense(2)(x))
+    numbering, choice = choice_of(model, cut=0.99, min_channels=6)
+    plan = choice.plan(np.ones(numbering.size), 0.0)
+    kept = [int(plan.alive[x].sum()) for x in numbering.inner_numbers()]
+    assert kept == [1, 2]
+    assert plan.alive[numbering.outputs["att"][0].numbers].sum() == 6
+
+
 def test_heads_of_keys_that_several_queries_read_may_go():
     steps = keras.Input((5, 12))
     x = keras.layers.GroupQueryAttention(4, 8, 2, name="shared")(steps, steps)

@@ -86,7 +86,7 @@ def test_arguments_have_the_order_of_the_call():
     assert [x.shape[1] for x in call.inputs] == [5, 7, 7]
     for names, position in (
         (["query"], 0),
-        (["key", "value"], 1),
+        (["key", "value"], 2),
         (["query_mask", "value"], 1),
         (["query_mask"], None),
         (["unknown"], None),

@@ -68,15 +68,15 @@ def follow_constants(
 def _written(visit, channels, silent):
     """Returns a list, a `Constant` or `None` per output; `None` if unknown."""
     call, rule = visit.call, rule_for(visit.call.operation)
-    # Calling a layer with an activity regularizer would add to its losses.
-    regularized = getattr(call.operation, "activity_regularizer", None)
     if (
         rule is None
-        or regularized is not None
         or any(map(_in_training, (*visit.around, call)))
         or keras_internals.mask_position(call) is not None
         or channels.written[0].any_axis  # The channel axis is unknown.
     ):
+        return None
+    nothing_known = silent is None and all(x is None for x in visit.inputs)
+    if nothing_known or _is_regularized(call.operation):
         return None
     if rule.flow == layer_rule.MOVES:
         value = _unchanged(rule, visit.inputs[0])
@@ -86,6 +86,9 @@ def _written(visit, channels, silent):
     if others:
         return None
     if silent is not None:
+        # What a mixing layer computes may be added to what it reads.
+        if not silent.any() or layer_rule.writes_what_it_reads(rule):
+            return None
         found = _known(_of_zeros(call, written), silent)
     else:
         found = _passed_on(call, rule, visit.inputs, channels.read)
@@ -192,14 +195,28 @@ def _in_training(call):
     return bool(kwargs.get("training"))
 
 
+def _is_regularized(operation):
+    """Whether a call would add to the losses of a layer, or of one in it."""
+    layers = [operation]
+    if isinstance(operation, keras.layers.Layer):
+        layers += keras_internals.parts(operation).values()
+    return any(
+        getattr(x, "activity_regularizer", None) is not None for x in layers
+    )
+
+
 def _of_zeros(call, channels):
     """Returns each channel's output for an input of zeros, or `None`.
 
     For a layer with a kernel, that output is the activation of the bias. `None`
-    if the output of a channel differs between pixels.
+    if the output of a channel differs between pixels, or if the layer wants
+    unknown sizes to be equal.
     """
     shapes = [[size or _ANY_SIZE for size in x.shape[1:]] for x in call.inputs]
-    output = _call(call, [np.zeros((1, *shape)) for shape in shapes])
+    try:
+        output = _call(call, [np.zeros((1, *shape)) for shape in shapes])
+    except Exception:  # The error of the layer, of any kind.
+        return None
     output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
     output = output.reshape(-1, output.shape[-1])
     # The bias of an `EinsumDense` may differ from head to head.

@@ -62,25 +62,24 @@ def _mixes(numbers, visit, rule, earlier):
     reason = rule.ask("freezes", visit.call.operation)
     reason = visit.because(reason or "no kernel in its rule reads or writes it")
     positions = read_positions(visit, rule)
-    read = {id(visit.call.inputs[i]) for i in positions.values()}
-    for tensor, x in zip(visit.call.inputs, visit.inputs, strict=True):
-        if id(tensor) not in read:
+    for i, x in enumerate(visit.inputs):
+        if i not in positions.values():
             numbers.freeze(x.numbers, reason)
     written = [numbers.unknown(x.shape, reason) for x in visit.call.outputs]
     if rule.out_axis:
         shape = written[0].shape
-        if rule.resize is None and not rule.size_arguments:
-            # Nor can it tell apart how many channels each input has.
+        if not layer_rule.writes_what_it_reads(rule):
+            made = earlier[0].numbers if earlier else numbers.new(shape[-1])
+        elif positions:
+            # `GroupQueryAttention` wants equally many in queries and values.
             made, *others = (
                 visit.inputs[i].numbers for i in positions.values()
             )
             for other in others:
                 if len(other) == len(made):
                     numbers.tie(made, other)
-        elif earlier is not None:
-            made = earlier[0].numbers
         else:
-            made = numbers.new(shape[-1])
+            return written
         written[0] = Channels(made, len(shape) - 1, shape)
     return written
 
@@ -198,8 +197,8 @@ def _concatenates(numbers, visit, rule, earlier):
 def _moves(numbers, visit, rule, earlier):
     """Runs the layer on the numbers to see where the layer moves each value."""
     call, x = visit.call, visit.inputs[0]
-    if len(x.shape) < 2:
-        raise NotFollowed("it reads one number per example, and no channels")
+    if len(x.shape) < 2 or x.shape[x.axis] is None:
+        raise NotFollowed("it reads no tensor with a known number of channels")
     args, kwargs = keras_internals.arguments_with(
         call, {id(call.inputs[0]): ops.convert_to_tensor(_as_values(x))}
     )

@@ -15,7 +15,7 @@ from keras import ops
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.constants import Constant, follow_constants
 from keras_prunetrain.channels.labels import Label, Numbering
-from keras_prunetrain.channels.layer_rule import OUTPUT
+from keras_prunetrain.channels.layer_rule import MIXES, OUTPUT
 from keras_prunetrain.channels.rules import rule_for
 
 
@@ -99,7 +99,8 @@ class Folding:
 
     def _constant(self, label: Label) -> Constant | None:
         """Returns the `Constant` that a kernel reads, if equal in all calls."""
-        if label.layer in self._numbering.inner:
+        rule = rule_for(self._numbering.layers[label.layer])
+        if rule.flow == MIXES:
             return None  # It may read another input than the first.
         (first, *others) = self._visits_of(label)
         constant = first.inputs[0]

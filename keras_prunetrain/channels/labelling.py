@@ -134,37 +134,64 @@ def seen_outside(
     return None
 
 
+def reads_with_kernel(visit: Visit, rule: LayerRule) -> bool:
+    """Whether a weight of a layer tells how much an input channel matters."""
+    weights = getattr(visit.call.operation, "weights", ())
+    return any(keras_internals.weight_name(x) in rule.in_axis for x in weights)
+
+
 def _labels_by_path(visit, rule, written):
     """Returns the labels of the weights of a layer that mixes."""
-    read = {
-        path: visit.inputs[position]
-        for path, position in read_positions(visit, rule).items()
-    }
-    sides = (
-        ("in", rule.in_axis, read),
-        ("out", rule.out_axis, dict.fromkeys(rule.out_axis, written[0])),
-    )
-    labels = []
-    for side, axes, channels in sides:
-        for path, axis in axes.items():
-            weight = _at_path(visit.call.operation, path)
-            if weight is None:  # A layer may have no biases.
-                continue
-            axis = _checked_axis(weight, axis)
-            numbers = channels[path].numbers
-            _check_size(weight, axis, path, len(numbers))
-            labels.append(
-                Label(
-                    *(visit.key, weight, axis, numbers, side),
-                    is_kernel=_is_kernel(weight),
-                    name=visit.key,
-                )
-            )
+    positions = read_positions(visit, rule)
+    labels, unread = [], set(positions.values())
+    for path, axis in rule.in_axis.items():
+        weight = _at_path(visit.call.operation, path)
+        if weight is not None:  # A layer may have no gate.
+            numbers = visit.inputs[positions[path]].numbers
+            labels.append(_label_at(visit, rule, path, axis, "in", numbers))
+            unread.discard(positions[path])
+    if unread:
+        raise NotFollowed(
+            "it has none of the kernels that `in_axis` of its rule names for "
+            f"an input: {', '.join(rule.in_axis)}"
+        )
+    for path, axis in rule.out_axis.items():
+        if _at_path(visit.call.operation, path) is not None:
+            numbers = written[0].numbers
+            labels.append(_label_at(visit, rule, path, axis, "out", numbers))
+    _check_others(visit, rule, labels)
     return labels
 
 
-def _is_kernel(weight):
-    return keras_internals.weight_name(weight) == "kernel"
+def _label_at(visit, rule, path, axis, side, numbers):
+    """Returns the `Label` of the weight at `path` for a tensor's channels."""
+    weight = _at_path(visit.call.operation, path)
+    axis = _checked_axis(weight, axis)
+    _check_size(weight, axis, path, len(numbers))
+    return Label(
+        *(visit.key, weight, axis, numbers, side),
+        is_kernel=_is_kernel(weight, path, rule),
+        name=visit.key,
+    )
+
+
+def _check_others(visit, rule, labels):
+    """Raises `NotFollowed` if a weight may have channels on another axis."""
+    sides = [axes for pair in rule.inner.values() for axes in pair]
+    paths = {*rule.in_axis, *rule.out_axis}.union(*sides)
+    named = {id(_at_path(visit.call.operation, path)) for path in paths}
+    counts = {len(label.numbers) for label in labels}
+    for weight in getattr(visit.call.operation, "weights", ()):
+        if id(weight) not in named and counts & {*weight.shape}:
+            raise NotFollowed(
+                f"its rule does not say where '{weight.path}' lies"
+            )
+
+
+def _is_kernel(weight, path, rule):
+    """Whether the weight at `path` says which channels are alive."""
+    reading = {*rule.in_axis}.union(*(axes for _, axes in rule.inner.values()))
+    return keras_internals.weight_name(weight) == "kernel" or path in reading
 
 
 def _check_size(weight, axis, path, count):
@@ -187,7 +214,7 @@ def _inner_label(visit, rule, path, axis, side, argument, numbers):
     _check_size(weight, axis, path, len(made))
     return Label(
         *(visit.key, weight, axis, made, side),
-        is_kernel=_is_kernel(weight),
+        is_kernel=_is_kernel(weight, path, rule),
         name=f"{visit.key}/{argument}",
     )
 

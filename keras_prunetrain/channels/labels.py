@@ -136,6 +136,20 @@ class Numbering:
             if label.side == "out" and not by_kernel[label.numbers].any()
         ]
 
+    def added_by_head(self) -> list[np.ndarray]:
+        """Returns the numbers of which two must stay, a list of int arrays.
+
+        They lie along the last axis of a bias that has several axes. On
+        TensorFlow, Keras adds a bias of shape `(n, 1)` along the wrong axis of
+        a tensor of `n` steps.
+        """
+        return [
+            x.numbers
+            for x in self.labels
+            if keras_internals.weight_name(x.weight) == "bias"
+            and 0 < x.axis == len(x.weight.shape) - 1
+        ]
+
     def inner_numbers(self) -> list[np.ndarray]:
         """Returns the numbers of all that layers compute and read themselves.
 

@@ -78,8 +78,8 @@ class LayerRule:
             that write the first output. Its channels are those of the inputs,
             which then go together, if no constructor argument counts them.
         reads: Of a layer that mixes: path of a weight of `in_axis` -> names of
-            arguments of the call. The weight reads the first of them that is
-            there.
+            arguments of the call. The weight reads the first of them that is a
+            tensor. A weight that is not named here reads the first input.
         inner: Constructor argument that counts what the layer computes for
             itself (`"num_heads"`), or a tuple of it and of others in proportion
             to it -> two dicts: path of a weight (`"query/kernel"`) -> axis on
@@ -170,6 +170,18 @@ class LayerRule:
                     f"`{name}` of a `LayerRule` must be {expected}. Received: "
                     f"{name}={value!r}"
                 )
+        unread = self.reads.keys() - self.in_axis.keys()
+        if self.reads and (self.flow != MIXES or unread):
+            raise ValueError(
+                "`reads` of a `LayerRule` is for weights of `in_axis`, with "
+                f"the flow 'mixes'. Received: flow={self.flow!r}, "
+                f"reads={self.reads!r}"
+            )
+        if self.flow == MIXES and None in self.out_axis.values():
+            raise ValueError(
+                "`out_axis` of a `LayerRule` with the flow 'mixes' must have "
+                f"integers. Received: out_axis={self.out_axis!r}"
+            )
 
     def ask(
         self, name: str, layer: Any, /, *arguments: Any, **options: Any
@@ -219,6 +231,14 @@ def frozen(reason: str) -> LayerRule:
 def refused(reason: str) -> LayerRule:
     """Returns the rule of a layer that cannot be followed, for `reason`."""
     return LayerRule(PRODUCES, refuses=lambda layer: reason)
+
+
+def writes_what_it_reads(rule: LayerRule) -> bool:
+    """Whether a mixing layer writes as many channels as it reads.
+
+    Nothing then tells the layer how many, and the same ones go everywhere.
+    """
+    return rule.flow == MIXES and not (rule.resize or rule.size_arguments)
 
 
 def by_data_format(layer: Any, rank: int) -> int:

@@ -177,12 +177,12 @@ def _known_cell(layer):
 
 def _attended_shape(layer, config, outputs, keeps):
     """Resizes the `output_shape` of an attention, which may be `None`."""
-    sizes = config["output_shape"] or (None,)
+    sizes = config.get("output_shape") or (None,)
     return {"output_shape": (*sizes[:-1], len(keeps[0]))}
 
 
 def _beside_its_kernels(layer):
-    """Returns why no head may go if the projections have other weights."""
+    """Returns why all channels stay if the projections have other weights."""
     names = {keras_internals.weight_name(x) for x in layer.weights}
     others = sorted(names - {"kernel", "bias"})
     if others:

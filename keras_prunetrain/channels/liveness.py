@@ -238,15 +238,17 @@ class _Draft:
             (numbers, multiple_of, min_channels)
             for numbers in _written(self._numbering, self._removed)
         ]
-        # Heads, and the channels in one, keep to no multiple.
+        numbering = self._numbering
         limits += [
-            (numbers, multiples(1), 1)
-            for numbers in self._numbering.inner_numbers()
-        ]
-        # Every tensor, and each piece of a split, keeps a channel.
-        limits += [
-            (numbers, multiples(1), 1)
-            for numbers in passed_on(self._numbering, self._removed)
+            (numbers, multiples(1), least)
+            for least, vectors in (
+                # Heads, and the channels in one, keep to no multiple.
+                (1, numbering.inner_numbers()),
+                (2, numbering.added_by_head()),
+                # Every tensor, and each piece of a split, keeps a channel.
+                (1, passed_on(numbering, self._removed)),
+            )
+            for numbers in vectors
         ]
         # Repeat until nothing changes: reviving channels for one layer may
         # change the count of another layer.

@@ -21,6 +21,7 @@ from keras_prunetrain.channels.flows import (
 )
 from keras_prunetrain.channels.labelling import (
     inner_labels,
+    reads_with_kernel,
     seen_outside,
     weight_labels,
 )
@@ -145,7 +146,11 @@ class _Numberer:
         self._outputs.setdefault(key, written)
         read = _with_mask(visit, read)
         self._calls[visit.site] = CallChannels(read, written)
-        if rule is not None and (rule.resize or rule.reindex):
+        if (
+            rule is not None
+            and (rule.resize or rule.reindex)
+            and rule.flow != MIXES  # Their weights tie the calls.
+        ):
             self._tie_calls(layer, visit.inputs)
         return written
 
@@ -265,7 +270,7 @@ class _Numberer:
             rule: The `LayerRule` of its layer.
             written: List of the `Channels` that the call writes.
         """
-        if rule.flow == PRODUCES and not _reads_with_kernel(visit, rule):
+        if rule.flow == PRODUCES and not reads_with_kernel(visit, rule):
             # No weight tells how much an input channel matters.
             reason, channels = "it reads without a kernel", visit.inputs
         else:
@@ -320,8 +325,3 @@ def _with_mask(visit, read):
         return visit.inputs
     i = keras_internals.mask_position(visit.call)
     return [*visit.inputs[:i], read[i], *visit.inputs[i:]]
-
-
-def _reads_with_kernel(visit, rule):
-    weights = getattr(visit.call.operation, "weights", ())
-    return any(keras_internals.weight_name(x) in rule.in_axis for x in weights)

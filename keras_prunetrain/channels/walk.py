@@ -70,6 +70,8 @@ def run_graph(
         written = visit(Visit(key, call, read, around))
         if written is None:
             inside = (*around, call)
-            written = run_graph(call.operation, read, visit, f"{key}/", inside)
+            inner = call.operation
+            read = read[: len(inner.inputs)]  # Without masks, which come last.
+            written = run_graph(inner, read, visit, f"{key}/", inside)
         values.update(zip(map(id, call.outputs), written, strict=True))
     return [values[id(x)] for x in model.outputs]

@@ -78,14 +78,17 @@ def _inputs(node):
     In `input_tensors`, named arguments are sorted by their names.
     """
     args, kwargs = node.arguments.args, node.arguments.kwargs
-    if not any(map(keras.backend.is_keras_tensor, keras.tree.flatten(kwargs))):
+    if not any(map(keras.backend.is_keras_tensor, _flat(kwargs))):
         return node.input_tensors
     bound = _bound(node.operation, args, kwargs)
-    values = keras.tree.flatten(list(bound.values()))
-    inputs = [x for x in values if keras.backend.is_keras_tensor(x)]
-    return (
-        inputs if len(inputs) == len(node.input_tensors) else node.input_tensors
-    )
+    if not bound:
+        return node.input_tensors
+    values = _flat(list(bound.values()))
+    return [*filter(keras.backend.is_keras_tensor, values)]
+
+
+def _flat(value):
+    return keras.tree.flatten(value)
 
 
 def _bound(operation, args, kwargs):
@@ -137,18 +140,21 @@ def argument_position(call: Call, names: Sequence[str]) -> int | None:
 
     Args:
         call: A `Call` of a layer.
-        names: Names of arguments. The first of them that is a tensor counts.
+        names: Names of arguments. The first of them that is a tensor, and no
+            list of tensors, counts.
 
     Returns:
         The index; `None` if none of these arguments is a tensor.
     """
     args, kwargs = arguments_with(call, {id(x): x for x in call.inputs})
-    bound = _bound(call.operation, args, kwargs)
-    for name in names:
-        for i, x in enumerate(call.inputs):
-            if x is bound.get(name):
-                return i
-    return None
+    position, positions = 0, {}
+    for name, value in _bound(call.operation, args, kwargs).items():
+        tensors = [*filter(keras.backend.is_keras_tensor, _flat(value))]
+        if tensors == [value]:
+            positions[name] = position
+        position += len(tensors)
+    found = (positions[name] for name in names if name in positions)
+    return next(found, None)
 
 
 def operation_class(tensors: Any) -> type[keras.Operation]:

@@ -191,7 +191,8 @@ class _Builder:
         if id(layer) not in self.clones:
             key = prefix + layer.name
             if keras_internals.is_graph(layer):
-                shapes = [x.shape for x in inputs]
+                # Masks, which come last, are no inputs of the model.
+                shapes = [x.shape for x in inputs[: len(layer.inputs)]]
                 self.clones[id(layer)] = self._nested(layer, key, shapes)
             else:
                 self.clones[id(layer)] = self.leaves.clone(layer, key)

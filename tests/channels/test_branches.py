@@ -7,8 +7,10 @@ from keras import layers
 
 from keras_prunetrain import reconfigure
 from keras_prunetrain.channels.liveness import plan_cut
+from keras_prunetrain.channels.numbering import number_channels
 from keras_prunetrain.channels.options import CutOptions
 from tests import networks
+from tests.masked import silence
 from tests.networks import conv, conv_bn, images, kill, outputs, shake
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -338,6 +340,36 @@ def test_an_attention_without_heads_leaves_its_bias(masked):
         isinstance(layer, layers.MultiHeadAttention) for layer in smaller.layers
     )
     np.testing.assert_allclose(smaller(x), expected, atol=1e-12)
+
+
+def test_an_attention_without_values_leaves_its_bias():
+    model = attending()
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.inner["heads"]["value_dim"]] = False
+    silence(numbering, alive)
+    x = images(2, (6, 6)), np.ones((2, 6, 6), bool)
+    expected = model(x)
+    smaller = reconfigure(model)
+    assert "heads" not in names(smaller)
+    np.testing.assert_allclose(smaller(x), expected, atol=1e-12)
+
+
+def test_an_attention_without_heads_stays_for_its_regularizer():
+    def build(regularizer):
+        steps = keras.Input((6, 6))
+        y = layers.MultiHeadAttention(
+            3, 2, name="heads", activity_regularizer=regularizer
+        )(steps, steps)
+        x = layers.Add()([steps, y])
+        model = keras.Model(steps, layers.Dense(2)(x))
+        shake(model)
+        for kernel in model.get_layer("heads").weights[::2]:
+            kernel.assign(kernel * 0.0)
+        return model
+
+    assert "heads" not in names(reconfigure(build(None)))
+    assert "heads" in names(reconfigure(build("l2")))
 
 
 def test_an_attention_with_dead_queries_goes_on_reading_its_values():

@@ -393,6 +393,23 @@ def test_the_bias_of_a_dead_output_of_an_attention_moves_into_its_reader():
     np.testing.assert_allclose(outputs(smaller, x), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_mask_of_another_unknown_size_is_no_hindrance(dead):
+    steps, mask = keras.Input((6, 4)), keras.Input((None,), dtype="bool")
+    x = layers.Dense(4, name="before")(steps)
+    attention = layers.MultiHeadAttention(3, 2, name="heads")
+    model = keras.Model(
+        [steps, mask], layers.Dense(2)(attention(x, x, value_mask=mask))
+    )
+    shake(model)
+    kernel = attention.output_dense.kernel
+    kernel.assign(kernel * [1.0, 1.0 - dead, 1.0, 1.0])
+    x = images(2, (6, 4)), np.ones((2, 6), bool)
+    expected = model(x)
+    smaller = reconfigure(model, fold=True)
+    np.testing.assert_allclose(smaller(x), expected, atol=1e-12)
+
+
 def test_a_head_is_no_constant_where_the_channel_of_its_index_is():
     steps = keras.Input((5, 4))
     x = layers.Dense(3, name="zero")(steps)

@@ -558,6 +558,34 @@ def test_both_calls_of_an_attention_read_the_same_channels():
     assert found["one/kernel", 1] != found["two/kernel", 1]
 
 
+def test_an_attention_around_which_nothing_goes_stays_as_it_is():
+    steps = keras.Input((6, 4))
+    x = layers.MultiHeadAttention(3, 2, name="heads")(steps, steps)
+    x = layers.Add()([x, steps])
+    x = layers.Dense(2, name="last")(layers.Dense(5, name="up")(x))
+    model = keras.Model(steps, x)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.outputs["up"][0].numbers[1]] = False
+    silence(numbering, alive)
+    smaller = reconfigure(model)
+    assert smaller.get_layer("up").units == 4
+    config = model.get_layer("heads").get_config()
+    assert smaller.get_layer("heads").get_config() == config
+
+
+def test_a_mask_in_one_call_is_not_the_keys_in_another():
+    one, mask = keras.Input((5, 2)), keras.Input((5, 5), dtype="bool")
+    x, keys = layers.Dense(5)(one), layers.Dense(5, name="keys")(one)
+    attention = layers.MultiHeadAttention(2, 3)
+    x = layers.Add()(
+        [attention(x, x, attention_mask=mask), attention(x, x, keys)]
+    )
+    numbering = number_channels(keras.Model([one, mask], layers.Dense(2)(x)))
+    made = numbering.outputs["keys"][0].numbers.tolist()
+    assert numbering.frozen.keys().isdisjoint(made)
+
+
 def test_a_mask_for_an_attention_holds_no_channels():
     words, mask = keras.Input((6,)), keras.Input((6, 6), dtype="bool")
     x = layers.Embedding(9, 4, mask_zero=True, name="words")(words)
@@ -581,6 +609,55 @@ def test_channels_that_lie_on_another_axis_than_an_attention_reads_stay():
     assert held["before"] == (
         "heads (MultiHeadAttention): its channel axis is not that of its "
         "input: 3, not 1 (4)",
+    )
+
+
+def test_a_mask_that_is_the_values_as_well_stays():
+    steps = keras.Input((6, 4))
+    x = layers.Dense(6, name="both")(steps)
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = attention(layers.Dense(4)(steps), x, attention_mask=x)
+    held = {
+        row.layer: row.held_by
+        for row in channel_report(keras.Model(steps, layers.Dense(2)(x)))
+    }
+    assert held["both"] == (
+        "heads (MultiHeadAttention): no kernel in its rule reads or writes it "
+        "(6)",
+    )
+
+
+def test_channels_of_a_mask_of_words_are_followed_no_further():
+    words = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(9, 4)(words)
+    x = layers.Dense(4, name="before")(x)
+    mask = (words != 0)[:, None, :]
+    attention = layers.MultiHeadAttention(2, 3, name="heads")
+    x = attention(x, x, attention_mask=mask)
+    numbering = number_channels(keras.Model(words, layers.Dense(2)(x)))
+    made = numbering.outputs["before"][0].numbers.tolist()
+    assert numbering.frozen.keys().isdisjoint(made)
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'inner'")
+def test_a_nested_model_may_get_a_mask(float64):
+    words = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 5, mask_zero=True)(words)
+    steps = keras.Input((6, 4))
+    y = layers.Dense(4, name="up")(steps)
+    inner = keras.Model(steps, layers.LSTM(3)(y), name="inner")
+    model = keras.Model(words, layers.Dense(2)(inner(layers.Dense(4)(x))))
+    networks.shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.outputs["inner/up"][0].numbers[1]] = False
+    silence(numbering, alive)
+    x = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]])
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model)
+    assert smaller.get_layer("inner").get_layer("up").units == 3
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
     )
 
 
@@ -614,7 +691,44 @@ def test_a_head_and_a_channel_stay_if_all_are_dead():
     alive[np.concatenate(numbering.inner_numbers())] = False
     silence(numbering, alive)
     config = reconfigure(model).get_layer("heads").get_config()
-    assert (config["num_heads"], config["value_dim"]) == (1, 1)
+    assert (config["num_heads"], config["value_dim"]) == (1, 2)
+
+
+def test_two_channels_of_the_values_stay_beside_as_many_heads_as_steps(float64):
+    # Keras adds a bias of shape (heads, 1) along the steps if these are as
+    # many: its own layer is then wrong.
+    steps = keras.Input((6, 4))
+    attention = layers.MultiHeadAttention(6, 2, value_dim=4, name="heads")
+    model = keras.Model(steps, attention(steps, steps))
+    networks.shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.inner["heads"]["value_dim"][1:]] = False
+    silence(numbering, alive)
+    x = networks.images(2, (6, 4))
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model)
+    assert smaller.get_layer("heads").value_dim == 2
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
+    )
+
+
+def test_a_bias_for_each_head_keeps_two_channels(float64):
+    steps = keras.Input((6, 4))
+    x = layers.EinsumDense("abc,cde->abde", (None, 6, 4), bias_axes="de")(steps)
+    model = keras.Model(steps, layers.Dense(2)(x))
+    networks.shake(model)
+    kernels = [layer.kernel for layer in model.layers[1:]]
+    kernels[0].assign(kernels[0] * [1.0, 0.0, 0.0, 0.0])
+    kernels[1].assign(kernels[1] * [[1.0], [0.0], [0.0], [0.0]])
+    x = networks.images(2, (6, 4))
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model)
+    assert smaller.layers[1].kernel.shape == (4, 6, 2)
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -626,17 +740,17 @@ def test_a_channel_of_the_values_goes_from_all_heads(gated):
     model = keras.Model(steps, attention(steps, steps))
     numbering = number_channels(model)
     alive = np.ones(numbering.size, bool)
-    alive[numbering.inner["heads"]["value_dim"][[0, 2, 3]]] = False
+    alive[numbering.inner["heads"]["value_dim"][[0, 2]]] = False
     silence(numbering, alive)
     written, heads, values = channel_report(model)
     assert (written.layer, written.channels) == ("heads", 4)
     assert (heads.layer, heads.channels) == ("heads/num_heads", 3)
     assert (values.layer, values.channels) == ("heads/value_dim", 4)
-    assert (heads.dead, values.dead, values.removable) == (0, 3, 3)
+    assert (heads.dead, values.dead, values.removable) == (0, 2, 2)
     smaller = reconfigure(model)
     config = smaller.get_layer("heads").get_config()
     names = "num_heads", "key_dim", "value_dim"
-    assert [config[name] for name in names] == [3, 2, 1]
+    assert [config[name] for name in names] == [3, 2, 2]
     x = np.random.default_rng(1).normal(size=(2, 6, 4))
     np.testing.assert_allclose(smaller(x), model(x), atol=1e-6)
 
