@@ -126,13 +126,18 @@ def _nodes(plan: Plan) -> dict[str | int, dict[str, str]]:
     for layer in dict.fromkeys(x.layer for x in plan.numbering.kernels()):
         nodes[layer] = {"shape": "box", "label": _quoted(layer)}
     sets = _sets(plan)
+    inner = {
+        int(sets[numbers[0]]): argument
+        for kinds in plan.numbering.inner.values()
+        for argument, numbers in kinds.items()
+    }
     for one in np.unique(sets[sets >= 0]).tolist():
         numbers = np.flatnonzero(sets == one)
         going = int((~plan.alive[numbers]).sum())
         reasons = collections.Counter(
             plan.numbering.frozen.get(number) for number in numbers.tolist()
         )
-        text, colour = f"{len(numbers)} channels", _STAYS
+        text, colour = f"{len(numbers)} {inner.get(one, 'channels')}", _STAYS
         if going:
             text, colour = f"{text}, {going} can go", _GOES
         elif None not in reasons:

@@ -85,6 +85,17 @@ def test_what_holds_all_channels_of_a_layer_is_named(tmp_path):
     assert ("unknown (Lambda)", "logits") in edges
 
 
+def test_what_a_layer_computes_for_itself_has_its_own_name(tmp_path):
+    steps = keras.Input((6, 4))
+    x = layers.MultiHeadAttention(3, 2, value_dim=5, name="own")(steps, steps)
+    model = keras.Model(steps, layers.Dense(2, name="logits")(x))
+    networks.shake(model)
+    _, edges = drawn(model, tmp_path)
+    for text in ("3 num_heads", "5 value_dim"):
+        assert {("own", text), (text, "own")} <= set(edges)
+    assert ("4 channels", "logits") in edges
+
+
 @pytest.mark.parametrize(
     "name",
     [
