@@ -12,7 +12,8 @@ import tensorflow as tf
 def some_alive(numbering, rng, among=None):
     """Half of the channels that may go are dead, but no tensor is empty.
 
-    An attention keeps one of its heads.
+    An attention keeps one of its heads. Two channels stay where a bias is added
+    by head.
 
     With `among`, a bool array, half of those that are alive there.
     """
@@ -24,6 +25,9 @@ def some_alive(numbering, rng, among=None):
     for numbers in (*vectors, *numbering.inner_numbers()):
         if not alive[numbers].any():
             alive[numbers[among[numbers]][:1]] = True
+    for numbers in numbering.added_by_head():
+        if alive[numbers].sum() < 2:
+            alive[numbers[among[numbers]][:2]] = True
     return alive
 
 

@@ -128,8 +128,9 @@ def _by_group(layer):
     A group of one input channel can only do so; `prune_whole_groups` lets
     larger ones.
     """
-    is_depthwise = layer.kernel.shape[-2] == 1
-    if layer.groups == 1 or not (is_depthwise or hasattr(layer, WHOLE_GROUPS)):
+    if layer.groups == 1:
+        return None
+    if layer.kernel.shape[-2] > 1 and not hasattr(layer, WHOLE_GROUPS):
         return None
     return LayerRule(
         CARRIES,
