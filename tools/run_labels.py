@@ -1,8 +1,30 @@
-"""What a row of docs/results.md is called: a run's callback, as code."""
+"""What tables and rows of docs/results.md are called, by a run's recipe."""
 
 import json
 
 from recorded_recipes import DEFAULTS, EXPONENT, value, was_exact
+
+
+def title(recipe):
+    """Returns what trainings of one recipe, but for the method, are called."""
+    drops = ", ".join(map(str, value(recipe, "learning_rate_drops")))
+    optimizer = value(recipe, "optimizer")
+    return (
+        f"{training(recipe)}, {optimizer} at "
+        f"{recipe['learning_rate']:g}, divided by 10 at {drops}, "
+        f"{recipe['dtype_policy']}"
+    )
+
+
+def training(recipe):
+    """Returns what a recipe trains: the network, the images, the epochs."""
+    return f"{_network(recipe)}, {recipe['epochs']} epochs"
+
+
+def _network(recipe):
+    size = value(recipe, "image_size")
+    pixels = f" of {size}x{size} pixels" if size else ""
+    return f"{recipe['network']} on {recipe['dataset']}{pixels}"
 
 
 def label(recipe, is_widest):

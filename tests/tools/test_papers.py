@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 import papers_section  # isort: skip
 import recorded_recipes  # isort: skip
 import results_page  # isort: skip
+import results_records  # isort: skip
 
 DENSE = "cifar10_16x16_resnet20_dense_seed0"
 PRUNED = "cifar10_16x16_resnet20_target48_seed1"
@@ -120,7 +121,7 @@ def test_a_replay_gives_the_time(page):
 
 
 def test_a_dense_run_matches_whatever_else_its_flags_say():
-    runs, _ = results_page._read(results_page.FOLDER)
+    runs, _ = results_records.read(results_page.FOLDER)
     command = (
         "python apps/train_cifar.py --dataset=cifar10 --network=resnet20 "
         "--method=dense --epochs=40 --learning_rate_drops=20,30 "

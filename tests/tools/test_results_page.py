@@ -16,6 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 import papers_section  # isort: skip
 import results_page  # isort: skip
 import results_picture  # isort: skip
+import run_labels  # isort: skip
 
 DENSE = "cifar10_16x16_resnet20_dense_seed0"
 PRUNED = "cifar10_16x16_resnet20_target48_seed1"
@@ -189,7 +190,7 @@ def test_rows_say_what_was_not_the_default():
         "recipe"
     ]
     labels = {
-        results_page.label(recipe | changes, False)
+        run_labels.label(recipe | changes, False)
         for changes in (
             {},
             {"channel_multiple": "8"},

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 
 import results_page  # isort: skip
+import results_tables  # isort: skip
 import run_records  # isort: skip
 import time_to_accuracy  # isort: skip
 
@@ -145,7 +146,7 @@ def test_without_a_table_there_is_no_section():
 
 
 def test_the_last_epoch_ends_at_the_training_time_of_the_replay():
-    tables, replays = results_page._tables(results_page.FOLDER)
+    tables, replays = results_tables.read_tables(results_page.FOLDER)
     checked = 0
     for rows in tables:
         for found in rows.values():
