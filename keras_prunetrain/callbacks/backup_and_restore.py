@@ -291,7 +291,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _restore_model(self, state):
         for callback, kept in states_of(self._siblings, state["callbacks"]):
             if kept is not None and isinstance(callback, ReconfiguringCallback):
-                repeat_cuts(callback.network, kept["cuts"], self.model)
+                callback.cuts = list(kept["cuts"])
+                repeat_cuts(callback.network, callback.cuts, self.model)
         set_model_state(self.model, state["model"])
         self._epoch, self._step = state["epoch"], state["step"]
         self._validated = state["validations"]

@@ -194,7 +194,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         check_batches(self.model, self._batches, self.score)
         if self._cuts_done:
             return
-        if self.structured:
+        if self.structured and not self.cuts:
             self._check_target(numbering)
         if self.moment is None:
             self.moment = Moment(

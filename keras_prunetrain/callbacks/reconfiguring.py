@@ -78,6 +78,8 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         epoch: Integer, the epoch that is trained or was last; `None` before
             the first one of a `fit`.
         meter: The `EpochMeter` of the `fit`.
+        cuts: List of a record of each cut of this `fit`. A further process
+            makes the cuts again before it begins.
 
     Raises:
         ValueError: If an argument is out of its range; in `fit`, before the
@@ -107,7 +109,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         self._log = None if log_dir is None else DensityLog(log_dir)
         self._epoch_logs = EpochLogs()
         self._fit = None
-        self._cuts = []  # Of this `fit`, to be done again by a further process.
+        self.cuts = []
 
     @property
     def reports(self) -> list[Reconfiguration]:
@@ -182,7 +184,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
     def get_state(self) -> dict[str, Any]:
         """Returns the state from which another process can go on."""
         return {
-            "cuts": self._cuts,
+            "cuts": self.cuts,
             "epoch": self.epoch,
             "progress": self._progress.get_state(),
             "meter": self.meter.get_state(),
@@ -192,7 +194,6 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the state that `get_state` returned."""
-        self._cuts = list(state["cuts"])
         self.epoch = state["epoch"]
         self._progress.set_state(state["progress"])
         self.meter.set_state(state["meter"])
@@ -212,7 +213,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
             self.forget()
         super().set_model(model)
         self._fit = RunningFit(self.meter, self.batch, self._log)
-        self._cuts = []
+        self.cuts = []
         self._fit.set_model(model, self.submodels)
 
     def set_params(self, params):
@@ -322,7 +323,7 @@ class ReconfiguringCallback(keras.callbacks.Callback, abc.ABC):
         share = self.penalty_share(loss)
         report = record_of(plan, self.epoch, self.meter, self.batch, share)
         take_over(self.network, smaller)
-        self._cuts.append(record_of_cut(plan))
+        self.cuts.append(record_of_cut(plan))
         report.cost_after = totals(self.meter.current_cost())
         self._progress.size = int(plan.alive.sum())
         self._fit.after_cut(report)

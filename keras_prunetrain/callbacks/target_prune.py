@@ -202,7 +202,8 @@ class TargetPruneCallback(ReconfiguringCallback):
             self.decay,
             self.rounds,
         )
-        self._check_target(numbering)
+        if not self.cuts:  # The cuts of another process have met the target.
+            self._check_target(numbering)
         if self._score is not None:
             self._score(numbering)
         steps = self.params.get("steps")

@@ -355,6 +355,17 @@ def program(folder, stop=None, epochs=4, **kwargs):
     return Trained(model, pruning, history)
 
 
+def test_a_training_goes_on_whose_small_model_could_not_meet_the_target(
+    tmp_path,
+):
+    low = {"sparsity": 0.8, "target": "flops", "score": "snip", "when": 1}
+    with pytest.raises(RuntimeError, match="killed"):
+        program(tmp_path / "pieces", (2, 1), **low)
+    pieces = program(tmp_path / "pieces", **low)
+    pieces.equals(program(tmp_path / "whole", **low))
+    assert len(pieces.pruning.reports) == 1
+
+
 @pytest.mark.long
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     for stop in [(1, 1), (2, 1)]:

@@ -604,10 +604,10 @@ def test_wrong_arguments_are_refused(kwargs, message):
         to_target(**kwargs)
 
 
-def program(folder, stop=None):
+def program(folder, stop=None, flops=0.5, **kwargs):
     """A program that is started again after it was killed at `stop`."""
     model = network()
-    pruning = to_target(0.5, decay=3, rounds=2)
+    pruning = to_target(flops, **{"decay": 3, "rounds": 2} | kwargs)
     x, y = examples(24)
     history = model.fit(
         *(x, y, 8, 6),
@@ -633,6 +633,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     pieces = program(tmp_path / "pieces")
     pieces.equals(program(tmp_path / "whole"))
     assert len(pieces.pruning.reports) == 2
+
+
+def test_a_training_goes_on_whose_small_model_could_not_meet_the_target(
+    tmp_path,
+):
+    low = {"flops": 0.25, "decay": 1, "rounds": 1, "max_layer_cut": 0.9}
+    with pytest.raises(RuntimeError, match="killed"):
+        program(tmp_path / "pieces", (3, 1), **low)
+    pieces = program(tmp_path / "pieces", **low)
+    pieces.equals(program(tmp_path / "whole", **low))
+    assert len(pieces.pruning.reports) == 1
 
 
 def test_channels_of_a_stage_have_one_number_and_go_together():
