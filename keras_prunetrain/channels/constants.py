@@ -5,6 +5,7 @@ next batch normalization still gives the channel a value. That value is followed
 through the graph for as long as the value is the same at every pixel.
 """
 
+import collections
 from typing import NamedTuple
 
 import keras
@@ -52,21 +53,33 @@ def follow_constants(
         input, or `None` for an input without a constant channel.
     """
     visits = []
+    kernels = collections.defaultdict(list)
+    for label in numbering.kernels("out"):
+        if not label.is_inner:
+            kernels[label.layer].append(label)
 
     def visit(visit):
         visits.append(visit)
         if keras_internals.is_graph(visit.call.operation):
             return None
         channels = numbering.calls[visit.site]
-        found = _written(visit, channels, silent.get(visit.key))
+        own = kernels[visit.key]
+        found = _written(visit, channels, silent.get(visit.key), own)
         return found or [None] * len(visit.call.outputs)
 
     run_graph(model, [None] * len(model.inputs), visit)
     return visits
 
 
-def _written(visit, channels, silent):
-    """Returns a list, a `Constant` or `None` per output; `None` if unknown."""
+def _written(visit, channels, silent, kernels):
+    """Returns a list, a `Constant` or `None` per output; `None` if unknown.
+
+    Args:
+        visit: The `Visit` of a call.
+        channels: Its `CallChannels`.
+        silent: Of its layer, as in `follow_constants`; `None` if none is.
+        kernels: List of the `Label`s of the kernels that write the channels.
+    """
     call, rule = visit.call, rule_for(visit.call.operation)
     if (
         rule is None
@@ -89,7 +102,9 @@ def _written(visit, channels, silent):
         # What a mixing layer computes may be added to what it reads.
         if not silent.any() or layer_rule.writes_what_it_reads(rule):
             return None
-        found = _known(_of_zeros(call, written), silent)
+        # A mixing layer may compute something of zeros, which they then read.
+        dead = kernels if rule.flow == layer_rule.MIXES else ()
+        found = _of_zeros(call, written, silent, dead)
     else:
         found = _passed_on(call, rule, visit.inputs, channels.read)
     if found is None or len(found.values) != len(written.numbers):
@@ -99,7 +114,7 @@ def _written(visit, channels, silent):
 
 def _known(values, known):
     """Returns the `Constant` of the `known` channels, `None` without any."""
-    if values is None or not known.any():
+    if not known.any():
         return None
     return Constant(np.where(known, values, 0.0), known)
 
@@ -130,7 +145,7 @@ def _passed_on(call, rule, values, read):
         if groups is not None:
             known = known.reshape(groups, -1).all(axis=1)
         repeats = rule.ask("repeats", call.operation)
-        return _known(_of_zeros(call, read[0]), np.repeat(known, repeats))
+        return _of_zeros(call, read[0], np.repeat(known, repeats))
     if rule.constants == "pointwise" or rule.flow == layer_rule.JOINS:
         arrays = []
         for value, channels in zip(values, read, strict=True):
@@ -205,31 +220,71 @@ def _is_regularized(operation):
     )
 
 
-def _of_zeros(call, channels):
-    """Returns each channel's output for an input of zeros, or `None`.
+def _of_zeros(call, channels, known, kernels=()):
+    """Returns the `Constant` of the `known` outputs for an input of zeros.
 
-    For a layer with a kernel, that output is the activation of the bias. `None`
-    if the output of a channel differs between pixels, or if the layer wants
-    unknown sizes to be equal.
+    For a layer with a kernel, that is the activation of the bias. `None` if a
+    known channel differs between pixels, or if the layer wants unknown sizes
+    to be equal.
+
+    Args:
+        call: A `Call` of one output.
+        channels: Its `Channels`.
+        known: Bool array, shape `(channels,)`: which to look at.
+        kernels: List of `Label`s whose weights of the `known` channels count as
+            zero.
     """
     shapes = [[size or _ANY_SIZE for size in x.shape[1:]] for x in call.inputs]
+    zeros = [np.zeros((1, *shape)) for shape in shapes]
     try:
-        output = _call(call, [np.zeros((1, *shape)) for shape in shapes])
+        output = _call(call, zeros, _without(kernels, known))
     except Exception:  # The error of the layer, of any kind.
         return None
     output = np.moveaxis(output, channels.axis - len(channels.shape), -1)
     output = output.reshape(-1, output.shape[-1])
+    if output.shape[-1] != len(known):
+        return None
     # The bias of an `EinsumDense` may differ from head to head.
-    return None if np.ptp(output, axis=0).any() else output[0]
+    if np.ptp(output[:, known], axis=0).any():
+        return None
+    return _known(output[0], known)
 
 
-def _call(call, values):
-    """Returns the output of a call, as an array, for `values` as inputs."""
+def _without(kernels, gone):
+    """Returns the values of kernels without those of the channels `gone`.
+
+    Dict from the id of each weight to an array.
+    """
+    values = {}
+    for label in kernels:
+        kernel = keras_internals.values_of(label.weight).copy()
+        np.moveaxis(kernel, label.axis, 0)[gone] = 0.0
+        values[id(label.weight)] = kernel
+    return values
+
+
+def _call(call, values, weights=None):
+    """Returns the output of a call, as an array.
+
+    Args:
+        call: A `Call` of one output.
+        values: List of an array for each input.
+        weights: Dict from the id of a weight to the values to use in its place.
+    """
     dtype = getattr(call.operation, "compute_dtype", None)
     tensors = {
         id(x): ops.convert_to_tensor(value, dtype)
         for x, value in zip(call.inputs, values, strict=True)
     }
     args, kwargs = keras_internals.arguments_with(call, tensors)
-    output = call.operation(*args, **kwargs)
+    layer = call.operation
+    if weights:
+        variables = layer.trainable_variables, layer.non_trainable_variables
+        output, _ = layer.stateless_call(
+            *([weights.get(id(x), x.value) for x in y] for y in variables),
+            *args,
+            **kwargs,
+        )
+    else:
+        output = layer(*args, **kwargs)
     return ops.convert_to_numpy(output).astype("float64")

@@ -120,6 +120,12 @@ def seen_outside(
         is_first: Whether they are the first that the rule names: the heads of
             an attention, each of which has scores.
     """
+    heads = next(iter(rule.inner.values()))[0]
+    if is_first and any(
+        _is_added_wrongly(_at_path(visit.call.operation, path))
+        for path in heads
+    ):
+        return "on TensorFlow, Keras adds a bias of shape (n, 1) on a wrong axis"
     # So many heads of queries may read each head of keys.
     counts = {count, count * repeats(rule, visit.call.operation), None}
     further = visit.call.outputs[1:]
@@ -127,11 +133,23 @@ def seen_outside(
         return "another output may have an entry for each of them"
     # The axis of heads in a mask is one that other inputs lack, and its last
     # two are the steps that attend and those that they attend to.
+    read = {*read_positions(visit, rule).values()}
     shapes = [x.shape for x in visit.inputs]
-    rank = min(map(len, shapes))
-    if any(len(x) > rank and counts & {*x[1:-2]} for x in shapes):
+    rank = min((len(shapes[i]) for i in read), default=1)
+    masks = [x for i, x in enumerate(shapes) if i not in read]
+    if any(len(x) > rank and counts & {*x[1:-2]} for x in masks):
         return "its mask may have an entry for each of them"
     return None
+
+
+def _is_added_wrongly(weight):
+    """Whether a weight is a bias of shape `(n, 1)`, for any n."""
+    return (
+        weight is not None
+        and keras_internals.weight_name(weight) == "bias"
+        and len(weight.shape) > 1
+        and weight.shape[-1] == 1
+    )
 
 
 def reads_with_kernel(visit: Visit, rule: LayerRule) -> bool:

@@ -714,6 +714,50 @@ def test_two_channels_of_the_values_stay_beside_as_many_heads_as_steps(float64):
     )
 
 
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (1, None)])
+def test_heads_of_one_channel_stay_beside_as_many_steps_as_are_left(
+    sizes, float64
+):
+    key_dim, value_dim = sizes
+    steps = keras.Input((4, 3))
+    attention = layers.MultiHeadAttention(
+        5, key_dim, value_dim, output_shape=3, name="heads"
+    )
+    model = keras.Model(steps, layers.Dense(2)(attention(steps, steps)))
+    networks.shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.inner["heads"]["num_heads"][2]] = False
+    silence(numbering, alive)
+    x = networks.images(2, (4, 3))
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model)
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
+    )
+    assert smaller is model
+
+
+def test_heads_of_one_channel_go_where_nothing_is_added(float64):
+    steps = keras.Input((4, 3))
+    attention = layers.MultiHeadAttention(
+        5, 1, use_bias=False, output_shape=3, name="heads"
+    )
+    model = keras.Model(steps, layers.Dense(2)(attention(steps, steps)))
+    networks.shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.inner["heads"]["num_heads"][2]] = False
+    silence(numbering, alive)
+    x = networks.images(2, (4, 3))
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model)
+    assert smaller.get_layer("heads").num_heads == 4
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-12
+    )
+
+
 def test_a_bias_for_each_head_keeps_two_channels(float64):
     steps = keras.Input((6, 4))
     x = layers.EinsumDense("abc,cde->abde", (None, 6, 4), bias_axes="de")(steps)
@@ -810,6 +854,8 @@ def test_heads_stay_if_another_model_calls_their_layer_in_an_unknown_way():
         ((6,), (None, 6, 6), True),
         ((3,), (1, 3, 3), False),  # As many steps as heads.
         ((3, 6), (1, 6, 6), False),
+        # So many rows as heads, in images whose mask has no axis of heads.
+        ((3, 6), (6,), False),
     ],
 )
 def test_heads_stay_where_a_mask_has_an_entry_for_each(places, shape, stays):
