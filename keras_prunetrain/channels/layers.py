@@ -128,9 +128,9 @@ def _by_group(layer):
     A group of one input channel can only do so; `prune_whole_groups` lets
     larger ones.
     """
-    if layer.groups == 1:
-        return None
-    if layer.kernel.shape[-2] > 1 and not hasattr(layer, WHOLE_GROUPS):
+    is_depthwise = layer.groups > 1 and layer.kernel.shape[-2] == 1
+    # The last group of those that go as a whole stays whole.
+    if not (is_depthwise or hasattr(layer, WHOLE_GROUPS)):
         return None
     return LayerRule(
         CARRIES,

@@ -20,21 +20,23 @@ def prune_whole_groups(
     say and no lasso, as those of a depthwise convolution.
 
     Call it before `fit`, `reconfigure` and `channel_report`. A reconfigured
-    model stays so. A saved model does not: call it again once the model is
-    loaded.
+    model stays so. A model that was saved and loaded, a clone or another copy
+    does not: call it again.
 
     Args:
         model: A functional or `Sequential` model, changed in place.
         layers: Layers, names or patterns of names (`"stage1_*"`), or functions
             of a layer that return whether it is meant. Defaults to `None`: all
-            convolutions with several groups of several input channels.
+            convolutions with several groups of several input channels that
+            could lose one. A convolution of the model's input could not.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: If `model` is no model or has no known graph, if `layers`
-            match nothing, or if one of them has no such groups.
+            match nothing, or if one of them has no such groups or could lose
+            none.
     """
     found = {
         key: _unwrapped(layer)
@@ -50,9 +52,41 @@ def prune_whole_groups(
             f"layers={layers!r}. Such layers: {_listed(grouped)}. Layers "
             f"without such groups that were asked for: {_listed(others)}."
         )
+    new = {key for key in keys if not hasattr(found[key], WHOLE_GROUPS)}
+    _mark(found, new)
+    held = _held(model, keys)
+    if held and (layers is not None or len(held) == len(keys)):
+        _unmark(found, new)
+        reasons = "; ".join(f"{key} ({held[key]})" for key in sorted(held))
+        raise ValueError(
+            f"No group of these layers of '{model.name}' can go, because all "
+            f"channels that they write must stay: {reasons}. Received: "
+            f"layers={layers!r}"
+        )
+    _unmark(found, held)  # Their groups can become thinner.
+    return model
+
+
+def _mark(found, keys):
     for key in keys:
         setattr(found[key], WHOLE_GROUPS, True)
-    return model
+
+
+def _unmark(found, keys):
+    for key in keys:
+        if hasattr(found[key], WHOLE_GROUPS):  # A layer may have two keys.
+            delattr(found[key], WHOLE_GROUPS)
+
+
+def _held(model, keys):
+    """Returns why layers could lose no group, a dict from their keys."""
+    numbering = number_channels(model)
+    reasons = {}
+    for key in keys:
+        numbers = numbering.outputs[key][0].numbers.tolist()
+        if numbering.frozen.keys() >= {*numbers}:
+            reasons[key] = numbering.frozen[numbers[0]]
+    return reasons
 
 
 def _listed(keys):

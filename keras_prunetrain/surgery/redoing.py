@@ -56,7 +56,8 @@ def plan_again(model: keras.Model, record: dict[str, Any]) -> Plan:
         raise ValueError(
             f"The cut was made in another model than '{model.name}': in one of "
             f"{there[0]} channels and {there[1]} layers. Received: {here[0]} "
-            f"channels and {here[1]} layers"
+            f"channels and {here[1]} layers. Build the model as the first "
+            "time, and call `prune_whole_groups` if it was called then"
         )
     keys = list(numbering.layers)
     outputs = _outputs_of_calls(model)

@@ -101,6 +101,69 @@ def test_a_convolution_for_each_step_takes_whole_groups(float64):
     assert len(np.unique(numbering.outputs["groups"][0].numbers)) == 3
 
 
+def test_the_last_group_stays_whole(float64):
+    model = kpt.prune_whole_groups(aggregated())
+    shake(model)
+    numbering = number_channels(model)
+    alive = np.ones(numbering.size, bool)
+    alive[numbering.outputs["groups"][0].numbers[:4]] = False
+    silence(numbering, alive)
+    model = kpt.reconfigure(model)
+    assert model.get_layer("groups").groups == 1
+    assert distinct_numbers(model, "groups") == 1
+    kernel = model.get_layer("narrow").kernel
+    kernel.assign(kernel * [0.0, 1.0])
+    assert kpt.reconfigure(model) is model
+
+
+def beside(*others):
+    """A model with a layer of three groups, and others that also have some."""
+    image = keras.Input((6, 6, 4))
+    x = conv(image, 4, "images", groups=2) if "images" in others else image
+    x = conv(x, 6, "before")
+    if "wrapped" in others:
+        x = layers.SpectralNormalization(conv_layer(6, 3), name="wrapped")(x)
+        x = conv(x, 6, "between")
+    if "own" in others:
+        x = Own(6, 3, groups=3, padding="same", name="own")(x)
+        x = conv(x, 6, "behind")
+    if "groups" in others:
+        x = conv(x, 6, "groups", groups=3)
+    return keras.Model(image, head(x))
+
+
+class Own(layers.Conv2D):
+    """A subclass, which has no rule."""
+
+
+@pytest.mark.parametrize("other", ["images", "wrapped", "own"])
+def test_a_layer_that_could_lose_no_group_stays_as_it_is(other):
+    model = beside(other, "groups")
+    before = distinct_numbers(model, other)
+    kpt.prune_whole_groups(model)
+    assert distinct_numbers(model, "groups") == 3
+    assert distinct_numbers(model, other) == before
+
+
+def distinct_numbers(model, key):
+    return len(np.unique(number_channels(model).outputs[key][0].numbers))
+
+
+@pytest.mark.parametrize("layers", [None, "images", ["images"]])
+def test_why_no_group_could_go_is_said(layers):
+    model = beside("images")
+    with pytest.raises(ValueError, match=r"images \(model input\)"):
+        kpt.prune_whole_groups(model, layers)
+    assert distinct_numbers(model, "images") == 2
+
+
+def test_a_mark_from_before_outlives_an_error():
+    model = kpt.prune_whole_groups(beside("images", "groups"), "groups")
+    with pytest.raises(ValueError, match="model input"):
+        kpt.prune_whole_groups(model, ["images", "groups"])
+    assert distinct_numbers(model, "groups") == 3
+
+
 def conv_layer(filters, groups):
     return layers.Conv2D(filters, 3, padding="same", groups=groups)
 
