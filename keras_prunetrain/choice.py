@@ -10,8 +10,9 @@ import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channel_costs import ChannelCosts
+from keras_prunetrain.channels.counts import passed_on
 from keras_prunetrain.channels.labels import Numbering
-from keras_prunetrain.channels.liveness import Plan, passed_on, plan_of
+from keras_prunetrain.channels.liveness import Plan, plan_of
 from keras_prunetrain.channels.options import CutOptions
 from keras_prunetrain.channels.selection import touched
 from keras_prunetrain.cost import model_cost

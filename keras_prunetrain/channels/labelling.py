@@ -125,9 +125,7 @@ def seen_outside(
         _is_added_wrongly(_at_path(visit.call.operation, path))
         for path in heads
     ):
-        return (
-            "on TensorFlow, Keras adds a bias of shape (n, 1) on a wrong axis"
-        )
+        return "Keras adds a bias of shape (n, 1) along the wrong axis"
     # So many heads of queries may read each head of keys.
     counts = {count, count * repeats(rule, visit.call.operation), None}
     further = visit.call.outputs[1:]

@@ -1,12 +1,12 @@
 """Decides which channels of a model stay, and why."""
 
 import dataclasses
-from collections.abc import Collection
 
 import keras
 import numpy as np
 
 from keras_prunetrain.channels.branches import Addition, constant_branches
+from keras_prunetrain.channels.counts import computed, limits, passed_on
 from keras_prunetrain.channels.folding import Folding
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.numbering import number_channels
@@ -17,7 +17,6 @@ from keras_prunetrain.channels.scores import (
     unscored,
 )
 from keras_prunetrain.channels.selection import Skip, matching_layers, touched
-from keras_prunetrain.devices import multiples
 from keras_prunetrain.garbage import no_garbage_collection
 
 
@@ -176,7 +175,7 @@ def trial_plan(model: keras.Model, skip: Skip = ()) -> Plan:
     alive = np.arange(numbering.size) % 2 == 0
     # Every layer stays in the graph: the trial is to rebuild each of them.
     for numbers in (
-        *_written(numbering),
+        *computed(numbering),
         *passed_on(numbering),
         *numbering.inner_numbers(),
     ):
@@ -233,48 +232,30 @@ class _Draft:
 
     def round_up(self, channel_multiple, min_channels):
         """Revives channels until every layer and every tensor has enough."""
-        multiple_of = multiples(channel_multiple)
-        limits = [
-            (numbers, multiple_of, min_channels)
-            for numbers in _written(self._numbering, self._removed)
-        ]
-        numbering = self._numbering
-        limits += [
-            (numbers, multiples(1), least)
-            for least, vectors in (
-                # Heads, and the channels in one, keep to no multiple.
-                (1, numbering.inner_numbers()),
-                (2, numbering.added_by_head()),
-                # Every tensor, and each piece of a split, keeps a channel.
-                (1, passed_on(numbering, self._removed)),
-            )
-            for numbers in vectors
-        ]
+        found = limits(
+            self._numbering, self._removed, channel_multiple, min_channels
+        )
         # Repeat until nothing changes: reviving channels for one layer may
         # change the count of another layer.
-        while sum(self._round_up(*limit) for limit in limits):
+        while sum(self._revive(limit) for limit in found):
             pass
 
-    def _round_up(self, numbers, multiple_of, min_channels):
-        """Revives the best dead `numbers`, until there are enough of them.
+    def _revive(self, limit):
+        """Revives the best dead channels until a `Limit` allows their count.
 
-        A tied number counts once for each of its positions. `multiple_of` is a
-        function of the count, because the multiple may grow with it.
-
-        Returns whether any number was revived.
+        Returns whether any channel was revived.
         """
-        alive = self._alive
+        alive, numbers = self._alive, limit.numbers
         living = int(alive[numbers].sum())
-        if living >= min_channels and living % multiple_of(living) == 0:
+        if limit.allows(living):
             return False
-        reason = "min_channels" if living < min_channels else "channel_multiple"
         dead = np.unique(numbers[~alive[numbers]])
         order = np.argsort(-self._score[dead], kind="stable")
         for number in dead[order].tolist():
-            if living >= min_channels and living % multiple_of(living) == 0:
+            if limit.allows(living):
                 break
             alive[number] = True
-            self._revived[number] = reason
+            self._revived[number] = limit.reason
             living += int((numbers == number).sum())
         return len(dead) > int((~alive[dead]).sum())
 
@@ -294,27 +275,6 @@ class _Draft:
             reasons=self._revived,
             offsets=offsets,
         )
-
-
-def _written(numbering, removed=()):
-    """Returns the numbers that each remaining kernel or embedding writes."""
-    return [
-        label.numbers
-        for label in numbering.writers()
-        if label.layer not in removed and not label.is_inner
-    ]
-
-
-def passed_on(
-    numbering: Numbering, removed: Collection[str] = ()
-) -> list[np.ndarray]:
-    """Returns the numbers of each output of the remaining layers."""
-    return [
-        channels.numbers
-        for key, outputs in numbering.outputs.items()
-        for channels in outputs
-        if key not in removed and len(channels.numbers)
-    ]
 
 
 def _only_in(numbering, removed):

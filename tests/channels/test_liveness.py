@@ -126,6 +126,36 @@ def test_a_multiple_holds_where_channels_are_tied_in_pairs():
     assert len(kept(model, min_channels=7)) in (7, 8)
 
 
+@pytest.mark.parametrize(
+    ("width", "living", "multiple", "left"),
+    [(4, 4, 1, 5), (4, 4, 2, 6), (4, 3, 1, 3), (3, 3, 1, 4), (1, 1, 1, 1)],
+)
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_channels_first_never_become_as_many_as_columns(
+    width, living, multiple, left, use_bias
+):
+    # Keras adds a bias along the columns if it has as many entries.
+    image = keras.Input((2, 4, width))
+    # On a CPU, TensorFlow convolves them in float32 only.
+    first = {"data_format": "channels_first", "dtype": "float32"}
+    x = layers.Conv2D(8, 1, name="a", use_bias=use_bias, **first)(image)
+    x = layers.ReLU()(x)
+    model = keras.Model(
+        image, layers.Conv2D(2, 1, name="b", use_bias=False, **first)(x)
+    )
+    shake(model)
+    dead = list(range(8 - living))
+    kill(model, {"a": dead}, {"b": dead})
+    x = np.random.default_rng(0).normal(size=(3, 2, 4, width))
+    expected = networks.outputs(model, x)
+    smaller = reconfigure(model, channel_multiple=multiple)
+    np.testing.assert_allclose(
+        networks.outputs(smaller, x), expected, atol=1e-5
+    )
+    filters = smaller.get_layer("a").filters
+    assert filters == (left if use_bias else living)
+
+
 def test_a_multiple_holds_in_every_layer():
     network = networks.plain()
     shake(network.model)
