@@ -85,7 +85,7 @@ def narrowed(recipe, data):
     def flops(width):
         return kpt.model_cost(_built(recipe, data, width)).forward_flops
 
-    full_width = recipe.width or _own_width(recipe.network)
+    full_width = recipe.width or own_width(recipe.network)
     full_flops = flops(full_width)
     most = recipe.target_flops * full_flops * (1 + _ROUNDING)
     # Each of them costs more than the one before.
@@ -183,7 +183,8 @@ def _in_a_line(error):
     return text if text.endswith(".") else f"{text}."
 
 
-def _own_width(network):
+def own_width(network):
+    """Returns how many channels the first stage of a `network` has unasked."""
     parameters = inspect.signature(getattr(models, network)).parameters
     return parameters["width"].default
 
@@ -194,7 +195,7 @@ def _built(recipe, data, width):
             data.image_shape,
             data.classes,
             _coupled_decay(recipe),
-            width or _own_width(recipe.network),
+            width or own_width(recipe.network),
         )
     model = getattr(keras.applications, recipe.network)(
         weights=None,

@@ -14,7 +14,7 @@ from absl import flags
 # `apps` is not part of the installed package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from apps import recipe_flags, train_cifar, train_imagenet  # noqa: E402
+from apps import networks, recipe_flags, train_cifar, train_imagenet  # noqa: E402
 from apps.training import Recipe  # noqa: E402
 
 DEFAULTS = {x.name: x.default for x in dataclasses.fields(Recipe)}
@@ -51,7 +51,18 @@ def value(recipe, name):
 
 def setting(recipe):
     """Returns what the trainings of one table have in common, hashable."""
-    return tuple(value(recipe, name) for name in _SETTING)
+    return *(value(recipe, name) for name in _SETTING), wider(recipe)
+
+
+def wider(recipe):
+    """Returns the width of a recipe's network if it is wider than its own.
+
+    Otherwise `None`: a narrower one stands beside the network of usual width.
+    """
+    network, width = recipe["network"], value(recipe, "width")
+    if width is None or not networks.has_width(network):
+        return None
+    return width if width > networks.own_width(network) else None
 
 
 def shortens(recipe, longer):
@@ -63,6 +74,7 @@ def shortens(recipe, longer):
         recipe["method"] == "dense"
         and scale < 1
         and [value(recipe, x) for x in same] == [value(longer, x) for x in same]
+        and wider(recipe) == wider(longer)
         and len(drops) == len(others)
         and all(
             abs(drop - scale * other) <= 1

@@ -2,7 +2,7 @@
 
 import json
 
-from recorded_recipes import DEFAULTS, EXPONENT, value, was_exact
+from recorded_recipes import DEFAULTS, EXPONENT, value, was_exact, wider
 
 
 def title(recipe):
@@ -24,7 +24,9 @@ def training(recipe):
 def _network(recipe):
     size = value(recipe, "image_size")
     pixels = f" of {size}x{size} pixels" if size else ""
-    return f"{recipe['network']} on {recipe['dataset']}{pixels}"
+    width = wider(recipe)
+    network = recipe["network"] + (f" of width {width}" if width else "")
+    return f"{network} on {recipe['dataset']}{pixels}"
 
 
 def label(recipe, is_widest):
