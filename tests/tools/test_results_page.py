@@ -98,9 +98,28 @@ def test_a_shorter_dense_training_stands_beside_the_whole_one(records):
     assert "| dense, 15 epochs | 81.95% | 1 | 100% | 50% | - |" in page
     (command,) = [x for x in page.splitlines() if x.endswith("--epochs=15")]
     assert command.count("--epochs") == 1
-    for other in (short([5, 11]), short([8, 11], PRUNED)):
+    wider = short([8, 11])
+    wider[1]["recipe"]["width"] = 32
+    for other in (short([5, 11]), short([8, 11], PRUNED), wider):
         page = results_page.page(records((DENSE, {}), other))
         assert ", 15 epochs |" not in page
+
+
+def test_a_wider_network_has_a_table_of_its_own_and_a_narrower_one_has_not(
+    records,
+):
+    recipe = json.loads((results_page.FOLDER / f"{DENSE}.json").read_text())[
+        "recipe"
+    ]
+    for width, tables in ((None, 1), (16, 1), (11, 1), (32, 2)):
+        changes = {"recipe": recipe | {"width": width}, "forward_flops": 1e6}
+        page = results_page.page(
+            records((DENSE, {}), (DENSE, changes | {"seed": 1}))
+        )
+        found = [x for x in page.splitlines() if x.startswith("### resnet20")]
+        assert len(found) == tables
+        name = "### resnet20 of width 32 on cifar10"
+        assert sum(x.startswith(name) for x in found) == tables - 1
 
 
 def test_dense_trainings_of_two_lengths_stand_beside_the_whole_one(records):
