@@ -48,6 +48,12 @@ _EXCERPT = {
         '`EarlyCroPCallback(0.5, target="flops", score="synflow", '
         'when="start")`',
     ),
+    "resnet20 of width 32 on cifar10 of 16x16 pixels, 20 epochs": (
+        "dense",
+        "dense, 11 epochs",
+        "narrow, 50% of the FLOPs",
+        "`TargetPruneCallback(training_flops=0.5)`",
+    ),
     "vgg11 on cifar10 of 16x16 pixels, 20 epochs": (
         "dense",
         "narrow, 50% of the FLOPs",
