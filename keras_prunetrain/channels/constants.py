@@ -102,9 +102,9 @@ def _written(visit, channels, silent, kernels):
         # What a mixing layer computes may be added to what it reads.
         if not silent.any() or layer_rule.writes_what_it_reads(rule):
             return None
-        # A mixing layer may compute something of zeros, which they then read.
-        dead = kernels if rule.flow == layer_rule.MIXES else ()
-        found = _of_zeros(call, written, silent, dead)
+        # What they read need not be zero: the values of an attention have a
+        # bias.
+        found = _of_zeros(call, written, silent, kernels)
     else:
         found = _passed_on(call, rule, visit.inputs, channels.read)
     if found is None or len(found.values) != len(written.numbers):

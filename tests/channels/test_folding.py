@@ -403,6 +403,51 @@ def test_the_bias_of_a_dead_output_of_an_attention_moves_into_its_reader(
     np.testing.assert_allclose(outputs(smaller, x), expected, atol=1e-12)
 
 
+class Shifted(layers.Layer):
+    """A dense layer that adds something to what its kernel reads."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.shift = self.add_weight((shape[-1],), name="shift")
+        self.kernel = self.add_weight((shape[-1], self.units), name="kernel")
+        self.bias = self.add_weight((self.units,), name="bias")
+
+    def call(self, x):
+        return (x + self.shift) @ self.kernel + self.bias
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+def test_dead_weights_count_as_zero_in_a_layer_that_shifts_what_they_read(
+    monkeypatch,
+):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    rules.register_rule(
+        Shifted,
+        LayerRule(
+            *("produces", ("units",), {"kernel": 0, "shift": 0}),
+            {"kernel": 1, "bias": 0},
+        ),
+    )
+    x = keras.Input((4,))
+    y = Shifted(3, name="own")(layers.Dense(4)(x))
+    model = keras.Model(x, layers.Dense(2)(y))
+    shake(model)
+    own = model.get_layer("own")
+    own.shift.assign(own.shift + 20.0)
+    own.kernel.assign(own.kernel * [1.0, 0.0, 1.0])
+    x = images(2, (4,))
+    expected = outputs(model, x)
+    own.kernel.assign_add(np.broadcast_to([0.0, 9e-5, 0.0], (4, 3)))
+    smaller = reconfigure(model, fold=True)
+    assert smaller.get_layer("own").units == 2
+    np.testing.assert_allclose(outputs(smaller, x), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_a_mask_of_another_unknown_size_is_no_hindrance(dead):
     steps, mask = keras.Input((6, 4)), keras.Input((None,), dtype="bool")
