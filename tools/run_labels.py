@@ -10,14 +10,20 @@ def title(recipe):
     drops = ", ".join(map(str, value(recipe, "learning_rate_drops")))
     optimizer = value(recipe, "optimizer")
     return (
-        f"{training(recipe)}, {optimizer} at "
+        f"{_epochs(recipe)}, {optimizer} at "
         f"{recipe['learning_rate']:g}, divided by 10 at {drops}, "
         f"{recipe['dtype_policy']}"
     )
 
 
 def training(recipe):
-    """Returns what a recipe trains: the network, the images, the epochs."""
+    """Returns what a recipe trains: network, images, epochs, optimizer."""
+    optimizer = value(recipe, "optimizer")
+    usual = optimizer == DEFAULTS["optimizer"]
+    return _epochs(recipe) + ("" if usual else f", {optimizer}")
+
+
+def _epochs(recipe):
     return f"{_network(recipe)}, {recipe['epochs']} epochs"
 
 

@@ -122,6 +122,16 @@ def test_a_wider_network_has_a_table_of_its_own_and_a_narrower_one_has_not(
         assert sum(x.startswith(name) for x in found) == tables - 1
 
 
+def test_dense_trainings_under_two_optimizers_have_two_names(records):
+    recipe = json.loads((results_page.FOLDER / f"{DENSE}.json").read_text())[
+        "recipe"
+    ]
+    adam = {"recipe": recipe | {"optimizer": "adam"}}
+    lines = results_page.page(records((DENSE, {}), (DENSE, adam))).splitlines()
+    name = "resnet20 on cifar10 of 16x16 pixels, 30 epochs"
+    assert lines.count(f"{name}:") == lines.count(f"{name}, adam:") == 2
+
+
 def test_dense_trainings_of_two_lengths_stand_beside_the_whole_one(records):
     text = (results_page.FOLDER / f"{DENSE}.json").read_text()
     record = json.loads(text)
