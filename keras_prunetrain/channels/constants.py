@@ -102,8 +102,8 @@ def _written(visit, channels, silent, kernels):
         # What a mixing layer computes may be added to what it reads.
         if not silent.any() or layer_rule.writes_what_it_reads(rule):
             return None
-        # What they read need not be zero: the values of an attention have a
-        # bias.
+        # What the kernels read need not be zero: the values of an attention
+        # have a bias.
         found = _of_zeros(call, written, silent, kernels)
     else:
         found = _passed_on(call, rule, visit.inputs, channels.read)

@@ -17,6 +17,11 @@ from tests.masked import silence
 from tests.networks import conv
 
 
+def held_in(model):
+    """Returns why channels stay, by layer."""
+    return {row.layer: row.held_by for row in channel_report(model)}
+
+
 def numbers(model):
     """Dict from a layer's key to the numbers of the channels it writes."""
     return {
@@ -603,9 +608,7 @@ def test_channels_that_lie_on_another_axis_than_an_attention_reads_stay():
     first = {"data_format": "channels_first", "name": "before"}
     x = layers.Conv2D(4, 1, **first)(image)
     x = layers.MultiHeadAttention(2, 3, name="heads")(x, x)
-    held = {
-        row.layer: row.held_by for row in channel_report(keras.Model(image, x))
-    }
+    held = held_in(keras.Model(image, x))
     assert held["before"] == (
         "heads (MultiHeadAttention): its channel axis is not that of its "
         "input: 3, not 1 (4)",
@@ -673,9 +676,7 @@ def test_an_attention_of_the_users_with_other_arguments_is_held():
     steps = keras.Input((6, 4))
     x = layers.Dense(4, name="before")(steps)
     x = Renamed(2, 3, name="heads")(x, x)
-    held = {
-        row.layer: row.held_by for row in channel_report(keras.Model(steps, x))
-    }
+    held = held_in(keras.Model(steps, x))
     assert held["before"] == (
         "heads (Renamed): its rule names an argument of its call that "
         "'query/kernel' reads, and the call has none of query (4)",
