@@ -10,6 +10,12 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+# TensorFlow chooses its kernels by them, so times depend on them.
+_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_bf16", "amx_fp16"),
+)
 
 
 def environment(seeds, packages=("tensorflow", "keras")):
@@ -30,6 +36,7 @@ def environment(seeds, packages=("tensorflow", "keras")):
         "commit": _commit(),
         "machine": {
             "cpu": _cpu(),
+            "instructions": [x for x in _INSTRUCTIONS if x in cpu_flags()],
             # Those that this process may use, not all that are there.
             "cores": len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
@@ -74,15 +81,29 @@ def _git(*arguments):
     return finished.stdout.strip()
 
 
+def cpu_flags():
+    """Returns the instruction sets of the processor, as Linux names them.
+
+    Returns:
+        Set of strings, such as `"avx2"`. Empty where the system does not tell.
+    """
+    return set(_cpu_info("flags").split())
+
+
 def _cpu():
     """Returns the model name of the processor, as far as the system tells."""
+    name = _cpu_info("model name")
+    return name or platform.processor() or platform.machine()
+
+
+def _cpu_info(key):
+    """Returns what Linux says of the first core under `key`, else `""`."""
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPU_INFO.read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [
-        line.partition(":")[2].strip()
-        for line in lines
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -9,9 +9,11 @@ import keras
 
 import keras_prunetrain as kpt
 from apps import methods, networks, records
+from apps.environment import cpu_flags
 from apps.recorder import Recorder
 from apps.refusal import RefusedError, StoppedError
 from apps.workdir import BACKUPS, LOGS, Workdir
+from keras_prunetrain.devices import device_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,13 @@ def train(recipe, data, workdir, strategy=None, restart=False):
             return records.result(files.folder)
         if narrow:
             print(narrow)
+        if is_emulated(recipe.dtype_policy):
+            print(
+                "This processor has no AVX-512, so TensorFlow emulates numbers "
+                "of 16 bits: steps of a ResNet-20 took 7 times as long in "
+                "mixed_bfloat16 as in float32, and 3 times in mixed_float16. "
+                "--dtype_policy=float32 is faster here."
+            )
         try:
             if recipe.initial_run is not None:
                 networks.take_weights(model, recipe.initial_run)
@@ -180,6 +189,16 @@ def train(recipe, data, workdir, strategy=None, restart=False):
                 "start again."
             ) from error
     return result
+
+
+def is_emulated(policy):
+    """Whether this machine can compute in a dtype policy, but only slowly.
+
+    Other devices than CPUs, and processors of which the system tells nothing,
+    are taken to be fast.
+    """
+    known = cpu_flags() if device_kind() == "cpu" else set()
+    return policy != "float32" and bool(known) and "avx512f" not in known
 
 
 def _check_batch_size(recipe, data, strategy):

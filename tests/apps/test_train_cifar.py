@@ -17,6 +17,7 @@ from absl import flags
 from apps import (
     compare,
     data,
+    environment,
     methods,
     networks,
     quickstart,
@@ -26,6 +27,7 @@ from apps import (
     workdir,
 )
 from apps.refusal import RefusedError
+from keras_prunetrain.devices import device_kind
 from tests.apps.programs import files, parsed, run
 from tests.disks import full_disk
 
@@ -300,6 +302,21 @@ def test_a_run_is_not_compared_with_what_it_replaces(runs):
     assert str(caught.value).endswith(
         "the dense run's folder cannot be that of the new run."
     )
+
+
+@pytest.mark.skipif(device_kind() != "cpu", reason="Not on a CPU.")
+def test_a_run_says_that_its_processor_emulates_16_bits(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(environment, "_CPU_INFO", info)
+    info.write_text("flags : fpu avx2\n")
+    words = (
+        *(train_cifar, *SMALL, "--method=dense", "--epochs=1", "--width=2"),
+        *("--dtype_policy=mixed_bfloat16", "--batch_size=512"),
+    )
+    note = "This processor has no AVX-512"
+    assert note in run(*words, f"--workdir={tmp_path / 'a'}")
+    info.write_text("flags : fpu avx2 avx512f\n")
+    assert note not in run(*words, f"--workdir={tmp_path / 'b'}")
 
 
 def test_a_run_begins_with_the_weights_of_another(runs, tmp_path):
