@@ -13,9 +13,10 @@ as out, take a training step in short turns, one after the other: 128 images of
 * the seconds, relative to those of the next multiple of 16: 1.0 means that the
   channels between the two cost nothing.
 
-A CPU without AVX-512 emulates bfloat16, ten times as slowly as it computes
-float32: leave it out there. `reconfigure(channel_multiple="auto")` chooses by such numbers. A large block on
-large images takes seconds for a step; those above `--most_gflop` are left out.
+A CPU without AVX-512 emulates bfloat16, many times as slowly as it computes
+float32: leave bfloat16 out there. `reconfigure(channel_multiple="auto")`
+chooses by such numbers. A large block on large images takes seconds for a step;
+those above `--most_gflop` are left out.
 """
 
 import collections
