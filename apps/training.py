@@ -13,7 +13,6 @@ from apps.environment import cpu_flags
 from apps.recorder import Recorder
 from apps.refusal import RefusedError, StoppedError
 from apps.workdir import BACKUPS, LOGS, Workdir
-from keras_prunetrain.devices import device_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,8 @@ def is_emulated(policy):
     Other devices than CPUs, and processors of which the system tells nothing,
     are taken to be fast.
     """
-    known = cpu_flags() if device_kind() == "cpu" else set()
+    on_cpu = keras.distribution.list_devices()[0].startswith("cpu")
+    known = cpu_flags() if on_cpu else set()
     return policy != "float32" and bool(known) and "avx512f" not in known
 
 
