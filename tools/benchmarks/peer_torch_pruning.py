@@ -50,7 +50,7 @@ from apps.environment import environment  # noqa: E402
 
 # Phases: share of the epochs, learning rate, shares after which it drops,
 # weight decay, and whether the penalty on groups acts.
-_RECIPES = {
+RECIPES = {
     "group_sl": (
         (0.5, 0.1, (0.6, 0.75, 0.9), 5e-4, False),
         (0.25, 0.01, (0.6, 0.8), 0.0, True),
@@ -207,15 +207,21 @@ def train(model, images, batch_size, epochs, phase, pruner):
     for _ in range(epochs):
         started = time.perf_counter()
         model.train()
-        for x, y in images.batches(batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            if is_penalized:
-                pruner.regularize(model)
-            optimizer.step()
+        for batch in images.batches(batch_size):
+            step(model, batch, optimizer, pruner if is_penalized else None)
         schedule.step()
         seconds = time.perf_counter() - started
         yield {"val_accuracy": accuracy(model, images), "seconds": seconds}
+
+
+def step(model, batch, optimizer, penalizing=None):
+    """Takes a training step, with the penalty of a pruner if there is one."""
+    images, labels = batch
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    if penalizing:
+        penalizing.regularize(model)
+    optimizer.step()
 
 
 def pruner_of(model, method, images, penalty):
@@ -265,7 +271,7 @@ def run(options):
     model = resnet20(images.classes)
     example = images.train[0][:1]
     dense = flops(model, example)
-    recipe = _RECIPES[options.method]
+    recipe = RECIPES[options.method]
     ends = np.cumsum([share for share, *_ in recipe]) * options.epochs
     lengths = np.diff(np.round(ends).astype(int), prepend=0)
     pruner = pruner_of(model, options.method, images, options.penalty)
@@ -315,7 +321,7 @@ def main():
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--method", choices=_RECIPES, default="group_sl")
+    parser.add_argument("--method", choices=RECIPES, default="group_sl")
     parser.add_argument("--target_flops", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=128)
