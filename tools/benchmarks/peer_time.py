@@ -25,6 +25,7 @@ import time
 import peer_torch_pruning as peer
 import torch
 from peer_torch_pruning import environment
+from peer_training import Images, flops, resnet20, step
 
 STEPS = 10  # Of a turn.
 WARM_UP = 2  # Turns that are not counted.
@@ -36,14 +37,14 @@ class Trained:
     """A network that takes training steps.
 
     Args:
-        images: `peer_torch_pruning.Images`.
+        images: `peer_training.Images`.
         limit: FLOPs of inference that the network is pruned to. Defaults to
             `None`, the dense network.
         is_penalized: Whether the penalty on groups acts. Defaults to `False`.
     """
 
     def __init__(self, images, limit=None, is_penalized=False):
-        self.model = peer.resnet20(images.classes)
+        self.model = resnet20(images.classes)
         pruner = peer.pruner_of(self.model, "group_sl", images, PENALTY)
         if limit is not None:
             self.model.eval()
@@ -59,7 +60,7 @@ class Trained:
         batches = itertools.islice(images.batches(BATCH_SIZE), STEPS)
         started = time.perf_counter()
         for batch in batches:
-            peer.step(self.model, batch, self._optimizer, self._penalizing)
+            step(self.model, batch, self._optimizer, self._penalizing)
         return (time.perf_counter() - started) / STEPS
 
 
@@ -67,12 +68,10 @@ def run(options):
     """Returns the record."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    images = peer.Images(
-        options.data, torch.Generator().manual_seed(options.seed)
-    )
+    images = Images(options.data, torch.Generator().manual_seed(options.seed))
     dense = Trained(images)
     example = images.train[0][:1]
-    limit = options.target_flops * peer.flops(dense.model, example)
+    limit = options.target_flops * flops(dense.model, example)
     networks = {
         "dense": dense,
         "penalized": Trained(images, is_penalized=True),
@@ -96,7 +95,7 @@ def run(options):
         "turns": options.turns,
         "networks": {
             name: {
-                "forward_flops": peer.flops(x.model, example),
+                "forward_flops": flops(x.model, example),
                 "step_seconds": statistics.median(t[name] for t in turns),
                 "time_ratio": ratios[name],
             }

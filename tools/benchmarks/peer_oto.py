@@ -1,0 +1,154 @@
+"""Trains a ResNet-20 and prunes it with OTO's HESSO, from scratch.
+
+    python -m venv /tmp/oto
+    /tmp/oto/bin/pip install -r tools/benchmarks/peer_oto_requirements.txt
+    python tools/benchmarks/export_images.py --dataset=cifar10 --image_size=16 \
+        --output=/tmp/cifar10_16.npz
+    /tmp/oto/bin/python tools/benchmarks/peer_oto.py \
+        --data=/tmp/cifar10_16.npz --epochs=30 --group_sparsity=0.3 \
+        --output=tools/results/peer.json
+
+The program needs an environment of its own. Network, images, augmentation,
+batch size, weight decay, learning rates and the number of epochs are those of
+`apps/train_cifar.py`.
+
+HESSO (Chen et al. 2024) is an optimizer that chooses groups of channels and
+shrinks these groups to zero while all others train on. As its authors do, it
+begins after a tenth of the steps, and has ended after a quarter of them. The
+network keeps its size until the end, where OTO cuts the groups that are zero:
+the training FLOPs are those of dense training. OTO takes a target for the part
+of the groups and none for the FLOPs.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import torch
+import torch.nn.functional as F
+from only_train_once import OTO
+from peer_training import Images, accuracy, flops, resnet20
+
+# `apps` is not part of the installed package, and this module of it needs none.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import environment  # noqa: E402
+
+if not torch.cuda.is_available():
+    # HESSO moves its masks to a GPU, whether there is one or not.
+    torch.Tensor.cuda = lambda self, *arguments, **options: self
+
+BATCH_SIZE = 128
+RATE = 0.1
+DROPS = (0.5, 0.73)  # After which shares of the epochs it is divided by 10.
+BEGIN, END = 0.1, 0.25  # Of the steps, between which channels are chosen.
+PERIODS = 10
+
+
+def run(options):
+    """Trains and prunes; returns the record."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    images = Images(options.data, torch.Generator().manual_seed(options.seed))
+    model = resnet20(images.classes)
+    example = images.train[0][:1]
+    dense = flops(model, example)
+    oto = OTO(model=model, dummy_input=example)
+    size = len(images.train[1])
+    steps = options.epochs * -(-size // BATCH_SIZE)
+    optimizer = oto.hesso(
+        variant="sgd",
+        lr=RATE,
+        first_momentum=0.9,
+        weight_decay=5e-4,
+        target_group_sparsity=options.group_sparsity,
+        start_pruning_step=round(BEGIN * steps),
+        pruning_steps=round((END - BEGIN) * steps),
+        pruning_periods=PERIODS,
+    )
+    rows = []
+    for epoch in range(options.epochs):
+        drops = sum(epoch >= round(x * options.epochs) for x in DROPS)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * 0.1**drops
+        seconds = train(model, images, optimizer)
+        rows.append(
+            {
+                "val_accuracy": accuracy(model, images),
+                "seconds": seconds,
+                "forward_flops": dense,
+            }
+        )
+        print(len(rows), rows[-1], flush=True)
+    small, cut_seconds = cut(oto)
+    return {
+        "peer": f"OTO {importlib.metadata.version('only-train-once')}",
+        "recipe": "hesso",
+        "dataset": images.name,
+        "network": "resnet20",
+        "image_size": example.shape[-1],
+        "epochs": len(rows),
+        "batch_size": BATCH_SIZE,
+        "seed": options.seed,
+        "threads": options.threads,
+        # Of the network that was cut.
+        "val_accuracy": accuracy(small, images),
+        "dense_forward_flops": dense,
+        "forward_flops": flops(small, example),
+        "total_training_flops": 3 * dense * size * len(rows),
+        "dense_training_flops": 3 * dense * size * len(rows),
+        "seconds": sum(row["seconds"] for row in rows) + cut_seconds,
+        "pruning_seconds": cut_seconds,
+        "widths": [
+            module.out_channels
+            for module in small.modules()
+            if isinstance(module, torch.nn.Conv2d)
+        ],
+        "by_epoch": rows,
+    }
+
+
+def train(model, images, optimizer):
+    """Trains for an epoch; returns the seconds."""
+    model.train()
+    started = time.perf_counter()
+    for x, y in images.batches(BATCH_SIZE):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return time.perf_counter() - started
+
+
+def cut(oto):
+    """Returns the network without the groups that are zero, and the seconds."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        oto.construct_subnet(out_dir=folder)
+        small = torch.load(oto.compressed_model_path)
+    return small, time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--group_sparsity", type=float, default=0.3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    record = environment([options.seed], ["torch"]) | run(options)
+    text = json.dumps(record, indent=2) + "\n"
+    pathlib.Path(options.output).write_text(text)
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
