@@ -20,24 +20,15 @@ the training FLOPs are those of dense training. OTO takes a target for the part
 of the groups and none for the FLOPs.
 """
 
-import argparse
 import importlib.metadata
-import json
-import os
-import pathlib
-import sys
 import tempfile
 import time
 
+import peer_training
 import torch
 import torch.nn.functional as F
 from only_train_once import OTO
-from peer_training import Images, accuracy, flops, resnet20
-
-# `apps` is not part of the installed package, and this module of it needs none.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-
-from apps.environment import environment  # noqa: E402
+from peer_training import accuracy, flops, resnet20
 
 if not torch.cuda.is_available():
     # HESSO moves its masks to a GPU, whether there is one or not.
@@ -50,11 +41,8 @@ BEGIN, END = 0.1, 0.25  # Of the steps, between which channels are chosen.
 PERIODS = 10
 
 
-def run(options):
+def run(images, options):
     """Trains and prunes; returns the record."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    images = Images(options.data, torch.Generator().manual_seed(options.seed))
     model = resnet20(images.classes)
     example = images.train[0][:1]
     dense = flops(model, example)
@@ -134,20 +122,10 @@ def cut(oto):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--output", required=True)
+    parser = peer_training.parser(__doc__)
     parser.add_argument("--group_sparsity", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = parser.parse_args()
-    record = environment([options.seed], ["torch"]) | run(options)
-    text = json.dumps(record, indent=2) + "\n"
-    pathlib.Path(options.output).write_text(text)
-    print(f"Wrote {options.output}.")
+    peer_training.record(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -13,19 +13,15 @@ pruned network has hardly been trained, so its widths are not those of a
 recorded run; its FLOPs are.
 """
 
-import argparse
 import importlib.metadata
 import itertools
-import json
-import os
-import pathlib
 import statistics
 import time
 
 import peer_torch_pruning as peer
+import peer_training
 import torch
-from peer_torch_pruning import environment
-from peer_training import Images, flops, resnet20, step
+from peer_training import flops, resnet20, step
 
 STEPS = 10  # Of a turn.
 WARM_UP = 2  # Turns that are not counted.
@@ -64,11 +60,8 @@ class Trained:
         return (time.perf_counter() - started) / STEPS
 
 
-def run(options):
+def run(images, options):
     """Returns the record."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    images = Images(options.data, torch.Generator().manual_seed(options.seed))
     dense = Trained(images)
     example = images.train[0][:1]
     limit = options.target_flops * flops(dense.model, example)
@@ -124,20 +117,10 @@ def training_time(phases, ratios):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--output", required=True)
+    parser = peer_training.parser(__doc__)
     parser.add_argument("--target_flops", type=float, default=0.5)
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = parser.parse_args()
-    record = environment([options.seed], ["torch"]) | run(options)
-    text = json.dumps(record, indent=2) + "\n"
-    pathlib.Path(options.output).write_text(text)
-    print(text)
+    peer_training.record(run, parser.parse_args())
 
 
 if __name__ == "__main__":

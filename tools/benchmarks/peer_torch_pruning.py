@@ -29,23 +29,15 @@ FLOPs are counted as `model_cost` counts them: 2 x the multiply-accumulates of
 kernels, three times that for a training step.
 """
 
-import argparse
 import importlib.metadata
-import json
-import os
-import pathlib
 import sys
 import time
 
 import numpy as np
+import peer_training
 import torch
 import torch_pruning
-from peer_training import Images, accuracy, flops, resnet20, step
-
-# `apps` is not part of the installed package, and this module of it needs none.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-
-from apps.environment import environment  # noqa: E402
+from peer_training import accuracy, flops, resnet20, step
 
 # Phases: share of the epochs, learning rate, shares after which it drops,
 # weight decay, and whether the penalty on groups acts.
@@ -120,11 +112,8 @@ def prune(model, pruner, example, limit):
         pruner.step()
 
 
-def run(options):
+def run(images, options):
     """Trains and prunes; returns the record."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    images = Images(options.data, torch.Generator().manual_seed(options.seed))
     model = resnet20(images.classes)
     example = images.train[0][:1]
     dense = flops(model, example)
@@ -173,23 +162,13 @@ def run(options):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--output", required=True)
+    parser = peer_training.parser(__doc__)
     parser.add_argument("--method", choices=RECIPES, default="group_sl")
     parser.add_argument("--target_flops", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--penalty", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = parser.parse_args()
-    record = environment([options.seed], ["torch"]) | run(options)
-    text = json.dumps(record, indent=2) + "\n"
-    pathlib.Path(options.output).write_text(text)
-    print(f"Wrote {options.output}.")
+    peer_training.record(run, parser.parse_args())
 
 
 if __name__ == "__main__":

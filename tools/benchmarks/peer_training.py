@@ -4,10 +4,21 @@ Network, images and augmentation are those of `apps/train_cifar.py`. FLOPs are
 counted as `model_cost` counts them: 2 x the multiply-accumulates of kernels.
 """
 
+import argparse
+import json
+import os
+import pathlib
+import sys
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# `apps` is not part of the installed package, and this module of it needs none.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from apps.environment import environment  # noqa: E402
 
 
 class Block(nn.Module):
@@ -150,3 +161,31 @@ def step(model, batch, optimizer, penalizing=None):
     if penalizing:
         penalizing.regularize(model)
     optimizer.step()
+
+
+def parser(description):
+    """Returns a parser of the arguments that all these benchmarks have."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    found.add_argument("--data", required=True)
+    found.add_argument("--output", required=True)
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--threads", type=int, default=os.cpu_count())
+    return found
+
+
+def record(run, options):
+    """Writes what a benchmark finds.
+
+    Args:
+        run: Function of the `Images` and the options; returns a dict.
+        options: The parsed arguments.
+    """
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    images = Images(options.data, torch.Generator().manual_seed(options.seed))
+    found = environment([options.seed], ["torch"]) | run(images, options)
+    text = json.dumps(found, indent=2) + "\n"
+    pathlib.Path(options.output).write_text(text)
+    print(f"Wrote {options.output}.")
