@@ -40,8 +40,10 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER)
 
 # What must take long: the same claims on more networks, and whole trainings.
+# With LIMIT, in seconds, tests for which no time is left are skipped, and say so.
 test-long: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m long $(NO_BROWSER)
+	$(BIN)/python -m pytest $(PARALLEL) -m long $(NO_BROWSER) \
+	    $(if $(LIMIT),-rs --seconds=$(LIMIT))
 
 # Debian's Chromium; without it, and without leave to install it, the tests say
 # that they are skipped.

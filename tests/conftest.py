@@ -1,7 +1,10 @@
 import functools
 import gc
+import time
 
 import pytest
+
+_STARTED = time.monotonic()
 
 
 # Imported only where tests are collected: the process that hands out the files
@@ -55,6 +58,21 @@ def float64():
     keras.config.set_dtype_policy(policy)
 
 
+@pytest.fixture
+def computes_channels_first():
+    """Skips what is left of a test where TensorFlow cannot compute it."""
+    import tensorflow as tf
+
+    image, kernel = tf.zeros((1, 1, 2, 2)), tf.zeros((1, 1, 1, 1))
+    try:
+        tf.nn.conv2d(image, kernel, 1, "SAME", data_format="NCHW")
+    except tf.errors.UnimplementedError:
+        pytest.skip(
+            "On a CPU, TensorFlow convolves channels_first with oneDNN only, "
+            "which it does not use on this one."
+        )
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     import keras
@@ -69,13 +87,21 @@ def pytest_addoption(parser):
         default=100,
         help="How many random networks to cut and compare.",
     )
+    parser.addoption(
+        "--seconds",
+        type=float,
+        help="Tests that would begin later are skipped, and say so.",
+    )
 
 
 def pytest_collection_finish():
     _set_aside()
 
 
-def pytest_runtest_setup():
+def pytest_runtest_setup(item):
+    seconds = item.config.getoption("--seconds")
+    if seconds is not None and time.monotonic() - _STARTED > seconds:
+        pytest.skip(f"The {seconds:.0f} seconds of --seconds are over.")
     _set_aside()
 
 

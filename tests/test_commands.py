@@ -56,6 +56,14 @@ def commands(text):
     return re.findall(rf"(?:python |`)({program}[^`|'#\n]*)", text)
 
 
+def source_of(program):
+    """Returns the text of a program and of its modules in the same folder."""
+    text = program.read_text()
+    imported = re.findall(r"^(?:import|from) (\w+)", text, re.M)
+    beside = [program.with_name(f"{name}.py") for name in imported]
+    return "\n".join([text, *(x.read_text() for x in beside if x.is_file())])
+
+
 def faults(command, folder="/nowhere"):
     """Returns what is wrong with a command, as sentences."""
     program, *words = shlex.split(command)
@@ -63,7 +71,7 @@ def faults(command, folder="/nowhere"):
         return [f"there is no {program}"]
     if program in TRAINING:
         return _refused(TRAINING[program], words, folder)
-    source = (ROOT / program).read_text()
+    source = source_of(ROOT / program)
     names = [x.split("=")[0].removeprefix("--") for x in words if x[0] == "-"]
     return [
         f"{program} has no --{name}"

@@ -61,9 +61,9 @@ ARGUMENTS = {
     "StochasticDepth": (0.5,),
     "CustomScaleLayer": (0.5,),
     "TimeDistributed": (layers.Rescaling(2.0),),
-    "SpectralNormalization": (layers.Dense(4),),
-    "Bidirectional": (layers.GRU(4),),
-    "RNN": (layers.LSTMCell(4),),
+    "SpectralNormalization": (layers.Dense(4, dtype="float64"),),
+    "Bidirectional": (layers.GRU(4, dtype="float64"),),
+    "RNN": (layers.LSTMCell(4, dtype="float64"),),
     **dict.fromkeys(("GRU", "LSTM", "SimpleRNN"), (4,)),
     **dict.fromkeys([f"ConvLSTM{n}D" for n in (1, 2, 3)], (4, 2)),
 }
