@@ -4,6 +4,8 @@ STAMP := .venv/installed
 
 PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
+# With LIMIT, tests that would begin after so many seconds are skipped, and say so.
+LIMITED = $(if $(LIMIT),-rs --seconds=$(LIMIT))
 
 .PHONY: help setup train test test-long lint bench chaos fuzz
 .PHONY: coverage browser results dist docs
@@ -37,13 +39,11 @@ train: setup
 # A file at a time in each of two processes: most of a test is done on one core.
 # The browser has a target of its own.
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" $(NO_BROWSER) $(LIMITED)
 
 # What must take long: the same claims on more networks, and whole trainings.
-# With LIMIT, in seconds, tests for which no time is left are skipped, and say so.
 test-long: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m long $(NO_BROWSER) \
-	    $(if $(LIMIT),-rs --seconds=$(LIMIT))
+	$(BIN)/python -m pytest $(PARALLEL) -m long $(NO_BROWSER) $(LIMITED)
 
 # Debian's Chromium; without it, and without leave to install it, the tests say
 # that they are skipped.
