@@ -26,9 +26,8 @@ import time
 
 import peer_training
 import torch
-import torch.nn.functional as F
 from only_train_once import OTO
-from peer_training import accuracy, flops, resnet20
+from peer_training import accuracy, flops, resnet20, step
 
 if not torch.cuda.is_available():
     # HESSO moves its masks to a GPU, whether there is one or not.
@@ -105,10 +104,8 @@ def train(model, images, optimizer):
     """Trains for an epoch; returns the seconds."""
     model.train()
     started = time.perf_counter()
-    for x, y in images.batches(BATCH_SIZE):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    for batch in images.batches(BATCH_SIZE):
+        step(model, batch, optimizer)
     return time.perf_counter() - started
 
 
