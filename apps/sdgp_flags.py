@@ -17,7 +17,7 @@ def define(values):
     flags.register_validator(
         "sdgp",
         is_pattern,
-        "must be n:m, such as 2:4, with m from 2 to 64 and n from 1 to m.",
+        "must be n:m, such as 2:4, with m from 2 to 16 and n from 1 to m.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -34,6 +34,16 @@ def define(values):
         lambda share: 0 <= share < 1,
         values,
     )
+    flags.register_multi_flags_validator(
+        ["sdgp", "sdgp_mode", "sdgp_dense_last"],
+        lambda found: (
+            found["sdgp"] is not None
+            or (found["sdgp_mode"], found["sdgp_dense_last"])
+            == ("rescaled", 0.0)
+        ),
+        "--sdgp_mode and --sdgp_dense_last need a pattern, such as --sdgp=2:4.",
+        flag_values=values,
+    )
 
 
 def is_pattern(text):
@@ -44,4 +54,4 @@ def is_pattern(text):
     # Longer ones are none, and none that Python would read.
     if not all(x.isdecimal() and len(x) < 3 for x in (n, m)):
         return False
-    return 1 <= int(n) <= int(m) <= 64 and int(m) >= 2
+    return 1 <= int(n) <= int(m) <= 16 and int(m) >= 2

@@ -58,21 +58,6 @@ def float64():
     keras.config.set_dtype_policy(policy)
 
 
-@pytest.fixture
-def computes_channels_first():
-    """Skips what is left of a test where TensorFlow cannot compute it."""
-    import tensorflow as tf
-
-    image, kernel = tf.zeros((1, 1, 2, 2)), tf.zeros((1, 1, 1, 1))
-    try:
-        tf.nn.conv2d(image, kernel, 1, "SAME", data_format="NCHW")
-    except tf.errors.UnimplementedError:
-        pytest.skip(
-            "On a CPU, TensorFlow convolves channels_first with oneDNN only, "
-            "which it does not use on this one."
-        )
-
-
 @pytest.fixture(autouse=True)
 def _seed():
     import keras
@@ -90,7 +75,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seconds",
         type=float,
-        help="Tests that would begin later are skipped, and say so.",
+        help="Skip the tests that would begin later.",
     )
 
 
@@ -101,7 +86,10 @@ def pytest_collection_finish():
 def pytest_runtest_setup(item):
     seconds = item.config.getoption("--seconds")
     if seconds is not None and time.monotonic() - _STARTED > seconds:
-        pytest.skip(f"The {seconds:.0f} seconds of --seconds are over.")
+        # The name makes a line of its own in the summary of `-rs`.
+        pytest.skip(
+            f"{item.nodeid}: the {seconds:.0f} seconds of --seconds are over."
+        )
     _set_aside()
 
 

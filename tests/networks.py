@@ -140,6 +140,13 @@ def outputs(model, x, training=False):
     return y
 
 
+def compiled_outputs(model, x):
+    """As `outputs`, by XLA, which convolves channels_first on every CPU."""
+    import tensorflow as tf
+
+    return outputs(tf.function(model, autograph=False, jit_compile=True), x)
+
+
 def conv(x, channels, name, size=3, **kwargs):
     return layers.Conv2D(channels, size, padding="same", name=name, **kwargs)(x)
 

@@ -31,7 +31,7 @@ def accuracy(runs):
     ):
         for i, run in enumerate(runs):
             values = 100 * run.column("val_accuracy")
-            abscissa = convert(run.column(key))
+            abscissa = convert(_values(run, key))
             place.plot(
                 abscissa, values, label=_literal(run.name), **_line(i, run)
             )
@@ -55,10 +55,15 @@ def cost(runs):
     figure = _figure(4 * len(titles), 3.6)
     (axes,) = figure.subplots(1, len(titles), squeeze=False)
     for place, (key, (title, unit)) in zip(axes, titles.items(), strict=True):
-        columns = [run.column(key) / unit for run in runs]
+        columns = [_values(run, key) / unit for run in runs]
         _steps(place, runs, columns, title)
     _legend(axes[0])
     return figure
+
+
+def _values(run, key):
+    # What an emulation computes counts, though n:m hardware would not.
+    return run.training_flops if key == "training_flops" else run.column(key)
 
 
 def _known(runs, titles):
@@ -100,6 +105,25 @@ def distance(runs):
     _whole_numbers(place)
     place.set_ylabel("distance / norm of the first weights")
     place.set_ylim(bottom=0)
+    _legend(place)
+    return figure
+
+
+def kept_gradient(runs):
+    """Which part of the data gradients SDGP keeps, over the epochs."""
+    figure = _figure(6, 3.4)
+    place = figure.subplots()
+    for i, run in enumerate(runs):
+        values = run.column("kept_gradient")
+        if not np.isnan(values).all():
+            epochs = run.column("epoch") + 1
+            place.plot(
+                epochs, values, label=_literal(run.name), **_line(i, run)
+            )
+    place.set_xlabel("epoch")
+    _whole_numbers(place)
+    place.set_ylabel("kept of the L1 mass, mean over the layers")
+    place.set_ylim(0, 1.05)
     _legend(place)
     return figure
 

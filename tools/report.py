@@ -37,6 +37,7 @@ def pictures(runs):
     """Yields the title, caption, file name and figure of each picture."""
     yield from _pictures_of_training(runs)
     yield from _pictures_of_moments(runs)
+    yield from _pictures_of_gradients(runs)
     yield from _pictures_of_devices(runs)
     for run in runs:
         if run.channels and run.may_shrink:
@@ -89,6 +90,17 @@ def _pictures_of_moments(runs):
             f"the epoch after which a network was pruned: {moments}.",
             "distance",
             figures.distance(runs),
+        )
+
+
+def _pictures_of_gradients(runs):
+    if any(run.has("kept_gradient") for run in runs):
+        yield (
+            "What is kept of the data gradients",
+            "An emulation of n:m hardware. Measured in the first step of each "
+            "epoch; 1 where the gradients are dense.",
+            "kept_gradient",
+            figures.kept_gradient(runs),
         )
 
 

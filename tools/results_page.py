@@ -85,8 +85,10 @@ times and memory.
 Accuracy is that of the last epoch on the validation split, the mean over the
 seeds with the standard deviation. The validation split of CIFAR-10 is its test
 images. FLOPs are fractions of those of the dense network, training FLOPs the
-sum over all epochs. The training time is that of all steps, beside the steps
-of the dense network, timed in turns on an idle CPU
+sum over all epochs. Pruned data gradients (`SDGPCallback`) are an emulation,
+which computes all products and takes longer than dense training; what hardware
+for n:m sparsity would compute stands in brackets. The training time is that of
+all steps, beside the steps of the dense network, timed in turns on an idle CPU
 (`tools/benchmarks/replay.py`). A narrow network is the same network with fewer
 channels in every layer, trained without pruning. A dash says that a number was
 not measured.

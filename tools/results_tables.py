@@ -96,10 +96,7 @@ def short(name, rows, replays):
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row, runs in current(rows).items():
-        inference, in_training = (
-            f"{mean(runs, kind) / mean(dense, kind):.0%}"
-            for kind in ("inference", "training")
-        )
+        inference, in_training = _flops(runs, dense, digits=0)
         time = "100%" if runs is dense else _times(runs, replays)[0]
         cells = [row, _accuracy(runs), str(len(runs))]
         cells += [inference, in_training, time]
@@ -128,10 +125,7 @@ def _row(name, runs, dense, replays):
     if dense:
         difference = mean(runs, "accuracy") - mean(dense, "accuracy")
         beside = "" if runs is dense else f"{100 * difference:+.2f} points"
-        inference, in_training = (
-            f"{mean(runs, kind) / mean(dense, kind):.1%}"
-            for kind in ("inference", "training")
-        )
+        inference, in_training = _flops(runs, dense, digits=1)
     of_run, last = _times(runs, replays)
     seeds = ", ".join(
         f"{run.result['seed']} ({run.result['val_accuracy']:.2%})"
@@ -148,6 +142,17 @@ def _row(name, runs, dense, replays):
         last,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _flops(runs, dense, digits):
+    """Returns the FLOPs of inference and of training beside dense, as texts."""
+    inference, training, on_hardware = (
+        f"{mean(runs, kind) / mean(dense, kind):.{digits}%}"
+        for kind in ("inference", "training", "training on n:m hardware")
+    )
+    if on_hardware != training:
+        training += f" ({on_hardware} on n:m hardware)"
+    return inference, training
 
 
 def _times(runs, replays):

@@ -69,6 +69,12 @@ class Run(NamedTuple):
         """Returns what `metrics` has under `key`, NaN where it has not."""
         return np.array([row.get(key, np.nan) for row in self.metrics], float)
 
+    @property
+    def training_flops(self):
+        """The FLOPs of each epoch, with those of an emulation by SDGP."""
+        emulated = self.column("emulated_flops")
+        return self.column("training_flops") + np.nan_to_num(emulated)
+
     def has(self, *keys):
         """Whether any epoch has all of these `keys`."""
         return any(all(key in row for key in keys) for row in self.metrics)

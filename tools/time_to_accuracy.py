@@ -114,7 +114,7 @@ def _table(text, rows, replays):
 
 
 def _flops(run, dense):
-    return run.column("training_flops") / mean(dense, "training")
+    return run.training_flops / mean(dense, "training")
 
 
 def _timed(costs):

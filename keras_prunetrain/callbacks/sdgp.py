@@ -40,7 +40,7 @@ class SDGPCallback(keras.callbacks.Callback):
     layers; 1 in epochs with dense gradients, NaN if no gradient of that step
     was finite. `DensityLog` shows it layer by layer. The `training_flops` of
     the other callbacks count the pruned products, as n:m hardware would compute
-    them.
+    them, and `emulated_flops` beside it what that hardware would leave out.
 
     Example:
 
@@ -51,7 +51,7 @@ class SDGPCallback(keras.callbacks.Callback):
 
     Args:
         n: Integer from 1 to `m`: the channels that are kept of a block.
-        m: Integer from 2 to 64: the consecutive channels of a block.
+        m: Integer from 2 to 16: the consecutive channels of a block.
         mode: How channels are kept: `"rescaled"`, `"magnitude"`, `"random"`,
             `"random_biased"` or `"mvue"`; `with_sdgp` describes them.
         layers: Which layers, as of `with_sdgp`. Defaults to `None`:
@@ -90,6 +90,7 @@ class SDGPCallback(keras.callbacks.Callback):
         self._chosen: list[str] = []
         self._emulation: Emulation | None = None
         self._epoch_logs = EpochLogs()
+        self._last_phase = Phase.DENSE
         self._undo = contextlib.ExitStack()
 
     def settings(self) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class SDGPCallback(keras.callbacks.Callback):
                 self.params["epochs"],
             )
         self._epoch_logs = EpochLogs()
+        self._last_phase = Phase.DENSE
 
     def on_test_begin(self, logs=None):
         keras_internals.guard_loop(self._leave)
@@ -161,9 +163,10 @@ class SDGPCallback(keras.callbacks.Callback):
             self._emulation.phase = Phase.SPARSE
 
     def on_epoch_end(self, epoch, logs=None):
+        self._last_phase = self._phase_of(epoch)
         kept = list(kept_masses(self.model).values())
         totals = [gradient.mass[1] for gradient in self._gradients()]
-        if self._phase_of(epoch) == Phase.DENSE:
+        if self._last_phase == Phase.DENSE:
             kept = [1.0]
         elif totals and not any(totals):  # Of one that overflows, it is NaN.
             _LOG.warning(
@@ -181,6 +184,16 @@ class SDGPCallback(keras.callbacks.Callback):
         self._emulation.phase = self._phase_of(epoch + 1)
 
     def on_train_end(self, logs=None):
+        if self.dense_last and self._last_phase == Phase.SPARSE:
+            _LOG.warning(
+                "The training of '%s' ended before its epochs with dense "
+                "gradients. `dense_last` is a share of the epochs of `fit`, "
+                "which does not know when another callback stops it. Received: "
+                "dense_last=%g, epochs=%d",
+                self.model.name,
+                self.dense_last,
+                self.params["epochs"],
+            )
         self._leave()
 
     # For `BackupAndRestore`.

@@ -13,13 +13,14 @@ from keras_prunetrain.distribution import replica_count
 from keras_prunetrain.fit.meter import EpochMeter, trained_rate
 from keras_prunetrain.lasso.attach import all_finite
 from keras_prunetrain.memory import iteration_bytes
+from keras_prunetrain.sdgp.attach import sdgp_layers
 from keras_prunetrain.variables import gradient_bytes
 
 _LOG = logging.getLogger("keras_prunetrain")
 _NAMES = (
     *("density", "training_flops", "batch_size", "memory_bytes"),
     *("learning_rate", "communication_bytes", "weight_distance"),
-    "kept_gradient",
+    *("kept_gradient", "emulated_flops"),
 )
 
 
@@ -84,6 +85,8 @@ def values_of_epoch(
         steps: Integer, the steps of an epoch; `None` if not known.
     """
     values = {"training_flops": meter.training_flops}
+    if sdgp_layers(model):
+        values["emulated_flops"] = meter.emulated_flops
     replicas = replica_count(model)
     if batch is not None:
         cost = meter.current_cost()

@@ -51,12 +51,15 @@ def with_sdgp(
     model.fit(images, labels, epochs=90)
     ```
 
+    A part of the epochs with dense gradients needs a callback:
+    `SDGPCallback(dense_last=0.2)`.
+
     Args:
         model: A functional or `Sequential` model, the one that is trained: a
             step of another model on the same layers does not change if it is
             traced already.
         n: Integer from 1 to `m`: the channels that are kept of a block.
-        m: Integer from 2 to 64: the consecutive channels of a block. Where the
+        m: Integer from 2 to 16: the consecutive channels of a block. Where the
             channels are no multiple of `m`, the last block is smaller, and as
             many of it are kept if it has them. The groups of a grouped
             convolution have blocks of their own.
@@ -132,6 +135,9 @@ def attach(
 
 def without_sdgp(model: keras.Model) -> keras.Model:
     """Undoes `with_sdgp`, and returns `model`: it trains densely again.
+
+    A step of another model on the same layers that is traced already goes on
+    with pruned gradients.
 
     Args:
         model: A model; one without pruned data gradients stays as it is.

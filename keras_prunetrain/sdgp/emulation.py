@@ -117,7 +117,8 @@ class LayerGradient:
         # Each group of a grouped convolution has a product of its own.
         self._groups = getattr(layer, "groups", 1)
         self._is_depthwise = is_depthwise(layer)
-        self._is_first = getattr(layer, "data_format", "") == "channels_first"
+        data_format = getattr(layer, "data_format", "channels_last")
+        self._channels_first = data_format == "channels_first"
         with keras_internals.strategy_scope(model):
             self._mass = _variable(np.zeros(2), "float32", "sdgp_mass")
 
@@ -131,7 +132,7 @@ class LayerGradient:
         )
 
     def _pruned(self, gradient, seed):
-        x = ops.moveaxis(gradient, 1, -1) if self._is_first else gradient
+        x = ops.moveaxis(gradient, 1, -1) if self._channels_first else gradient
         blocks = self._blocks(x.shape[-1])
         # Of equal rank for all layers: (batch, pixels, channels).
         rows = ops.reshape(x, (ops.shape(x)[0], -1, blocks.channels))
@@ -142,7 +143,7 @@ class LayerGradient:
             lambda: self._add_mass(x, kept),
             lambda: ops.convert_to_tensor(False),
         )
-        return ops.moveaxis(kept, -1, 1) if self._is_first else kept
+        return ops.moveaxis(kept, -1, 1) if self._channels_first else kept
 
     def _blocks(self, channels):
         return Blocks(self.emulation.pattern, channels, self._groups)
@@ -207,12 +208,16 @@ def channels_of(layer: keras.layers.Layer) -> int:
     """Returns how many channels a convolution or a dense layer writes."""
     if is_depthwise(layer):
         return math.prod(layer.kernel.shape[-2:])
-    return layer.units if hasattr(layer, "units") else layer.filters
+    if isinstance(layer, keras.layers.Dense):
+        return layer.units
+    return layer.filters
 
 
 def is_depthwise(layer: keras.Operation) -> bool:
     """Whether `layer` is a depthwise convolution."""
-    return hasattr(layer, "depth_multiplier")
+    return isinstance(
+        layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D
+    )
 
 
 def _variable(value, dtype, name):

@@ -190,25 +190,26 @@ def _with_least_variance(parts, blocks, drawn):
     The channels with p = 1 are set apart. The others lie side by side on a
     line, each as long as its |x|, and points at the distance `level` from each
     other choose among them (systematic sampling): one random number per block.
+    A block with a NaN becomes NaN.
     """
     n = blocks.pattern.n
     values = [precise(part) for part in parts]
     sizes = [ops.abs(value) for value in values]
     level = _level(sizes, n)
-    # Above 0, so that rounding brings no further point onto the line.
-    first = ops.cast(ops.maximum(drawn[0], 1e-6), level.dtype)
-    points = [(first + k) * level for k in range(n)]
-    kept, before = [], ops.zeros_like(level)
-    for value, size in zip(values, sizes, strict=True):
-        is_sure = size >= level
-        after = before + ops.where(is_sure, ops.zeros_like(size), size)
-        is_kept = is_sure
-        for point in points:
-            is_hit = ops.logical_and(before <= point, point < after)
-            is_kept = ops.logical_or(is_kept, is_hit)
+    are_sure = [ops.logical_not(size < level) for size in sizes]
+    missing = n - sum(ops.cast(is_sure, level.dtype) for is_sure in are_sure)
+    first = ops.cast(drawn[0], level.dtype)
+    kept, end, hit = [], ops.zeros_like(level), ops.zeros_like(level)
+    for value, size, is_sure in zip(values, sizes, are_sure, strict=True):
+        end = end + ops.where(is_sure, ops.zeros_like(size), size)
+        # The points before the end of this channel: no more than are missing,
+        # also where rounding makes the line a little longer.
+        points = ops.ceil(ops.divide_no_nan(end, level) - first)
+        points = ops.minimum(points, missing)
+        is_kept = ops.logical_or(is_sure, points > hit)
         scaled = ops.sign(value) * ops.maximum(size, level)
         kept.append(ops.where(is_kept, scaled, ops.zeros_like(scaled)))
-        before = after
+        hit = points
     return [ops.cast(x, parts[0].dtype) for x in kept]
 
 

@@ -83,19 +83,10 @@ def layout(
             f"Channels left / first: {title}", [f"channels/{x}" for x in names]
         )
     ]
-    cost = {
-        "Channels left / first: all layers": "density/model",
-        "Training FLOPs of an epoch / dense": "cost/relative_training_flops",
-        "Parameters": "cost/parameters",
-        "Seconds of an epoch": "time/epoch_seconds",
-        "Batch size": "training/batch_size",
-        "Learning rate": "training/learning_rate",
-    }
-    if with_distance:
-        cost["Distance from the first weights, until pruned"] = DISTANCE
     categories = {
         "What training costs": [
-            _chart(title, [tag, ZERO]) for title, tag in cost.items()
+            _chart(title, [tag, ZERO])
+            for title, tag in _costs(with_distance, bool(kept)).items()
         ],
         "Channels by layer": layers,
     }
@@ -108,6 +99,28 @@ def layout(
             for title, drawn in categories.items()
         ]
     )
+
+
+def _costs(with_distance, with_sdgp):
+    """Returns the titles and tags of the curves of what training costs."""
+    hardware = ", on n:m hardware" if with_sdgp else ""
+    cost = {
+        "Channels left / first: all layers": "density/model",
+        f"Training FLOPs of an epoch / dense{hardware}": (
+            "cost/relative_training_flops"
+        ),
+        "Parameters": "cost/parameters",
+        "Seconds of an epoch": "time/epoch_seconds",
+        "Batch size": "training/batch_size",
+        "Learning rate": "training/learning_rate",
+    }
+    if with_sdgp:
+        cost["FLOPs of an epoch that only n:m hardware leaves out"] = (
+            "cost/emulated_flops"
+        )
+    if with_distance:
+        cost["Distance from the first weights, until pruned"] = DISTANCE
+    return cost
 
 
 def _charts(title, tags):

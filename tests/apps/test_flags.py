@@ -86,14 +86,20 @@ def test_a_size_out_of_its_range_is_refused(program, flag, right, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "2", "2:", "5:4", "0:4", "1:1", "2:65", "2:4:8", "9" * 5000]
+    "value", ["", "2", "2:", "5:4", "0:4", "1:1", "2:17", "2:4:8", "9" * 5000]
 )
 def test_patterns_that_are_no_n_of_m_are_refused(value, tmp_path):
     message = refusal(train_cifar, f"--workdir={tmp_path}", f"--sdgp={value}")
     assert message == (
-        f"flag --sdgp={value}: must be n:m, such as 2:4, with m from 2 to 64 "
+        f"flag --sdgp={value}: must be n:m, such as 2:4, with m from 2 to 16 "
         "and n from 1 to m."
     )
+
+
+@pytest.mark.parametrize("flag", ["--sdgp_mode=mvue", "--sdgp_dense_last=0.5"])
+def test_settings_of_sdgp_need_a_pattern(flag, tmp_path):
+    message = refusal(train_cifar, f"--workdir={tmp_path}", flag)
+    assert message.endswith("need a pattern, such as --sdgp=2:4.")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)

@@ -1007,7 +1007,10 @@ def test_what_sdgp_keeps_of_each_gradient_has_a_chart(tmp_path):
         # One point: of the second epoch there is nothing to measure.
         (kept,) = curve(found, f"kept_gradient/{layer}")
         assert 0.5 < kept < 1.0
-    drawn = charts(logged_layout(found))[-1]
+    *others, drawn = charts(logged_layout(found))
+    titles = [chart.title for chart in others]
+    assert "Training FLOPs of an epoch / dense, on n:m hardware" in titles
+    assert "FLOPs of an epoch that only n:m hardware leaves out" in titles
     assert drawn.title.startswith("Kept of the gradients")
     assert drawn.multiline.tag[:2] == [
         *("^kept_gradient/inner$", "^kept_gradient/last$"),

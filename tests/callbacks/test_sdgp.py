@@ -89,6 +89,21 @@ def test_a_dense_part_that_leaves_no_epoch_is_warned_of(caplog):
     assert "dense_last=0.2, epochs=1" in record.getMessage()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.75])
+def test_a_training_that_ends_before_its_dense_part_is_warned_of(share, caplog):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    with caplog.at_level(logging.WARNING, "keras_prunetrain"):
+        fit(net(), kpt.SDGPCallback(dense_last=share), Stop(), epochs=4)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (share == 0.5)
+    if messages:
+        assert "ended before its epochs with dense gradients" in messages[0]
+        assert messages[0].endswith("dense_last=0.5, epochs=4")
+
+
 def test_a_first_step_that_overflows_is_not_taken_for_a_train_step(caplog):
     sgd = keras.optimizers.SGD(0.01)
     optimizer = keras.optimizers.LossScaleOptimizer(sgd, 2.0**60)
@@ -189,9 +204,11 @@ def test_history_counts_what_hardware_computes_and_a_target_all_products():
         epochs=5,
     )
     flops = np.array(history["training_flops"]) / 16
+    left_out = np.array(history["emulated_flops"]) / 16
     dense = cost.training_flops
     emulated = np.array([sum(sparse) / 2] * 3 + [0, 0])
     np.testing.assert_allclose(flops[:4], dense - emulated[:4], rtol=1e-12)
+    np.testing.assert_allclose(left_out, emulated, rtol=1e-12)
     assert 0.9 < (flops + emulated).sum() / (5 * dense) <= 0.97
 
 

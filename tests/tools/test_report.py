@@ -126,6 +126,28 @@ def test_the_distance_is_drawn_until_the_moment_which_is_marked(
     assert "a network was pruned: crop after epoch 2.</p>" in page
 
 
+def test_what_an_emulation_computes_and_keeps_is_drawn(folders, tmp_path):
+    dense, pruned = map(run_records.read, folders)
+    for row in pruned.metrics:
+        row |= {
+            "emulated_flops": 1e12 - row["training_flops"],
+            "kept_gradient": 0.75,
+        }
+    # It computes as much as dense training, whatever hardware would leave out.
+    *_, place = figures.accuracy([dense, pruned]).axes
+    of_dense, of_pruned = data(place)
+    np.testing.assert_allclose(of_pruned[:, 0], of_dense[:, 0])
+    place, *_ = figures.cost([dense, pruned]).axes
+    of_dense, of_pruned = data(place)
+    np.testing.assert_allclose(of_pruned[:, 1], of_dense[:, 1])
+    (curve,) = data(*figures.kept_gradient([dense, pruned]).axes)
+    np.testing.assert_allclose(curve, [[x, 0.75] for x in (1, 2, 3, 4)])
+    titles = [title for title, *_ in report.pictures([dense, pruned])]
+    assert "What is kept of the data gradients" in titles
+    titles = [title for title, *_ in report.pictures([dense])]
+    assert "What is kept of the data gradients" not in titles
+
+
 def test_a_run_that_is_not_pruned_yet_has_no_point(tmp_path):
     folder = write_run(tmp_path / "crop", "earlycrop", finished=False)
     path = folder / "metrics.jsonl"

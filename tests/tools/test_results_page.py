@@ -151,6 +151,9 @@ def test_dense_trainings_of_two_lengths_stand_beside_the_whole_one(records):
     assert "| dense, 24 epochs |" in page
 
 
+SHARES = {"training_flops": 0.8, "emulated_flops": 0.2}
+
+
 def test_what_the_readme_shows_must_be_recorded(records):
     folder = records((DENSE, {}), (PRUNED, {}))
     with pytest.raises(ValueError, match="no record of the README's dense, 16"):
@@ -167,6 +170,31 @@ def test_a_dense_network_with_pruned_gradients_is_not_narrow(records):
     )
     assert '\n| dense, `SDGPCallback(2, 4, "mvue")` | 8' in text
     assert "| narrow" not in text
+
+
+def test_what_only_hardware_leaves_out_is_no_saving(records):
+    path = results_page.FOLDER / f"{DENSE}.json"
+    record = json.loads(path.read_text())
+    whole = record["total_training_flops"]
+    metrics = [
+        row | {k: row["training_flops"] * x for k, x in SHARES.items()}
+        for row in record["metrics"]
+    ]
+    sdgp = {
+        "recipe": record["recipe"]
+        | {"sdgp": "2:4", "sdgp_mode": "mvue", "sdgp_dense_last": 0.0},
+        "total_training_flops": 0.8 * whole,
+        "total_emulated_flops": 0.2 * whole,
+        "metrics": metrics,
+    }
+    text = results_page.page(records((DENSE, {}), (DENSE, sdgp)))
+    rows = [x for x in text.splitlines() if x.startswith("| dense, `SDGP")]
+    short, to_accuracy, in_whole = rows
+    assert "| 100% | 100% (80% on n:m hardware) | - |" in short
+    assert "| 100.0% | 100.0% (80.0% on n:m hardware) | - | - |" in in_whole
+    dense = [x for x in text.splitlines() if x.startswith("| dense |")][1]
+    # As many epochs, and in each as many FLOPs as it computes.
+    assert to_accuracy.split("|")[2:] == dense.split("|")[2:]
 
 
 def test_a_narrow_network_has_the_time_of_its_turns(records):

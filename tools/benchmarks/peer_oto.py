@@ -20,7 +20,6 @@ the training FLOPs are those of dense training. OTO takes a target for the part
 of the groups and none for the FLOPs.
 """
 
-import importlib.metadata
 import tempfile
 import time
 
@@ -73,30 +72,13 @@ def run(images, options):
         )
         print(len(rows), rows[-1], flush=True)
     small, cut_seconds = cut(oto)
-    return {
-        "peer": f"OTO {importlib.metadata.version('only-train-once')}",
+    return peer_training.shared(
+        ("OTO", "only-train-once"), small, images, options, rows
+    ) | {
         "recipe": "hesso",
-        "dataset": images.name,
-        "network": "resnet20",
-        "image_size": example.shape[-1],
-        "epochs": len(rows),
         "batch_size": BATCH_SIZE,
-        "seed": options.seed,
-        "threads": options.threads,
-        # Of the network that was cut.
-        "val_accuracy": accuracy(small, images),
-        "dense_forward_flops": dense,
-        "forward_flops": flops(small, example),
-        "total_training_flops": 3 * dense * size * len(rows),
-        "dense_training_flops": 3 * dense * size * len(rows),
         "seconds": sum(row["seconds"] for row in rows) + cut_seconds,
         "pruning_seconds": cut_seconds,
-        "widths": [
-            module.out_channels
-            for module in small.modules()
-            if isinstance(module, torch.nn.Conv2d)
-        ],
-        "by_epoch": rows,
     }
 
 

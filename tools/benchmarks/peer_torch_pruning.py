@@ -29,7 +29,6 @@ FLOPs are counted as `model_cost` counts them: 2 x the multiply-accumulates of
 kernels, three times that for a training step.
 """
 
-import importlib.metadata
 import sys
 import time
 
@@ -121,7 +120,7 @@ def run(images, options):
     ends = np.cumsum([share for share, *_ in recipe]) * options.epochs
     lengths = np.diff(np.round(ends).astype(int), prepend=0)
     pruner = pruner_of(model, options.method, images, options.penalty)
-    rows, training_flops, pruning_seconds = [], 0, 0.0
+    rows, pruning_seconds = [], 0.0
     for i, (phase, epochs) in enumerate(zip(recipe, lengths, strict=True)):
         if i == len(recipe) - 1:
             started = time.perf_counter()
@@ -132,32 +131,15 @@ def run(images, options):
         for row in train(
             model, images, options.batch_size, int(epochs), phase, pruner
         ):
-            training_flops += 3 * cost * len(images.train[1])
             rows.append(row | {"forward_flops": cost})
             print(len(rows), rows[-1], flush=True)
-    return {
-        "peer": f"Torch-Pruning {importlib.metadata.version('torch-pruning')}",
+    return peer_training.shared(
+        ("Torch-Pruning", "torch-pruning"), model, images, options, rows
+    ) | {
         "recipe": options.method,
-        "dataset": images.name,
-        "network": "resnet20",
-        "image_size": example.shape[-1],
-        "epochs": len(rows),
         "batch_size": options.batch_size,
-        "seed": options.seed,
-        "threads": options.threads,
-        "val_accuracy": rows[-1]["val_accuracy"],
-        "dense_forward_flops": dense,
-        "forward_flops": flops(model, example),
-        "total_training_flops": training_flops,
-        "dense_training_flops": 3 * dense * len(images.train[1]) * len(rows),
         "seconds": sum(row["seconds"] for row in rows) + pruning_seconds,
         "pruning_seconds": pruning_seconds,
-        "widths": [
-            module.out_channels
-            for module in model.modules()
-            if isinstance(module, torch.nn.Conv2d)
-        ],
-        "by_epoch": rows,
     }
 
 

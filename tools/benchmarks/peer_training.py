@@ -5,6 +5,7 @@ counted as `model_cost` counts them: 2 x the multiply-accumulates of kernels.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -161,6 +162,44 @@ def step(model, batch, optimizer, penalizing=None):
     if penalizing:
         penalizing.regularize(model)
     optimizer.step()
+
+
+def shared(package, model, images, options, epochs):
+    """Returns what the record of every package that prunes has.
+
+    Args:
+        package: `(name, name of the distribution)`.
+        model: The network at the end.
+        images: The `Images`.
+        options: The parsed arguments.
+        epochs: A dict for each epoch, with its seconds and with the FLOPs of
+            the network that it trained.
+    """
+    name, distribution = package
+    example, count = images.train[0][:1], len(images.train[1])
+    dense = flops(resnet20(images.classes), example)
+    return {
+        "peer": f"{name} {importlib.metadata.version(distribution)}",
+        "dataset": images.name,
+        "network": "resnet20",
+        "image_size": example.shape[-1],
+        "epochs": len(epochs),
+        "seed": options.seed,
+        "threads": options.threads,
+        "val_accuracy": accuracy(model, images),
+        "dense_forward_flops": dense,
+        "forward_flops": flops(model, example),
+        "total_training_flops": sum(
+            3 * epoch["forward_flops"] * count for epoch in epochs
+        ),
+        "dense_training_flops": 3 * dense * count * len(epochs),
+        "widths": [
+            module.out_channels
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d)
+        ],
+        "by_epoch": epochs,
+    }
 
 
 def parser(description):
