@@ -68,6 +68,7 @@ bench: setup
 	$(BIN)/python tools/benchmarks/channel_counts.py
 	$(BIN)/python tools/benchmarks/dtype_policies.py
 	$(BIN)/python tools/benchmarks/long_run.py
+	$(BIN)/python tools/benchmarks/file_size.py
 	$(BIN)/python tools/benchmarks/gradient_flow.py
 	$(BIN)/python tools/benchmarks/backup.py
 

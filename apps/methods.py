@@ -76,7 +76,7 @@ def sdgp(recipe):
 
 def _options(recipe):
     """Returns the arguments of `reconfigure` that a recipe has, a dict."""
-    options = {"skip": recipe.skip}
+    options = {"skip": recipe.skip} if recipe.skip else {}
     multiple = recipe.channel_multiple
     if multiple is not None:
         options["channel_multiple"] = (

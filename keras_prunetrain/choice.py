@@ -182,6 +182,28 @@ def is_met(cost: float, limit: float) -> bool:
     return cost <= limit * (1.0 + _ROUNDING)
 
 
+def check_sparsity(
+    choice: Choice, sparsity: float, target: str, name: str
+) -> None:
+    """Raises a `ValueError` if a model cannot become so small.
+
+    Args:
+        choice: The `Choice` of the model.
+        sparsity: Float in (0, 1), the part that is to go.
+        target: Of what, in the words of the caller.
+        name: The name of the model.
+    """
+    # A model may have no channel that is not frozen.
+    least = choice.least_cost() / choice.total if choice.total else 1.0
+    if not is_met(least, 1.0 - sparsity):
+        raise ValueError(
+            f"`sparsity` of the {target} of '{name}' can be at most "
+            f"{1.0 - least:.3g}: every layer keeps a channel, and `skip`, "
+            "`min_channels` and frozen channels hold others. Received: "
+            f"sparsity={sparsity}"
+        )
+
+
 def least_channels(
     numbering: Numbering, max_layer_cut: float
 ) -> dict[str, int]:

@@ -18,8 +18,7 @@ all weights in the place of the weights.
 """
 
 import contextlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -28,6 +27,9 @@ import numpy as np
 from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.saliency import gate_gradients, readers
+
+# Of the loss, the second one where float16 cannot hold the derivatives.
+_SCALES = (1.0, 2.0**-12)
 
 
 class Batch(NamedTuple):
@@ -110,59 +112,8 @@ class Flow(NamedTuple):
         return scores if rule == "grasp" else np.abs(scores)
 
 
-def measured_flow(
-    model: keras.Model, batches: Iterable[Batch], rule: str
-) -> Flow:
-    """Returns the `Flow` that `rule` needs.
-
-    Args:
-        model: A compiled model, not inside a traced function.
-        batches: `Batch`es of training data, read twice: a list.
-        rule: One of `saliency.ON_DATA`.
-
-    Raises:
-        ValueError: As the function that measures it.
-    """
-    if rule == "synflow":
-        return synaptic_flow(model, batches)
-    if rule == "snip":
-        return loss_gradient(model, batches)
-    return gradient_flow(model, batches)
-
-
-def check_batches(
-    model: keras.Model, batches: Sequence[Batch], rule: str
-) -> None:
-    """Raises a `ValueError` if `rule` cannot be measured on the first batch.
-
-    Args:
-        model: A compiled model.
-        batches: List of `Batch`es, at least one.
-        rule: One of `saliency.ON_DATA`.
-    """
-    try:
-        with _metrics_kept(model):
-            if rule == "synflow":  # Takes no targets.
-                model(batches[0].x, training=False)
-            else:
-                _task_loss(model, batches[0])
-    except Exception as error:  # Layers and losses raise what they like.
-        raise ValueError(
-            f"The loss of '{model.name}' cannot be measured on the first batch "
-            "of the scoring data. They must be what `fit` takes, and a model "
-            "with a `train_step` of its own needs `compile(loss=...)` or a "
-            f"`compute_loss`. {type(error).__name__}: {_said_by(error)}"
-        ) from error
-
-
-def _said_by(error):
-    """Returns the text of an error of Keras in one line, without its colors."""
-    text = re.sub("\x1b\\[[0-9;]*m", "", str(error))
-    return " ".join(text.split("\n\nArguments received by")[0].split())
-
-
 @contextlib.contextmanager
-def _metrics_kept(model):
+def metrics_kept(model: keras.Model) -> Iterator[None]:
     """Brings back the metrics, which a loss of several outputs counts into."""
     before = [
         (v, keras_internals.values_of(v)) for v in model.metrics_variables
@@ -174,7 +125,11 @@ def _metrics_kept(model):
             variable.assign(value)
 
 
-def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
+def gradient_flow(
+    model: keras.Model,
+    batches: Iterable[Batch],
+    masks: Mapping[int, np.ndarray] | None = None,
+) -> Flow:
     """Returns the gradient and the Hessian's product with it.
 
     The loss is the sum over the batches, without penalties on weights, and with
@@ -184,6 +139,9 @@ def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     Args:
         model: A compiled model, not inside a traced function.
         batches: `Batch`es of training data, read twice: a list.
+        masks: Dict from the `id` of a weight to an array of zeros and ones, of
+            its shape: where it is zero, the weight is none of the network. The
+            gradients of the `Flow` are zero there.
 
     Raises:
         ValueError: If there is no batch, if the data do not fit the model, if
@@ -192,18 +150,47 @@ def gradient_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     """
     batches = _listed(batches)
     weights = list(model.trainable_variables)
+    for scale in _SCALES:
+        found = differentiated_twice(model, batches, masks, scale)
+        gradients = [g / scale for g in found[0]]
+        products = [x / scale**2 for x in found[1]]
+        if _are_finite((*gradients, *products)):
+            break
+    _check_finite(model, (*gradients, *products))
+    return Flow(weights, gradients, products)
+
+
+def differentiated_twice(
+    model: keras.Model,
+    batches: Sequence[Batch],
+    masks: Mapping[int, np.ndarray] | None = None,
+    scale: float = 1.0,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns gradients and products of the loss, finite or not: two lists.
+
+    Args:
+        model: A compiled model.
+        batches: List of `Batch`es.
+        masks: As of `gradient_flow`.
+        scale: Float, by which the loss is multiplied.
+
+    Raises:
+        ValueError: If a part of it cannot be differentiated twice.
+    """
+    weights = list(model.trainable_variables)
     try:
-        with _metrics_kept(model):
-            gradients, products = keras_internals.hessian_products(
-                lambda batch: _task_loss(model, batch), weights, batches
+        with metrics_kept(model):
+            return keras_internals.hessian_products(
+                lambda batch: scale * task_loss(model, batch),
+                *(weights, batches),
+                masks and [masks.get(id(weight)) for weight in weights],
             )
     except LookupError as error:
         raise ValueError(
             f"The gradient flow of '{model.name}' needs second derivatives, "
-            f"which an operation of it does not have. TensorFlow says: {error}"
+            "which an operation of the model or of its loss does not have. "
+            f"TensorFlow says: {error}"
         ) from error
-    _check_finite(model, (*gradients, *products))
-    return Flow(weights, gradients, products)
 
 
 def loss_gradient(model: keras.Model, batches: Iterable[Batch]) -> Flow:
@@ -221,9 +208,9 @@ def loss_gradient(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     """
     batches = _listed(batches)
     weights = list(model.trainable_variables)
-    with _metrics_kept(model):
+    with metrics_kept(model):
         gradients = keras_internals.loss_gradients(
-            lambda batch: _task_loss(model, batch), weights, batches
+            lambda batch: task_loss(model, batch), weights, batches
         )
     _check_finite(model, gradients)
     return Flow(weights, gradients, [np.zeros_like(g) for g in gradients])
@@ -240,8 +227,12 @@ def _listed(batches):
     return batches
 
 
+def _are_finite(arrays):
+    return all(np.isfinite(x).all() for x in arrays)
+
+
 def _check_finite(model, arrays):
-    if not all(np.isfinite(x).all() for x in arrays):
+    if not _are_finite(arrays):
         raise ValueError(
             f"The gradient flow of '{model.name}' is not finite on the "
             "scoring data. The training has diverged (lower the learning "
@@ -249,7 +240,7 @@ def _check_finite(model, arrays):
         )
 
 
-def _task_loss(model, batch):
+def task_loss(model: keras.Model, batch: Batch) -> Any:
     """Returns the loss of a batch without the penalties on weights."""
     x, y, sample_weight = batch
     loss = model.compute_loss(
@@ -302,7 +293,7 @@ def synaptic_flow(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     finally:
         for weight, value in zip(weights, before, strict=True):
             weight.assign(value)
-    if not all(np.isfinite(g).all() for g in gradients):
+    if not _are_finite(gradients):
         raise ValueError(
             f"SynFlow's sum of the outputs of '{model.name}' is larger than "
             "its numbers can be: of magnitudes of weights, it grows with every "

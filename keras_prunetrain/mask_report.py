@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_prunetrain import keras_internals
 from keras_prunetrain.checks import check_model
+from keras_prunetrain.variables import is_kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ def mask_report(model: keras.Model) -> MaskReport:
         model: A built model.
 
     Returns:
-        A `MaskReport`: a `KernelMask` for each weight of two axes and more.
+        A `MaskReport`: a `KernelMask` for each weight of two axes and more that
+        is no bias, no scale and no statistic.
 
     Raises:
         ValueError: If `model` is no model.
@@ -76,5 +78,5 @@ def mask_report(model: keras.Model) -> MaskReport:
             int(np.count_nonzero(keras_internals.values_of(weight))),
         )
         for weight in model.weights
-        if len(weight.shape) >= 2
+        if is_kernel(weight)
     )

@@ -1,4 +1,4 @@
-"""The bytes of variables."""
+"""What a variable is, and its bytes."""
 
 import math
 import re
@@ -6,6 +6,11 @@ import re
 import keras
 
 from keras_prunetrain.checks import check_model
+
+_NOT_KERNELS = (
+    *("bias", "alpha", "gamma", "beta"),
+    *("moving_mean", "moving_variance"),
+)
 
 
 def gradient_bytes(model: keras.Model) -> int:
@@ -30,6 +35,16 @@ def gradient_bytes(model: keras.Model) -> int:
             f"it on data. Received: model={model}"
         )
     return variable_bytes(model.trainable_variables)
+
+
+def is_kernel(weight: keras.Variable) -> bool:
+    """Whether a weight is one of a kernel's kind, of which entries may go.
+
+    It has two axes or more, and none of the names that Keras gives to offsets
+    and scales, which some layers (`GRU`, `MultiHeadAttention`) keep in several
+    axes.
+    """
+    return len(weight.shape) >= 2 and weight.name not in _NOT_KERNELS
 
 
 def variable_bytes(variables: list[keras.Variable]) -> int:

@@ -7,13 +7,9 @@ import tensorflow as tf
 
 from keras_prunetrain import saliency
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.gradient_flow import (
-    Batch,
-    check_batches,
-    gradient_flow,
-    measured_flow,
-)
+from keras_prunetrain.gradient_flow import Batch, gradient_flow
 from keras_prunetrain.saliency import readers
+from keras_prunetrain.scoring import check_batches, measured_flow
 from tests import networks
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -129,6 +125,81 @@ def test_a_channel_scores_by_the_gradient_of_its_gate(build):
         expected = abs(sides[0] - sides[1]) / (2 * STEP)
         assert found[number] == pytest.approx(expected, rel=2e-3, abs=1e-4)
     assert found[read].max() > 1e-2
+
+
+@pytest.mark.parametrize("build", SMOOTH)
+def test_all_gates_in_reverse_mode_give_the_same_scores(build):
+    model = compiled(build)
+    batches = batches_for(model)
+    numbering = number_channels(model)
+    flow = gradient_flow(model, batches)
+    found = flow.channel_scores(numbering, "gradient_flow")
+    weights = [tf.constant(v.numpy()) for v in model.trainable_variables]
+    fixed = [v.value for v in model.non_trainable_variables]
+    gates = tf.ones(numbering.size, "float64")
+
+    def gated(weight, variable):
+        for label in readers(numbering):
+            if label.weight is variable:
+                shape = np.ones(len(variable.shape), int)
+                shape[label.axis] = -1
+                factor = tf.gather(gates, label.numbers)
+                weight = weight * tf.reshape(factor, shape)
+        return weight
+
+    with tf.GradientTape() as outer:
+        outer.watch(gates)
+        with tf.GradientTape() as inner:
+            inner.watch(weights)
+            pairs = zip(weights, model.trainable_variables, strict=True)
+            values = [gated(*pair) for pair in pairs]
+            loss = sum(
+                tf.reduce_mean(
+                    (model.stateless_call(values, fixed, x)[0] - y) ** 2
+                )
+                for x, y, _ in batches
+            )
+        gradients = inner.gradient(
+            *(loss, weights),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        value = sum(
+            tf.reduce_sum(a * b)
+            for a, b in zip(flow.gradients, gradients, strict=True)
+        )
+    expected = np.abs(tf.convert_to_tensor(outer.gradient(value, gates)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
+    assert found.max() > 1e-2
+
+
+def test_masked_weights_are_none_of_the_network_whose_flow_is_measured():
+    model = compiled(networks.residual)
+    batches = batches_for(model)
+    rng = np.random.default_rng(0)
+    weights = model.trainable_variables
+    masks = {
+        id(v): (rng.random(v.shape) < 0.5).astype(float)
+        for v in weights
+        if len(v.shape) > 1
+    }
+    for v in weights:
+        v.assign(v.numpy() * masks.get(id(v), 1.0))
+    flow = gradient_flow(model, batches, masks)
+    before = [v.numpy() for v in weights]
+    of_network = [
+        g * masks.get(id(v), 1.0)
+        for v, g in zip(weights, gradient(model, batches), strict=True)
+    ]
+    for one, other in zip(flow.gradients, of_network, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-8)
+    step, sides = 1e-7 / max(np.abs(g).max() for g in of_network), []
+    for sign in (1, -1):
+        for v, w, g in zip(weights, before, of_network, strict=True):
+            v.assign(w + sign * step * g)
+        sides.append(gradient(model, batches))
+    for found, above, below in zip(flow.products, *sides, strict=True):
+        by_hand = (above - below) / (2 * step)
+        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-4)
 
 
 def test_weights_score_by_weight_times_hessian_product():
@@ -279,6 +350,40 @@ def test_an_operation_without_a_second_derivative_is_named():
     model = bicubic()
     with pytest.raises(ValueError, match="ResizeBicubicGrad"):
         gradient_flow(model, batches_for(model))
+
+
+def test_a_loss_that_fails_only_as_it_is_computed_is_named():
+    image = keras.Input((4, 6), dtype="float32")
+    model = keras.Model(image, keras.layers.Dense(5, dtype="float32")(image))
+    model.compile("sgd", keras.losses.CTC())
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 6)).astype("float32")
+    batch = Batch(x, np.array([[1, 2], [3, 1]]))
+    with pytest.raises(ValueError, match="second derivatives.*ctc_loss_dense"):
+        check_batches(model, [batch], "gradient_flow")
+    check_batches(model, [batch], "snip")
+
+
+def test_float16_that_cannot_hold_the_derivatives_takes_a_smaller_loss():
+    policy = "mixed_float16"
+    image = keras.Input((6,), dtype="float32")
+    x = keras.layers.Dense(8, activation="tanh", dtype=policy)(image)
+    model = keras.Model(image, keras.layers.Dense(1, dtype=policy)(x))
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 6)).astype("float32")
+    y = np.full((4, 1), 3e4, "float32")
+    found = gradient_flow(model, [Batch(x, y)])
+    scale = 2.0**-12
+    model.compile(
+        "sgd", lambda y, p: scale * keras.losses.mean_squared_error(y, p)
+    )
+    smaller = gradient_flow(model, [Batch(x, y)])
+    for name, power in (("gradients", 1), ("products", 2)):
+        for one, other in zip(
+            getattr(found, name), getattr(smaller, name), strict=True
+        ):
+            np.testing.assert_allclose(one, other / scale**power, rtol=1e-2)
 
 
 @pytest.mark.parametrize("rule", ["snip", "synflow"])

@@ -6,23 +6,35 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from keras_prunetrain import keras_internals
 from keras_prunetrain.batching import DynamicBatch
 from keras_prunetrain.callbacks.reconfiguring import ReconfiguringCallback
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.channels.liveness import Plan
 from keras_prunetrain.channels.numbering import number_channels
-from keras_prunetrain.choice import Choice, distinct, is_met
+from keras_prunetrain.choice import Choice, check_sparsity, distinct
 from keras_prunetrain.distribution import mean_over_workers
 from keras_prunetrain.fit.arguments import (
+    check_backend,
     check_iterations,
     check_no_score,
     check_what_goes,
 )
 from keras_prunetrain.fit.epoch_logs import cannot_be_cut
-from keras_prunetrain.fit.masks import Masks, kernels_of, next_masks
-from keras_prunetrain.fit.moment import Moment, check_moment
+from keras_prunetrain.fit.masks import (
+    Masks,
+    check_masked,
+    check_structured,
+    kernels_of,
+    masked_anew,
+)
+from keras_prunetrain.fit.moment import (
+    Moment,
+    check_moment,
+    default_last_epoch,
+)
 from keras_prunetrain.fit.scoring_data import scoring_batches
-from keras_prunetrain.gradient_flow import check_batches, measured_flow
+from keras_prunetrain.scoring import check_batches, measured_flow
 from keras_prunetrain.trainers import Submodels
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -51,9 +63,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
 
     The history gains `weight_distance`: the norm of the weights minus the first
     weights, over the norm of the first weights, per epoch up to the first cut,
-    and NaN after it.
-    What `PruneTrainCallback` says of the model's objects, of `batch`, of the
-    history and of the state after `fit` holds for this callback, too.
+    and NaN after it. What `PruneTrainCallback` says of the model's objects, of
+    `batch`, the history and the state after `fit` holds for this one, too.
 
     Args:
         sparsity: Float in (0, 1): the part of the model that goes.
@@ -73,8 +84,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
         structured: Boolean. Whether whole channels go. Otherwise the weights of
             all kernels that matter least go one by one: they are zero from then
             on, in every step of this callback's `fit`, and so are their slots.
-            The shapes stay, so this saves no time. `mask_report(model)` counts
-            the zeros.
+            Each kernel keeps one at least. The shapes stay, so this saves no
+            time, and takes no `reconfigure` and no `batch`.
+            `mask_report(model)` counts the zeros.
         iterations: Integer, at least 1: the number of cuts, before each of
             which the channels or weights are scored anew. Each cut leaves the
             same part of what the one before has left.
@@ -85,8 +97,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
         last_epoch: Integer: after so many epochs, the channels go though the
             criterion has not been met, and a warning says so. Defaults to
             `None`, half of the epochs, or fewer if later cuts need the rest.
-            `first_epoch` and `last_epoch` do not count where `when` is an
-            integer or `"start"`.
+            Both do not count where `when` is an integer or `"start"`.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
@@ -132,8 +143,10 @@ class EarlyCroPCallback(ReconfiguringCallback):
         submodels: Submodels = None,
     ):
         super().__init__(1e-4, batch, reconfigure, log_dir, submodels)
+        check_backend(type(self).__name__)
         check_no_score(reconfigure)
-        check_what_goes(sparsity, target, tuple(_QUANTITIES), score, structured)
+        check_what_goes(sparsity, target, tuple(_QUANTITIES), score)
+        check_structured(structured, target, reconfigure, batch)
         check_moment(when, first_epoch, last_epoch)
         check_iterations(iterations, interval)
         self.sparsity = float(sparsity)
@@ -189,13 +202,17 @@ class EarlyCroPCallback(ReconfiguringCallback):
             self._masks.attach(self.model)
         if self._is_over:
             return
+        if not self.structured:
+            check_masked(self.model, self.sparsity)
         # Once: an iterator has them only once.
         self._batches = self._batches or scoring_batches(self.scoring_data)
         check_batches(self.model, self._batches, self.score)
         if self._cuts_done:
             return
         if self.structured and not self.cuts:
-            self._check_target(numbering)
+            choice = self._choice(numbering)
+            check_sparsity(choice, self.sparsity, self.target, self.model.name)
+            self._first_cost = choice.total
         if self.moment is None:
             self.moment = Moment(
                 *(self.when, self.sparsity, self.first_epoch),
@@ -206,8 +223,10 @@ class EarlyCroPCallback(ReconfiguringCallback):
     def _last_epoch(self):
         if self.last_epoch is not None:
             return self.last_epoch
-        epochs, later = self.params["epochs"], self.iterations - 1
-        return max(1, min(epochs // 2, epochs - 1 - later * self.interval))
+        begun = keras_internals.fit_argument("initial_epoch") or 0
+        epochs = self.params["epochs"] - begun
+        later = (self.iterations - 1) * self.interval
+        return default_last_epoch(epochs, self.first_epoch, later)
 
     def forget(self) -> None:
         super().forget()
@@ -286,37 +305,19 @@ class EarlyCroPCallback(ReconfiguringCallback):
             if self.structured:
                 super().reconfigure(logs)
             else:
-                self._mask()
+                self._masks = masked_anew(
+                    *(self.model, self._batches, self.score),
+                    *(self._left, self._masks),
+                )
+                self._fit.forget_best()
             self._cuts_done += 1
         self._epochs_since = 0
         if self._is_over:
             self._batches = []
 
-    def _mask(self):
-        """Sets the weights to zero that matter least, and lets them stay so."""
-        flow = measured_flow(self.model, self._batches, self.score)
-        scores = flow.weight_scores(self.score)
-        self._detach_masks()
-        self._masks = next_masks(self.model, scores, self._left, self._masks)
-        self._masks.attach(self.model)
-
     def _detach_masks(self):
         if self._masks is not None:
             self._masks.detach(self.model)
-
-    def _check_target(self, numbering):
-        """Raises a `ValueError` if the model cannot become so small."""
-        choice = self._choice(numbering)
-        self._first_cost = choice.total
-        # A model may have no channel that is not frozen.
-        least = choice.least_cost() / choice.total if choice.total else 1.0
-        if not is_met(least, 1.0 - self.sparsity):
-            raise ValueError(
-                f"`sparsity` of the {self.target} of '{self.model.name}' can "
-                f"be at most {1.0 - least:.3g}: every layer keeps a channel, "
-                "and `skip`, `min_channels` and frozen channels hold others. "
-                f"Received: sparsity={self.sparsity}"
-            )
 
     def _choice(self, numbering):
         return Choice(

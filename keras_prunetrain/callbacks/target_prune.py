@@ -35,8 +35,8 @@ from keras_prunetrain.fit.scoring_data import (
     check_scoring_data,
     scoring_batches,
 )
-from keras_prunetrain.gradient_flow import measured_flow
 from keras_prunetrain.saliency import ON_DATA, number_score
+from keras_prunetrain.scoring import measured_flow
 from keras_prunetrain.trainers import Submodels
 
 _LOG = logging.getLogger("keras_prunetrain")

@@ -139,7 +139,6 @@ def check_what_goes(
     target: str,
     targets: tuple[str, ...],
     score: str,
-    structured: bool,
 ) -> None:
     """Raises a `ValueError` for a wrong argument of `EarlyCroPCallback`.
 
@@ -148,7 +147,6 @@ def check_what_goes(
         target: As passed.
         targets: The targets that there are.
         score: As passed.
-        structured: As passed.
     """
     if not is_number(sparsity) or not 0.0 < sparsity < 1.0:
         raise ValueError(
@@ -164,12 +162,6 @@ def check_what_goes(
         raise ValueError(
             f"`score` must be one of {', '.join(map(repr, ON_DATA))}. "
             f"Received: score={score!r}"
-        )
-    if not structured and target != "channels":
-        raise ValueError(
-            "`target` says what whole channels are to save. Leave it out with "
-            "structured=False, where `sparsity` is the part of all weights of "
-            f"kernels. Received: target={target!r}"
         )
 
 

@@ -73,7 +73,10 @@ class Moment:
             now - then
             for now, then in zip(_values(model), self._origin, strict=True)
         ]
-        self.distances.append(_norm(differences) / _norm(self._origin))
+        first = _norm(self._origin)
+        # From weights that are all zero, no distance is near.
+        relative = _norm(differences) / first if first else math.inf
+        self.distances.append(relative)
 
     def choose(self) -> None:
         """Takes note that the model is pruned now; frees the first weights."""
@@ -91,7 +94,7 @@ class Moment:
     @property
     def is_late(self) -> bool:
         """Whether it has come only because the last epoch is over."""
-        return isinstance(self._when, str) and not self._fires()
+        return self._when in ("lazy", "paper_code") and not self._fires()
 
     @property
     def reason(self) -> str:
@@ -152,11 +155,26 @@ class Moment:
         self._origin = state["origin"]
 
 
+def default_last_epoch(epochs: int, first: int, later: int) -> int:
+    """Returns after how many epochs a model is pruned in any case.
+
+    Half of the epochs, but one more than `first`, so that a criterion can be
+    met, and few enough for later cuts.
+
+    Args:
+        epochs: Integer, the epochs of `fit`.
+        first: Integer, the least number before a criterion counts.
+        later: Integer, the epochs that later cuts need.
+    """
+    return max(1, min(max(epochs // 2, first + 1), epochs - 1 - later))
+
+
 def check_moment(
     when: str | int, first_epoch: int, last_epoch: int | None
 ) -> None:
     """Raises a `ValueError` if one of them is out of its range."""
-    if when not in ("lazy", "paper_code", "start") and not is_count(when, 1):
+    is_known = isinstance(when, str) and when in ("lazy", "paper_code", "start")
+    if not is_known and not is_count(when, 1):
         raise ValueError(
             "`when` must be 'lazy', 'paper_code', 'start', or a number of "
             f"epochs, an integer of at least 1. Received: when={when!r}"

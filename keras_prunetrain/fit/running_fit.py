@@ -96,6 +96,10 @@ class RunningFit:
         """Lets the batch grow, and callbacks forget weights that do not fit."""
         if self.growing is not None:
             report.batch_size_after = self.growing.grow()
+        self.forget_best()
+
+    def forget_best(self) -> None:
+        """Lets callbacks forget weights from before a cut."""
         for sibling in self.siblings:
             _forget_best(sibling)
 
@@ -145,14 +149,14 @@ def _restores(callback):
 def _forget_best(callback):
     """Lets an `EarlyStopping` that restores weights begin anew.
 
-    It remembers weights by their shapes. From now on it looks for the best
-    epoch of the smaller model, to which the old best value does not belong.
+    From now on it looks for the best epoch of the pruned model, to which
+    neither the old best weights nor the old best value belong.
     """
     if _restores(callback) and callback.best_weights is not None:
         callback.best = callback.best_weights = None
         callback.wait = 0
         _LOG.info(
             "EarlyStopping looks for the best epoch anew: the weights of epoch "
-            "%d do not fit the smaller model.",
+            "%d are from before the model was pruned.",
             callback.best_epoch + 1,
         )

@@ -38,8 +38,10 @@ def scoring_batches(data: Any) -> list[Batch]:
     if isinstance(data, tuple):
         batches = _of_arrays(data)
     elif isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches  # `None` of an infinite one.
         batches = [
-            data[i] for i in range(min(_BATCHES, data.num_batches or _BATCHES))
+            data[i]
+            for i in range(_BATCHES if count is None else min(_BATCHES, count))
         ]
     elif hasattr(data, "__iter__") and not isinstance(data, str | np.ndarray):
         batches = list(itertools.islice(data, _BATCHES))

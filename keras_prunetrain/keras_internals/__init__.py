@@ -46,6 +46,7 @@ from keras_prunetrain.keras_internals.identity import (
 )
 from keras_prunetrain.keras_internals.in_step import (
     gradient_of,
+    masked_gradient,
     multiplied,
     scale_in_step,
     sum_over_replicas,
@@ -178,6 +179,7 @@ __all__ = [
     "is_rematerialized",
     "leaf_optimizers",
     "loss_gradients",
+    "masked_gradient",
     "multiplied",
     "on_several_machines",
     "operation_class",

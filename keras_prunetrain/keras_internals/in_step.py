@@ -82,6 +82,25 @@ def gradient_of(
     )
 
 
+def masked_gradient(gradient: Any, mask: Any) -> Any:
+    """Returns a gradient times a mask of its variable's shape; a NaN stays NaN.
+
+    Args:
+        gradient: Tensor, or the rows that an `Embedding` has looked up, which
+            stay rows; or `None`.
+        mask: Tensor of zeros and ones.
+    """
+    import tensorflow as tf
+
+    if gradient is None:
+        return None
+    mask = tf.cast(mask, gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = gradient.values * tf.gather(mask, gradient.indices)
+        return tf.IndexedSlices(rows, gradient.indices, gradient.dense_shape)
+    return gradient * mask
+
+
 def scale_in_step(
     optimizer: Optimizer,
     variables: Sequence[keras.Variable],

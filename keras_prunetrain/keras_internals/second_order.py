@@ -1,6 +1,7 @@
 """Sums of first and second derivatives, of which Keras has none."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def hessian_products(
     loss: Callable[[Any], Any],
     variables: Sequence[keras.Variable],
     batches: Sequence[Any],
+    masks: Sequence[np.ndarray | None] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Returns the gradient of a sum of losses, and the Hessian times it.
 
@@ -39,6 +41,8 @@ def hessian_products(
         variables: List of variables. One that the loss does not depend on has
             zeros.
         batches: List of structures of tensors or arrays.
+        masks: For each variable, an array by which the gradient is multiplied
+            before the Hessian is, or `None`. Defaults to `None` for all.
 
     Returns:
         Two lists of arrays, one for each of `variables`.
@@ -61,7 +65,17 @@ def hessian_products(
         return _derivatives(tape, flow, values)
 
     gradients = _summed(_traced(gradient), batches)
-    products = _summed(_traced(product), batches, gradients)
+    if masks is not None:
+        gradients = [
+            g if mask is None else g * tf.cast(mask, g.dtype)
+            for g, mask in zip(gradients, masks, strict=True)
+        ]
+    try:
+        products = _summed(_traced(product), batches, gradients)
+    except (tf.errors.NotFoundError, tf.errors.UnimplementedError) as error:
+        # Of operations whose gradient is found out only as it is computed.
+        node = re.search(r"Detected at node (\S+)", str(error))
+        raise LookupError(node[1] if node else str(error)) from error
     return [x.numpy() for x in gradients], [x.numpy() for x in products]
 
 

@@ -262,6 +262,40 @@ def test_a_second_fit_does_the_cuts_that_are_left(caplog):
     assert 0.5 < size(model, "channels") / before <= 0.6
 
 
+def test_epochs_of_an_earlier_fit_do_not_count():
+    pruning = pruning_of(sparsity=0.8, target="parameters", when="paper_code")
+    fit(network(), pruning, 6, initial_epoch=2)
+    # By no criterion: after half of these four epochs.
+    assert pruning.moment.chosen == 2
+
+
+def test_before_the_first_step_is_no_warning(caplog):
+    with caplog.at_level(logging.INFO, "keras_prunetrain"):
+        fit(network(), pruning_of(when="start"), 1)
+    (record,) = [x for x in caplog.records if "is pruned" in x.getMessage()]
+    assert record.levelno == logging.INFO
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        kpt.PruneTrainCallback(0.8, interval=1),
+        kpt.TargetPruneCallback(flops=0.5, warmup=1, decay=1, rounds=1),
+    ],
+    ids=["lasso", "target"],
+)
+def test_another_method_goes_on_with_what_is_left(later):
+    model = network(dropout=0.0)
+    fit(model, pruning_of(0.2, when=1), 2)
+    before = size(model, "flops")
+    history = fit(model, later, 3).history
+    assert np.isfinite(history["loss"]).all()
+    is_target = isinstance(later, kpt.TargetPruneCallback)
+    assert size(model, "flops") <= (0.5 if is_target else 1.0) * before
+    x = DATA[0][:4]
+    assert np.isfinite(model.predict(x, verbose=0)).all()
+
+
 @pytest.mark.long
 def test_the_last_epoch_leaves_room_for_all_iterations():
     pruning = pruning_of(when="paper_code", iterations=3, interval=1)
@@ -409,6 +443,16 @@ def test_an_interruption_between_two_iterations(
         ({"interval": -1}, "`interval` must be an integer of at least 0"),
         ({"interval": 1}, "Pass `iterations`, the number of cuts, as well"),
         ({"reconfigure": {"score": len}}, "Received: 'score'"),
+        ({"when": np.array([1, 2])}, "`when` must be"),
+        ({"structured": "no"}, "`structured` must be True or False"),
+        (
+            {"structured": False, "reconfigure": {"skip": ["logits"]}},
+            "`reconfigure` is for a model that becomes smaller",
+        ),
+        (
+            {"structured": False, "batch": kpt.DynamicBatch(8)},
+            "`batch` is for a model that becomes smaller",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(kwargs, message):
@@ -426,11 +470,20 @@ def test_wrong_arguments_are_refused(kwargs, message):
         ({"data": (DATA[0],)}, "The arrays of the scoring data must be"),
         ({"data": (DATA[0], DATA[1][:3])}, "with as many examples each"),
         ({"data": []}, "have no batch"),
-        ({"data": (DATA[0][:, :5], DATA[1])}, "the first batch of the scoring"),
-        ({"data": (DATA[0], DATA[0])}, "the first batch of the scoring"),
+        ({"data": (DATA[0][:, :5], DATA[1])}, "on batch 1 of the scoring"),
+        ({"data": (DATA[0], DATA[0])}, "on batch 1 of the scoring"),
         (
             {"data": (DATA[0][:, :5], DATA[1]), "score": "synflow"},
-            "the first batch of the scoring",
+            "on batch 1 of the scoring",
+        ),
+        ({"data": [DATA, (DATA[0][..., :2], DATA[1])]}, "on batch 2 of the"),
+        (
+            {"data": (*DATA, np.full(24, np.nan))},
+            "is not finite on batch 1 of the scoring data. .* sample weights",
+        ),
+        (
+            {"sparsity": 0.999, "structured": False},
+            "leaves 1 weights to the 4 kernels",
         ),
     ],
 )

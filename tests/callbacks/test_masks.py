@@ -98,6 +98,102 @@ def test_the_weights_that_matter_least_to_the_gradient_flow_go():
     assert gone.max() <= kept.min()
 
 
+@pytest.mark.parametrize("score", ["gradient_flow", "grasp", "synflow"])
+def test_no_kernel_is_empty(score):
+    model = network()
+    fit(model, pruning_of(0.985, score=score, when="start"), 1)
+    kept = [row.kept for row in kpt.mask_report(model)]
+    assert min(kept) >= 1 and sum(kept) == round(0.015 * size(model))
+
+
+def test_biases_and_scales_of_several_axes_are_no_kernels():
+    x = keras.Input((4, 6))
+    y = keras.layers.GRU(5, return_sequences=True)(x)
+    y = keras.layers.MultiHeadAttention(2, 3)(y, y)
+    y = keras.layers.LayerNormalization(axis=(1, 2))(keras.layers.PReLU()(y))
+    model = keras.Model(x, keras.layers.Dense(2)(y))
+    found = {path.rsplit("/", 1)[-1] for path in kernels_of(model)}
+    assert found == {"kernel", "recurrent_kernel"}
+    axes = {len(v.shape) for v in model.weights if v.name == "bias"}
+    assert axes == {1, 2}
+    named = {row.kernel for row in kpt.mask_report(model)}
+    assert named == set(kernels_of(model))
+
+
+def test_a_model_of_which_nothing_trains_is_refused():
+    model = network()
+    model.trainable = False
+    with pytest.raises(ValueError, match="has no kernel that trains"):
+        fit(model, pruning_of(when="start"), 1)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_early_stopping_brings_back_no_weight_that_has_gone(is_first):
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["score"] = float(epoch)  # The first epoch, which is dense.
+
+    model, pruning = network(), pruning_of(when=2)
+    stopping = keras.callbacks.EarlyStopping(
+        "score", mode="min", patience=9, restore_best_weights=True
+    )
+    others = [pruning, stopping] if is_first else [stopping, pruning]
+    model.fit(*(*DATA, 8, 4), verbose=0, callbacks=[Worse(), *others])
+    assert stopping.best_epoch >= 1
+    assert zeros(model) == size(model) - round(0.1 * size(model))
+
+
+def test_gradients_of_what_has_gone_count_in_no_norm():
+    norm = 0.01
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=norm)
+    model, steps = network(compiled={"optimizer": optimizer}), []
+
+    class Step(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            weights = self.model.trainable_variables
+            self.before = [v.numpy() for v in weights]
+
+        def on_train_batch_end(self, batch, logs=None):
+            pairs = zip(
+                self.model.trainable_variables, self.before, strict=True
+            )
+            steps.append(
+                np.sqrt(sum(((v.numpy() - w) ** 2).sum() for v, w in pairs))
+            )
+
+    fit(model, pruning_of(0.95, when="start"), 1, [Step()])
+    np.testing.assert_allclose(steps, norm, rtol=1e-4)
+
+
+def test_the_rows_of_an_embedding_stay_zero():
+    words = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(12, 4)(words)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(words, keras.layers.Dense(3)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    rng = np.random.default_rng(0)
+    data = rng.integers(12, size=(24, 5)), rng.integers(3, size=24)
+    pruning = kpt.EarlyCroPCallback(0.5, data, when=1, structured=False)
+    counts = Zeros()
+    model.fit(*(*data, 8, 2), verbose=0, callbacks=[pruning, counts])
+    assert counts.counts[3:] == [size(model) // 2] * 3
+    assert "embeddings" in str(kpt.mask_report(model))
+
+
+def test_a_loaded_model_goes_on_with_the_zeros_of_its_file(tmp_path):
+    model = network()
+    fit(model, pruning_of(), 2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.run_eagerly = True
+    gone = [v.numpy() == 0.0 for v in kernels_of(loaded).values()]
+    fit(loaded, pruning_of(when="start"), 1)
+    now = [v.numpy() == 0.0 for v in kernels_of(loaded).values()]
+    for one, other in zip(gone, now, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_iterations_end_at_the_same_density():
     model = network()
     fit(model, pruning_of(iterations=3), 1)

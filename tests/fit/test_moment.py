@@ -4,7 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_prunetrain.fit.moment import Moment, check_moment
+from keras_prunetrain.fit.moment import (
+    Moment,
+    check_moment,
+    default_last_epoch,
+)
 
 
 def model_of(value):
@@ -36,6 +40,20 @@ def moments(values, first_weights=1.0, **kwargs):
 def test_distances_are_relative_to_the_first_weights():
     _, moment = moments([3.0, 5.0], first_weights=2.0)
     assert moment.distances == pytest.approx([0.5, 1.5])
+
+
+def test_no_distance_is_near_from_weights_that_are_all_zero():
+    found, moment = moments([0.0, 1.0, 1.1], first_weights=0.0, last=3)
+    assert found == [2] and moment.is_late
+    assert np.isinf(moment.distances).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "first", "later", "last"),
+    [(10, 1, 0, 5), (5, 3, 0, 4), (4, 1, 2, 1), (2, 1, 0, 1), (1, 1, 0, 1)],
+)
+def test_the_last_epoch_leaves_room(epochs, first, later, last):
+    assert default_last_epoch(epochs, first, later) == last
 
 
 def test_the_moment_is_the_first_small_change():
@@ -99,6 +117,7 @@ def test_a_number_of_epochs_is_one():
 def test_it_says_why_it_has_come(kwargs, values, reason):
     moment = moments(values, **kwargs)[1]
     assert moment.reason == reason
+    assert moment.is_late == ("though" in reason)
     assert moment.chosen is None
     moment.choose()
     assert moment.chosen == len(values)

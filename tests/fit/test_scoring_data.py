@@ -49,6 +49,11 @@ def test_the_first_five_batches_count(data):
     assert firsts(data) == EIGHTS
 
 
+def test_a_data_set_of_no_batch_is_refused():
+    with pytest.raises(ValueError, match="have no batch"):
+        scoring_batches(Sequence(0))
+
+
 def test_fewer_batches_are_all_that_there_are():
     assert firsts(Sequence(2)) == EIGHTS[:2]
     assert firsts((X[:40], Y[:40])) == [(0, 32), (32, 8)]
