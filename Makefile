@@ -4,7 +4,8 @@ STAMP := .venv/installed
 
 PARALLEL := --numprocesses=2 --dist=loadfile
 NO_BROWSER := --ignore=tests/tensorboard/test_dashboards.py
-# With LIMIT, tests that would begin after so many seconds are skipped, and say so.
+# With LIMIT, pytest skips the tests that would begin after so many seconds, and
+# names them.
 LIMITED = $(if $(LIMIT),-rs --seconds=$(LIMIT))
 
 .PHONY: help setup train test test-long lint bench chaos fuzz

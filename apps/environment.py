@@ -17,6 +17,9 @@ _INSTRUCTIONS = (
     *("amx_bf16", "amx_fp16"),
 )
 
+# They choose TensorFlow's kernels, whatever the processor has.
+_SWITCHES = ("TF_ENABLE_ONEDNN_OPTS",)
+
 
 def environment(seeds, packages=("tensorflow", "keras")):
     """Returns what a result needs beside it, to be believed and repeated.
@@ -31,12 +34,14 @@ def environment(seeds, packages=("tensorflow", "keras")):
         the interpreter.
     """
     now = datetime.datetime.now(datetime.UTC)
+    flags = cpu_flags()
     return {
         "date": now.isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {
             "cpu": _cpu(),
-            "instructions": [x for x in _INSTRUCTIONS if x in cpu_flags()],
+            "instructions": [x for x in _INSTRUCTIONS if x in flags],
+            **{x: os.environ[x] for x in _SWITCHES if x in os.environ},
             # Those that this process may use, not all that are there.
             "cores": len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")

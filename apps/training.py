@@ -193,8 +193,10 @@ def train(recipe, data, workdir, strategy=None, restart=False):
 def is_emulated(policy):
     """Whether this machine can compute in a dtype policy, but only slowly.
 
-    Other devices than CPUs, and processors of which the system tells nothing,
-    are taken to be fast.
+    Measured on a processor without AVX-512
+    (`tools/benchmarks/dtype_policies.py`). Other devices than CPUs, processors
+    with AVX-512, and those of which the system tells nothing, are taken to be
+    fast.
     """
     on_cpu = keras.distribution.list_devices()[0].startswith("cpu")
     known = cpu_flags() if on_cpu else set()

@@ -57,11 +57,22 @@ def commands(text):
 
 
 def source_of(program):
-    """Returns the text of a program and of its modules in the same folder."""
+    """Returns the text of a program, and the flags that it imports.
+
+    Those are defined in a module of the same folder that is no program itself.
+    """
     text = program.read_text()
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.M)
-    beside = [program.with_name(f"{name}.py") for name in imported]
-    return "\n".join([text, *(x.read_text() for x in beside if x.is_file())])
+    paths = [program.with_name(f"{name}.py") for name in imported]
+    beside = [path.read_text() for path in paths if path.is_file()]
+    defined = r'(?:add_argument|DEFINE_\w+)\(\s*"[^"]+"'
+    flags_beside = [
+        definition
+        for other in beside
+        if "__main__" not in other
+        for definition in re.findall(defined, other)
+    ]
+    return "\n".join([text, *flags_beside])
 
 
 def faults(command, folder="/nowhere"):
@@ -110,6 +121,7 @@ def test_commands_can_be_typed(path, tmp_path, monkeypatch):
         ("apps/train_cifar.py dense", "dense is no flag"),
         ("apps/train.py", "there is no"),
         ("tools/chaos.py --kill=3", "has no --kill"),
+        ("tools/benchmarks/peer_time.py --epochs=3", "has no --epochs"),
     ],
 )
 def test_a_command_that_is_wrong_is_noticed(command, fault, tmp_path):

@@ -13,8 +13,8 @@ batch size, weight decay, learning rates and the number of epochs are those of
 `apps/train_cifar.py`.
 
 HESSO (Chen et al. 2024) is an optimizer that chooses groups of channels and
-shrinks these groups to zero while all others train on. As its authors do, it
-begins after a tenth of the steps, and has ended after a quarter of them. The
+shrinks these groups to zero while all others train on. Here HESSO begins after
+a tenth of the steps, and has ended after a quarter of the steps. The
 network keeps its size until the end, where OTO cuts the groups that are zero:
 the training FLOPs are those of dense training. OTO takes a target for the part
 of the groups and none for the FLOPs.
@@ -34,7 +34,6 @@ if not torch.cuda.is_available():
 
 BATCH_SIZE = 128
 RATE = 0.1
-DROPS = (0.5, 0.73)  # After which shares of the epochs it is divided by 10.
 BEGIN, END = 0.1, 0.25  # Of the steps, between which channels are chosen.
 PERIODS = 10
 
@@ -57,9 +56,11 @@ def run(images, options):
         pruning_steps=round((END - BEGIN) * steps),
         pruning_periods=PERIODS,
     )
+    # The learning rate is divided by 10 where `apps/train_cifar.py` does so.
+    drop_epochs = options.epochs // 2, options.epochs * 3 // 4
     rows = []
     for epoch in range(options.epochs):
-        drops = sum(epoch >= round(x * options.epochs) for x in DROPS)
+        drops = sum(epoch >= x for x in drop_epochs)
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.1**drops
         seconds = train(model, images, optimizer)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# `apps` is not part of the installed package, and this module of it needs none.
+# `apps` is not part of the installed package. `apps.environment` imports only
+# the standard library, so that this environment needs no TensorFlow.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from apps.environment import environment  # noqa: E402
