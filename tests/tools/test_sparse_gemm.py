@@ -1,5 +1,6 @@
 """The benchmark of sparse products, as far as a CPU can test it."""
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -49,6 +50,34 @@ def test_what_a_step_saves():
     assert step["share_of_pruned_products"] == 0.25
     assert step["saved"] == 0.125
     assert step["saved_with_compression"] == pytest.approx(2.25 / 24)
+
+
+def test_what_a_whole_step_saves_if_its_time_is_known():
+    rows = [(seconds(1.0), 3)]
+    step = sparse_gemm.step_of(rows, step_seconds=30.0)
+    assert step["saved_of_a_step"] == pytest.approx(3 / 30)
+    with_compression = step["saved_of_a_step_with_compression"]
+    assert with_compression == pytest.approx(2.25 / 30)
+    assert "saved_of_a_step" not in sparse_gemm.step_of(rows)
+
+
+def test_a_sparse_product_that_is_wrong_is_not_timed():
+    class Wrong(sparse_gemm.NumpyKernels):
+        def compressed(self, matrix):
+            return 1.1 * matrix
+
+    layer = sparse_gemm.Layer(64, 36, 8, is_first=False)
+    assert sparse_gemm.timed(layer, sparse_gemm.NumpyKernels(), 1)["sparse"]
+    with pytest.raises(SystemExit, match="differs from the dense one by 10.0%"):
+        sparse_gemm.timed(layer, Wrong(), 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is not None, reason="PyTorch is there."
+)
+def test_without_pytorch_it_says_what_to_install():
+    with pytest.raises(SystemExit, match="pip install torch"):
+        sparse_gemm.main(["sparse_gemm.py", "--network=resnet8"])
 
 
 def test_two_of_four_are_left():

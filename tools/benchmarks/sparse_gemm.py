@@ -21,8 +21,9 @@ gradient takes time in each step, and is listed apart: hardware and compilers
 differ in how much of it they hide. Choosing the 2 of 4 takes time as well, and
 is not measured.
 
-Only the products are counted. What is between them (normalization, activations,
-the optimizer) takes the same time in both, so a whole step gains less.
+Only the products are timed. What is between them (normalization, activations,
+the optimizer) takes the same time in both, so a whole step gains less: how much
+less is computed if `--step_seconds` says what a dense step takes.
 
 `--kernels=numpy` multiplies with NumPy on a CPU, and full matrices in the place
 of sparse ones. That shows that the program works, and nothing else.
@@ -72,12 +73,24 @@ _REPEATS = flags.DEFINE_integer(
 _KERNELS = flags.DEFINE_enum(
     "kernels", "torch", ["torch", "numpy"], "Who multiplies.", _FLAGS
 )
+_STEP_SECONDS = flags.DEFINE_float(
+    "step_seconds",
+    None,
+    "Seconds of a whole dense step on the same device, if they are known.",
+    0.0,
+    flag_values=_FLAGS,
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     str(ROOT / "tools" / "results" / "sparse_gemm.json"),
     "File to write the result to.",
     _FLAGS,
 )
+
+
+_CALLS = 20  # Of a product, one after the other, in each timed run.
+# Of the largest number of a product; float16 has ten bits behind the point.
+_TOLERANCE = 1e-2
 
 
 class Layer(NamedTuple):
@@ -147,6 +160,9 @@ class NumpyKernels:
 
     compressed = pruned
 
+    def error(self, product, expected):
+        return float(np.abs(product - expected).max() / np.abs(expected).max())
+
     def seconds(self, function, repeats):
         found = []
         for _ in range(repeats):
@@ -195,19 +211,27 @@ class TorchKernels:
         """Returns a pruned matrix in the format of the sparse kernels."""
         return self._torch.sparse.to_sparse_semi_structured(matrix)
 
+    def error(self, product, expected):
+        product, expected = product.float(), expected.float()
+        return float((product - expected).abs().max() / expected.abs().max())
+
     def seconds(self, function, repeats):
         torch = self._torch
-        for _ in range(5):
+        for _ in range(_CALLS):
             function()
         found = []
         for _ in range(repeats):
             begin = torch.cuda.Event(enable_timing=True)
             end = torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            # Python is ahead of the GPU after the first of them, so that its
+            # time does not count.
             begin.record()
-            function()
+            for _ in range(_CALLS):
+                function()
             end.record()
             torch.cuda.synchronize()
-            found.append(begin.elapsed_time(end) / 1000)
+            found.append(begin.elapsed_time(end) / 1000 / _CALLS)
         return statistics.median(found)
 
 
@@ -228,6 +252,13 @@ def timed(layer, kernels, repeats):
     gradient = kernels.pruned(kernels.matrix(rows, inner))
     kernel = kernels.matrix(inner, columns)
     sparse = kernels.compressed(gradient)
+    error = kernels.error(sparse @ kernel, gradient @ kernel)
+    if not error < _TOLERANCE:
+        sys.exit(
+            f"The sparse product of {rows} x {inner} and {inner} x {columns} "
+            f"differs from the dense one by {error:.1%} of the largest number. "
+            "Its time would say nothing."
+        )
     return seconds | {
         "sparse": kernels.seconds(lambda: sparse @ kernel, repeats),
         "compression": kernels.seconds(
@@ -236,12 +267,13 @@ def timed(layer, kernels, repeats):
     }
 
 
-def step_of(rows):
+def step_of(rows, step_seconds=None):
     """Returns what all products of a step take, and what of it is saved.
 
     Args:
         rows: List of pairs: the seconds of a layer, as of `timed`, and how
             often the layer is there.
+        step_seconds: Float, those of a whole dense step; `None` if unknown.
     """
     dense = sparse = compression = of_pruned = 0.0
     for seconds, count in rows:
@@ -254,7 +286,15 @@ def step_of(rows):
             sparse += count * (others + seconds["sparse"])
             compression += count * seconds["compression"]
             of_pruned += count * data
-    return {
+    whole = {}
+    if step_seconds:
+        saved = dense - sparse
+        whole = {
+            "saved_of_a_step": saved / step_seconds,
+            "saved_of_a_step_with_compression": (saved - compression)
+            / step_seconds,
+        }
+    return whole | {
         "dense_seconds": dense,
         "sparse_seconds": sparse,
         "compression_seconds": compression,
@@ -284,12 +324,13 @@ def main(argv):
         (timed(layer, kernels, _REPEATS.value), count)
         for layer, count in layers.items()
     ]
-    step = step_of(rows)
+    step = step_of(rows, _STEP_SECONDS.value)
     record = environment([0]) | {
         "kernels": kernels.name,
         "network": _NETWORK.value,
         "image_size": _IMAGE_SIZE.value,
         "batch_size": _BATCH_SIZE.value,
+        "step_seconds": _STEP_SECONDS.value,
         "step": step,
         "layers": [
             layer._asdict() | {"count": count} | {"seconds": seconds}
