@@ -313,10 +313,8 @@ def test_a_run_says_that_its_processor_emulates_16_bits(tmp_path, monkeypatch):
         *(train_cifar, *SMALL, "--method=dense", "--epochs=1", "--width=2"),
         *("--dtype_policy=mixed_bfloat16", "--batch_size=512"),
     )
-    note = "This processor has no AVX-512"
-    assert note in run(*words, f"--workdir={tmp_path / 'a'}")
-    info.write_text("flags : fpu avx2 avx512f\n")
-    assert note not in run(*words, f"--workdir={tmp_path / 'b'}")
+    printed = run(*words, f"--workdir={tmp_path / 'a'}")
+    assert printed.count("This processor has no AVX-512") == 1
 
 
 def test_a_run_begins_with_the_weights_of_another(runs, tmp_path):

@@ -110,7 +110,13 @@ def test_channels_arrive_at_zero_under_every_optimizer(name):
     assert watch.zeros[0] >= 2
 
 
-@pytest.mark.parametrize("mode", [TRACED, {}], ids=["traced", "eager"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(TRACED, marks=pytest.mark.long, id="traced"),
+        pytest.param({}, id="eager"),
+    ],
+)
 def test_the_loss_has_no_lasso_and_the_factor_is_that_of_equation_3(mode):
     plain = fit(compiled(adam(), **mode), epochs=1)
     pruning = {

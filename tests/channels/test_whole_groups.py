@@ -54,6 +54,7 @@ def test_a_second_cut_takes_whole_groups_as_well(float64):
         np.testing.assert_allclose(outputs(model, x), expected, atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_target_in_fit_takes_whole_groups(tmp_path):
     model = kpt.prune_whole_groups(aggregated())
     model.compile("adam", "mse")
