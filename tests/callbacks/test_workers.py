@@ -72,6 +72,20 @@ def test_workers_end_bitwise_equal_and_share_each_epoch(trained):
         assert abs(len(share) - len(rest)) <= 8
 
 
+@pytest.mark.parametrize("what", ["channels", "masks"])
+def test_workers_with_scoring_data_of_their_own_prune_alike(what, trained):
+    folder, _ = trained
+    one, other = (np.load(folder / f"{what}{i}.npz") for i in range(2))
+    sizes = [value.size for value in one.values()]
+    zeros = sum((value == 0.0).sum() for value in one.values())
+    if what == "channels":
+        assert sum(sizes) < 700  # Of 857.
+    else:
+        assert zeros > 0.3 * sum(sizes)
+    for a, b in zip(one.values(), other.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def check_that_the_other_ends(results, dying):
     assert results[dying][1] == 77
     text, code = results[1 - dying]  # It would time out if this one hung.

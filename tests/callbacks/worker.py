@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_prunetrain import (
     DynamicBatch,
+    EarlyCroPCallback,
     PruneTrainCallback,
     SDGPCallback,
     multi_worker_strategy,
@@ -144,12 +145,27 @@ def train(folder):
     }
 
 
+def crop(folder):
+    """Prunes by scoring data of this worker's own; writes what is left."""
+    for structured in (True, False):
+        model = traced()
+        data = examples(16, seed=INDEX)
+        pruning = EarlyCroPCallback(0.4, data, when=1, structured=structured)
+        rows = tf.data.Dataset.from_tensor_slices(examples(40)).batch(8)
+        model.fit(rows, epochs=2, verbose=0, callbacks=[pruning])
+        np.savez(
+            folder / f"{'channels' if structured else 'masks'}{INDEX}.npz",
+            *(local(variable) for variable in model.variables),
+        )
+
+
 def main(folder, dying, what=None):
     folder = pathlib.Path(folder)
     if what == "train":
         record = {"refusals": refusals(folder), **train(folder)}
         path = folder / f"worker{INDEX}.json"
         path.write_text(json.dumps(record))
+        crop(folder)
     data = tf.data.Dataset.from_tensor_slices(examples(COUNT)).batch(8)
     callbacks = [PruneTrainCallback()]
     if int(dying) == INDEX:
