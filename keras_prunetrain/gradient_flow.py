@@ -28,8 +28,10 @@ from keras_prunetrain import keras_internals
 from keras_prunetrain.channels.labels import Numbering
 from keras_prunetrain.saliency import gate_gradients, readers
 
-# Of the loss, the second one where float16 cannot hold the derivatives.
-_SCALES = (1.0, 2.0**-12)
+# By which the loss is multiplied, the first one for which all is finite:
+# float16 holds neither very small derivatives nor very large ones. In float32,
+# a power of two changes no digit.
+_SCALES = tuple(2.0**power for power in (12, 6, 0, -6, -12))
 
 
 class Batch(NamedTuple):
@@ -113,16 +115,31 @@ class Flow(NamedTuple):
 
 
 @contextlib.contextmanager
-def metrics_kept(model: keras.Model) -> Iterator[None]:
-    """Brings back the metrics, which a loss of several outputs counts into."""
-    before = [
-        (v, keras_internals.values_of(v)) for v in model.metrics_variables
-    ]
+def state_kept(model: keras.Model) -> Iterator[None]:
+    """Brings back what a call of the model and its loss change.
+
+    These are the metrics, which a loss of several outputs counts into, the
+    random generators, and the states of stateful `RNN`s.
+    """
+    weights = {id(v) for v in model.non_trainable_weights}
+    changed = [v for v in model.non_trainable_variables if id(v) not in weights]
+    changed += [*model.metrics_variables, *_recurrent_states(model)]
+    before = [(v, keras_internals.values_of(v)) for v in changed]
     try:
         yield
     finally:
         for variable, value in before:
             variable.assign(value)
+
+
+def _recurrent_states(layer):
+    """Returns the states of all `RNN`s in a layer, which are no weights."""
+    states = []
+    if isinstance(layer, keras.layers.RNN):
+        states += keras.tree.flatten(layer.states or [])
+    for inner in keras_internals.inner_layers(layer):
+        states += _recurrent_states(inner)
+    return states
 
 
 def gradient_flow(
@@ -179,11 +196,12 @@ def differentiated_twice(
     """
     weights = list(model.trainable_variables)
     try:
-        with metrics_kept(model):
+        with state_kept(model):
             return keras_internals.hessian_products(
                 lambda batch: scale * task_loss(model, batch),
-                *(weights, batches),
-                masks and [masks.get(id(weight)) for weight in weights],
+                weights,
+                batches,
+                [(masks or {}).get(id(weight)) for weight in weights],
             )
     except LookupError as error:
         raise ValueError(
@@ -208,10 +226,16 @@ def loss_gradient(model: keras.Model, batches: Iterable[Batch]) -> Flow:
     """
     batches = _listed(batches)
     weights = list(model.trainable_variables)
-    with metrics_kept(model):
-        gradients = keras_internals.loss_gradients(
-            lambda batch: task_loss(model, batch), weights, batches
-        )
+    for scale in _SCALES:
+        with state_kept(model):
+            found = keras_internals.loss_gradients(
+                lambda batch, scale=scale: scale * task_loss(model, batch),
+                weights,
+                batches,
+            )
+        gradients = [g / scale for g in found]
+        if _are_finite(gradients):
+            break
     _check_finite(model, gradients)
     return Flow(weights, gradients, [np.zeros_like(g) for g in gradients])
 

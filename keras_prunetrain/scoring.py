@@ -12,7 +12,7 @@ from keras_prunetrain.gradient_flow import (
     differentiated_twice,
     gradient_flow,
     loss_gradient,
-    metrics_kept,
+    state_kept,
     synaptic_flow,
     task_loss,
 )
@@ -43,7 +43,10 @@ def measured_flow(
 
 
 def check_batches(
-    model: keras.Model, batches: Sequence[Batch], rule: str
+    model: keras.Model,
+    batches: Sequence[Batch],
+    rule: str,
+    derivatives: bool = True,
 ) -> None:
     """Raises a `ValueError` if `rule` cannot be measured on the batches.
 
@@ -53,13 +56,16 @@ def check_batches(
         model: A compiled model.
         batches: List of `Batch`es, at least one.
         rule: One of `saliency.ON_DATA`.
+        derivatives: Whether the second derivatives are tried as well, where
+            `rule` needs them, on the first batch. Not needed where the
+            measurement follows at once.
     """
     if rule == "synflow":  # Takes one example, and no targets.
         batches = batches[:1]
     for number, batch in enumerate(batches, start=1):
         where = f"batch {number} of the scoring data"
         try:
-            with metrics_kept(model):
+            with state_kept(model):
                 if rule == "synflow":
                     model(batch.x, training=False)
                     continue
@@ -67,7 +73,7 @@ def check_batches(
         except Exception as error:  # Layers and losses raise what they like.
             raise ValueError(
                 f"The loss of '{model.name}' cannot be measured on {where}. "
-                "They must be what `fit` takes, and a model with a "
+                "The data must be what `fit` takes, and a model with a "
                 "`train_step` of its own needs `compile(loss=...)` or a "
                 f"`compute_loss`. {type(error).__name__}: {_said_by(error)}"
             ) from error
@@ -77,7 +83,7 @@ def check_batches(
                 "for values in the data that are not finite, sample weights "
                 f"included. Received: loss={float(loss)}"
             )
-    if rule in ("gradient_flow", "grasp"):
+    if derivatives and rule in ("gradient_flow", "grasp"):
         differentiated_twice(model, batches[:1])
 
 

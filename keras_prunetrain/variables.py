@@ -8,8 +8,8 @@ import keras
 from keras_prunetrain.checks import check_model
 
 _NOT_KERNELS = (
-    *("bias", "alpha", "gamma", "beta"),
-    *("moving_mean", "moving_variance"),
+    *("bias", "alpha", "gamma", "beta", "scale"),
+    *("moving_mean", "moving_variance", "mean", "variance", "vector_u"),
 )
 
 

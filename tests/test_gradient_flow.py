@@ -364,26 +364,53 @@ def test_a_loss_that_fails_only_as_it_is_computed_is_named():
     check_batches(model, [batch], "snip")
 
 
-def test_float16_that_cannot_hold_the_derivatives_takes_a_smaller_loss():
-    policy = "mixed_float16"
-    image = keras.Input((6,), dtype="float32")
-    x = keras.layers.Dense(8, activation="tanh", dtype=policy)(image)
-    model = keras.Model(image, keras.layers.Dense(1, dtype=policy)(x))
+@pytest.mark.parametrize("rule", ["gradient_flow", "snip"])
+@pytest.mark.parametrize(("factor", "y"), [(1.0, 3e4), (1e-4, 1.0)])
+def test_float16_holds_large_and_small_derivatives(rule, factor, y):
+    def scores(policy):
+        keras.utils.set_random_seed(0)
+        image = keras.Input((6,), dtype="float32")
+        x = keras.layers.Dense(32, activation="tanh", dtype=policy)(image)
+        model = keras.Model(image, keras.layers.Dense(1, dtype=policy)(x))
+        mse = keras.losses.mean_squared_error
+        model.compile("sgd", lambda y, p: factor * mse(y, p))
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(32, 6)).astype("float32")
+        batch = Batch(x, np.full((32, 1), y, "float32"))
+        found = measured_flow(model, [batch], rule).weight_scores(rule)
+        return np.concatenate([x.ravel() for x in found.values()])
+
+    exact, found = scores("float32"), scores("mixed_float16")
+    strong = exact > np.quantile(exact, 0.5)
+    np.testing.assert_allclose(found[strong], exact[strong], rtol=0.2)
+
+
+def test_what_a_call_changes_comes_back():
+    class Drawing(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + keras.random.normal(
+                keras.ops.shape(x), seed=self.generator
+            )
+
+    words = keras.Input((4, 3), batch_size=2)
+    x = keras.layers.LSTM(5, stateful=True)(Drawing()(words))
+    model = keras.Model(words, keras.layers.Dense(1)(x))
     model.compile("sgd", "mse")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 6)).astype("float32")
-    y = np.full((4, 1), 3e4, "float32")
-    found = gradient_flow(model, [Batch(x, y)])
-    scale = 2.0**-12
-    model.compile(
-        "sgd", lambda y, p: scale * keras.losses.mean_squared_error(y, p)
-    )
-    smaller = gradient_flow(model, [Batch(x, y)])
-    for name, power in (("gradients", 1), ("products", 2)):
-        for one, other in zip(
-            getattr(found, name), getattr(smaller, name), strict=True
-        ):
-            np.testing.assert_allclose(one, other / scale**power, rtol=1e-2)
+    drawing, lstm = model.layers[1:3]
+    batch = Batch(np.ones((2, 4, 3)), np.ones((2, 1)))
+    kept = [*lstm.states, drawing.generator.state]
+    before = [v.numpy() for v in kept]
+    check_batches(model, [batch] * 2, "gradient_flow")
+    measured_flow(model, [batch] * 2, "snip")
+    for variable, value in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    model(batch.x)
+    assert np.abs(lstm.states[0].numpy()).max() > 0
+    assert (drawing.generator.state.numpy() != before[-1]).any()
 
 
 @pytest.mark.parametrize("rule", ["snip", "synflow"])

@@ -96,8 +96,9 @@ class EarlyCroPCallback(ReconfiguringCallback):
             before a criterion counts.
         last_epoch: Integer: after so many epochs, the channels go though the
             criterion has not been met, and a warning says so. Defaults to
-            `None`, half of the epochs, or fewer if later cuts need the rest.
-            Both do not count where `when` is an integer or `"start"`.
+            `None`: half of the epochs, one more than `first_epoch` at least,
+            fewer if later cuts need the rest. Both do not count where `when`
+            is an integer or `"start"`.
         reconfigure: Dict of further arguments for `reconfigure`:
             `channel_multiple`, `min_channels`, `skip`.
         batch: A `DynamicBatch`, whose data set `fit` trains on.
@@ -206,7 +207,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
             check_masked(self.model, self.sparsity)
         # Once: an iterator has them only once.
         self._batches = self._batches or scoring_batches(self.scoring_data)
-        check_batches(self.model, self._batches, self.score)
+        arguments = self.model, self._batches, self.score
+        check_batches(*arguments, derivatives=self.when != "start")
         if self._cuts_done:
             return
         if self.structured and not self.cuts:
@@ -255,9 +257,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
         self._cuts_done = state["cuts_done"]
         self._epochs_since = state["epochs_since"]
         if state["masks"] is not None:
-            names = kernels_of(self.model)
-            masks = dict(zip(names, state["masks"], strict=True))
-            self._masks = Masks(self.model, masks)
+            masks = zip(kernels_of(self.model), state["masks"], strict=True)
+            self._masks = Masks(self.model, dict(masks))
             self._masks.attach(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -305,10 +306,8 @@ class EarlyCroPCallback(ReconfiguringCallback):
             if self.structured:
                 super().reconfigure(logs)
             else:
-                self._masks = masked_anew(
-                    *(self.model, self._batches, self.score),
-                    *(self._left, self._masks),
-                )
+                arguments = self.model, self._batches, self.score
+                self._masks = masked_anew(*arguments, self._left, self._masks)
                 self._fit.forget_best()
             self._cuts_done += 1
         self._epochs_since = 0

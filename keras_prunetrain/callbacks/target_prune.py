@@ -36,7 +36,7 @@ from keras_prunetrain.fit.scoring_data import (
     scoring_batches,
 )
 from keras_prunetrain.saliency import ON_DATA, number_score
-from keras_prunetrain.scoring import measured_flow
+from keras_prunetrain.scoring import check_batches, measured_flow
 from keras_prunetrain.trainers import Submodels
 
 _LOG = logging.getLogger("keras_prunetrain")
@@ -303,8 +303,9 @@ class TargetPruneCallback(ReconfiguringCallback):
         )
 
     def _on_data(self, numbering):
-        # Once: an iterator has them only once.
-        self._batches = self._batches or scoring_batches(self.scoring_data)
+        if not self._batches:  # Once: an iterator has them only once.
+            self._batches = scoring_batches(self.scoring_data)
+            check_batches(self.model, self._batches, self.score, False)
         flow = measured_flow(self.model, self._batches, self.score)
         scores = flow.channel_scores(numbering, self.score)
         return mean_over_workers(self.model, scores)

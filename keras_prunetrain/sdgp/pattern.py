@@ -10,8 +10,7 @@ from keras_prunetrain.checks import is_count
 Mode = Literal["rescaled", "magnitude", "random", "random_biased", "mvue"]
 MODES: tuple[str, ...] = get_args(Mode)
 
-# All pairs of a block are compared, one operation for each: of blocks that are
-# twice as large, XLA compiles for half a minute.
+# All pairs of a block are compared, one operation for each, which XLA compiles.
 _LARGEST = 16
 
 

@@ -111,7 +111,9 @@ def test_biases_and_scales_of_several_axes_are_no_kernels():
     y = keras.layers.GRU(5, return_sequences=True)(x)
     y = keras.layers.MultiHeadAttention(2, 3)(y, y)
     y = keras.layers.LayerNormalization(axis=(1, 2))(keras.layers.PReLU()(y))
-    model = keras.Model(x, keras.layers.Dense(2)(y))
+    y = keras.layers.RMSNormalization(axis=(1, 2))(y)
+    y = keras.layers.SpectralNormalization(keras.layers.Dense(2))(y)
+    model = keras.Model(x, y)
     found = {path.rsplit("/", 1)[-1] for path in kernels_of(model)}
     assert found == {"kernel", "recurrent_kernel"}
     axes = {len(v.shape) for v in model.weights if v.name == "bias"}
@@ -143,10 +145,14 @@ def test_early_stopping_brings_back_no_weight_that_has_gone(is_first):
     assert zeros(model) == size(model) - round(0.1 * size(model))
 
 
-def test_gradients_of_what_has_gone_count_in_no_norm():
-    norm = 0.01
+@pytest.mark.parametrize("eagerly", [True, False])
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_gradients_of_what_has_gone_count_in_no_norm(is_scaled, eagerly):
+    norm, steps = 0.01, []
     optimizer = keras.optimizers.SGD(1.0, global_clipnorm=norm)
-    model, steps = network(compiled={"optimizer": optimizer}), []
+    if is_scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 2.0**4)
+    model = network(compiled={"optimizer": optimizer, "run_eagerly": eagerly})
 
     class Step(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -181,14 +187,15 @@ def test_the_rows_of_an_embedding_stay_zero():
     assert "embeddings" in str(kpt.mask_report(model))
 
 
-def test_a_loaded_model_goes_on_with_the_zeros_of_its_file(tmp_path):
+@pytest.mark.parametrize("score", ["gradient_flow", "snip", "synflow"])
+def test_a_loaded_model_goes_on_with_the_zeros_of_its_file(score, tmp_path):
     model = network()
-    fit(model, pruning_of(), 2)
+    fit(model, pruning_of(score=score), 3)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     loaded.run_eagerly = True
     gone = [v.numpy() == 0.0 for v in kernels_of(loaded).values()]
-    fit(loaded, pruning_of(when="start"), 1)
+    fit(loaded, pruning_of(score=score, when="start"), 1)
     now = [v.numpy() == 0.0 for v in kernels_of(loaded).values()]
     for one, other in zip(gone, now, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -152,6 +152,17 @@ def test_no_more_than_n_are_kept_whatever_is_drawn(mode, number, n, m):
         assert kept.min() == n
 
 
+def test_rounding_lets_no_more_than_n_be_kept():
+    # With 7 of 12, the sizes on the line come out above 7 levels.
+    rng = np.random.default_rng(0)
+    gradient = keras.ops.array(rng.integers(0, 4, (20000, 12)), "float32")
+    blocks = Blocks(Pattern(7, 12, "mvue"), 12)
+    for number in (0.0, 1e-7, 0.99999994):
+        numbers = keras.ops.full(shape_drawn(gradient, blocks), number)
+        found = np.asarray(pruned(gradient, blocks, numbers))
+        assert (found != 0).sum(-1).max() == 7
+
+
 def test_the_biased_mode_has_a_mean_of_n_of_m():
     gradient = normal(8)
     mean, error = means(gradient, 2, 4, "random_biased")
