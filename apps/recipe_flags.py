@@ -41,6 +41,7 @@ def define(values, **defaults):
     _define_pruning(values, defaults)
     target_flags.define(values)
     sdgp_flags.define(values)
+    _check_what_is_for_channels(values)
     folder_flags.define(values)
 
 
@@ -202,6 +203,20 @@ def _define_pruning(values, defaults):
         ["finetune_epochs", "epochs"],
         lambda found: found["finetune_epochs"] < found["epochs"],
         "the epochs of fine-tuning must be fewer than all epochs.",
+        flag_values=values,
+    )
+
+
+def _check_what_is_for_channels(values):
+    """Refuses flags that only channels use, once all are defined."""
+    of_channels = ["granularity", "channel_multiple", "skip"]
+    flags.register_multi_flags_validator(
+        ["sparsity", *of_channels],
+        lambda found: (
+            found["sparsity"] is None or not any(map(found.get, of_channels))
+        ),
+        "--sparsity sets single weights to zero, and the network keeps its "
+        f"shape. Leave out --{', --'.join(of_channels)}.",
         flag_values=values,
     )
 

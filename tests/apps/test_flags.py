@@ -96,6 +96,19 @@ def test_patterns_that_are_no_n_of_m_are_refused(value, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "flag", ["--granularity=8", "--skip=stem", "--channel_multiple=auto"]
+)
+def test_single_weights_take_nothing_that_is_for_channels(flag, tmp_path):
+    message = refusal(
+        *(train_cifar, f"--workdir={tmp_path}", "--method=earlycrop"),
+        *("--sparsity=0.9", flag),
+    )
+    assert message.endswith(
+        "Leave out --granularity, --channel_multiple, --skip."
+    )
+
+
 @pytest.mark.parametrize("flag", ["--sdgp_mode=mvue", "--sdgp_dense_last=0.5"])
 def test_settings_of_sdgp_need_a_pattern(flag, tmp_path):
     message = refusal(train_cifar, f"--workdir={tmp_path}", flag)

@@ -105,14 +105,17 @@ def test_another_seed_draws_other_random_scores():
 def test_all_arguments_of_earlycrop_arrive():
     found = pruning(
         *("--sparsity=0.9", "--when=paper_code", "--score=snip"),
-        *("--iterations=3", "--iteration_interval=2", "--granularity=8"),
+        *("--iterations=3", "--iteration_interval=2"),
         method="earlycrop",
     )
     assert (found.sparsity, found.structured) == (0.9, False)
     assert (found.when, found.score) == ("paper_code", "snip")
     assert (found.iterations, found.interval) == (3, 2)
+    found = pruning(
+        *("--target_flops=0.4", "--when=7", "--granularity=8"),
+        method="earlycrop",
+    )
     assert found.batch.granularity == 8
-    found = pruning("--target_flops=0.4", "--when=7", method="earlycrop")
     assert (found.sparsity, found.target) == (pytest.approx(0.6), "flops")
     assert (found.when, found.score) == (7, "gradient_flow")
     assert (found.iterations, found.interval) == (1, 0)

@@ -13,7 +13,7 @@ import sys
 
 import keras
 import record_file
-from absl import app, flags
+from absl import flags
 from architectures import SEED, USUAL, first_architecture
 from turns import BATCH_SIZE, in_turns
 
@@ -26,12 +26,18 @@ from apps.environment import environment  # noqa: E402
 NETWORK, IMAGE_SIZE = "resnet20", 16
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
-_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each policy.", 1)
-_OUTPUT = flags.DEFINE_string("output", None, "Default: tools/results/.")
+# Their own, so that a test can import several benchmarks.
+_FLAGS = flags.FlagValues()
+_TURNS = flags.DEFINE_integer(
+    "turns", 5, "Turns of each policy.", 1, flag_values=_FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Default: tools/results/.", _FLAGS
+)
 
 
 def main(argv):
-    command_line.refuse_words(argv)
+    command_line.refuse_words(_FLAGS(argv))
     times = dict(
         zip(
             POLICIES,
@@ -74,4 +80,4 @@ def ratio(seconds, others):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, _FLAGS)
