@@ -38,8 +38,10 @@ def define(values):
         ["sdgp", "sdgp_mode", "sdgp_dense_last"],
         lambda found: (
             found["sdgp"] is not None
-            or (found["sdgp_mode"], found["sdgp_dense_last"])
-            == ("rescaled", 0.0)
+            or all(
+                found[name] == values[name].default
+                for name in ("sdgp_mode", "sdgp_dense_last")
+            )
         ),
         "--sdgp_mode and --sdgp_dense_last need a pattern, such as --sdgp=2:4.",
         flag_values=values,

@@ -40,9 +40,9 @@ def gradient_bytes(model: keras.Model) -> int:
 def is_kernel(weight: keras.Variable) -> bool:
     """Whether a weight is one of a kernel's kind, of which entries may go.
 
-    It has two axes or more, and none of the names that Keras gives to offsets
-    and scales, which some layers (`GRU`, `MultiHeadAttention`) keep in several
-    axes.
+    It has two axes or more, and none of the names that Keras gives to offsets,
+    scales and statistics, which some layers (`GRU`, `MultiHeadAttention`) keep
+    in several axes.
     """
     return len(weight.shape) >= 2 and weight.name not in _NOT_KERNELS
 

@@ -50,6 +50,21 @@ def gradient(model, batches):
     return total
 
 
+def assert_products_are_those_of_differences(flow, model, batches, direction):
+    """Of the gradients a short way along `direction`, and against it."""
+    sides, weights = [], model.trainable_variables
+    before = [v.numpy() for v in weights]
+    # So short a way that no ReLU opens or closes on it.
+    step = 1e-7 / max(np.abs(g).max() for g in direction)
+    for sign in (1, -1):
+        for v, w, g in zip(weights, before, direction, strict=True):
+            v.assign(w + sign * step * g)
+        sides.append(gradient(model, batches))
+    for found, above, below in zip(flow.products, *sides, strict=True):
+        by_hand = (above - below) / (2 * step)
+        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-4)
+
+
 SMOOTH = [
     networks.residual,
     networks.flattening,
@@ -71,25 +86,13 @@ def test_gradient_and_hessian_product_are_those_of_differences(build, l2):
     expected = gradient(model, batches)
     for found, by_hand in zip(flow.gradients, expected, strict=True):
         np.testing.assert_allclose(found, by_hand, atol=1e-8)
-    sides = []
-    before = [v.numpy() for v in model.trainable_variables]
-    # So short a way that no ReLU opens or closes on it.
-    step = 1e-7 / max(np.abs(g).max() for g in expected)
-    for sign in (1, -1):
-        for v, w, g in zip(
-            model.trainable_variables, before, expected, strict=True
-        ):
-            v.assign(w + sign * step * g)
-        sides.append(gradient(model, batches))
-    for found, above, below in zip(flow.products, *sides, strict=True):
-        by_hand = (above - below) / (2 * step)
-        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-4)
+    assert_products_are_those_of_differences(flow, model, batches, expected)
     assert max(np.abs(x).max() for x in flow.products) > 1e-2
 
 
 @pytest.mark.parametrize("build", SMOOTH)
 def test_a_channel_scores_by_the_gradient_of_its_gate(build):
-    """The other route: a factor on all slices that read the channel."""
+    """By finite differences of a factor on all slices that read the channel."""
     model = compiled(build)
     batches = batches_for(model)
     numbering = number_channels(model)
@@ -185,21 +188,13 @@ def test_masked_weights_are_none_of_the_network_whose_flow_is_measured():
     for v in weights:
         v.assign(v.numpy() * masks.get(id(v), 1.0))
     flow = gradient_flow(model, batches, masks)
-    before = [v.numpy() for v in weights]
     of_network = [
         g * masks.get(id(v), 1.0)
         for v, g in zip(weights, gradient(model, batches), strict=True)
     ]
     for one, other in zip(flow.gradients, of_network, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-8)
-    step, sides = 1e-7 / max(np.abs(g).max() for g in of_network), []
-    for sign in (1, -1):
-        for v, w, g in zip(weights, before, of_network, strict=True):
-            v.assign(w + sign * step * g)
-        sides.append(gradient(model, batches))
-    for found, above, below in zip(flow.products, *sides, strict=True):
-        by_hand = (above - below) / (2 * step)
-        np.testing.assert_allclose(found, by_hand, rtol=1e-3, atol=1e-4)
+    assert_products_are_those_of_differences(flow, model, batches, of_network)
 
 
 def test_weights_score_by_weight_times_hessian_product():

@@ -26,7 +26,7 @@ from keras_prunetrain.fit.masks import (
     check_masked,
     check_structured,
     kernels_of,
-    masked_anew,
+    prune_weights,
 )
 from keras_prunetrain.fit.moment import (
     Moment,
@@ -307,7 +307,7 @@ class EarlyCroPCallback(ReconfiguringCallback):
                 super().reconfigure(logs)
             else:
                 arguments = self.model, self._batches, self.score
-                self._masks = masked_anew(*arguments, self._left, self._masks)
+                self._masks = prune_weights(*arguments, self._left, self._masks)
                 self._fit.forget_best()
             self._cuts_done += 1
         self._epochs_since = 0

@@ -102,7 +102,7 @@ class _Hook:
         return result
 
 
-def masked_anew(
+def prune_weights(
     model: keras.Model,
     batches: Sequence[Batch],
     rule: str,
